@@ -1,0 +1,1 @@
+"""Speech recognition: ContextNet, transducer and CTC."""

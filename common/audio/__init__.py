@@ -1,0 +1,1 @@
+"""Reading audio, front ends in JAX, augmentation."""

@@ -1,0 +1,1 @@
+"""Sources of records and the grain pipeline."""

@@ -1,0 +1,1 @@
+"""tensorflow-datasets builders that write ArrayRecord and need no TensorFlow."""

@@ -1,0 +1,22 @@
+"""Eight host devices, no silent rank promotion, warnings are errors (pyproject.toml)."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Grain's worker processes read absl flags; outside app.run nobody parses them.
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def speech_data() -> pathlib.Path:
+    """The folder of small real corpora named by SPEECH_DATA; tests that need it are skipped without."""
+    folder = os.environ.get("SPEECH_DATA")
+    if not folder or not pathlib.Path(folder).is_dir():
+        pytest.skip("SPEECH_DATA does not name a folder of real corpora")
+    return pathlib.Path(folder)
