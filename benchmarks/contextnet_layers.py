@@ -1,0 +1,104 @@
+"""Seconds of ContextNet training steps (encoder forward, backward, Adam), and of its layers.
+
+    python -m benchmarks.contextnet_layers                      # the encoder
+    python -m benchmarks.contextnet_layers --torch torchenv/bin/python   # beside PyTorch
+
+With `--torch` (see contextnet_pytorch.py) both frameworks take turns, one process at a time, and
+the ratio of the medians is printed: on a shared machine only the ratio means anything.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+
+def encoder_step_seconds(alpha: float, rows: int, frames: int, steps: int, dtype: str):
+    """Seconds of each of `steps` training steps after two that warm up."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from asr import contextnet
+
+    model = contextnet.ContextNet(contextnet.contextnet(alpha, dtype=jnp.dtype(dtype)))
+    features = jax.random.normal(jax.random.key(0), (rows, frames, 80))
+    lengths = jnp.full((rows,), frames, jnp.int32)
+    variables = jax.jit(lambda key: model.init(key, features, lengths, train=True))(
+        jax.random.key(1)
+    )
+    params, stats = variables["params"], variables["batch_stats"]
+    optimizer = optax.adam(1e-3)
+
+    def loss(params, stats):
+        (y, _), new = model.apply(
+            {"params": params, "batch_stats": stats},
+            features,
+            lengths,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return jnp.mean(jnp.square(y.astype(jnp.float32))), new["batch_stats"]
+
+    def step(params, stats, state):
+        grads, stats = jax.grad(loss, has_aux=True)(params, stats)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), stats, state
+
+    state = optimizer.init(params)
+    start = time.perf_counter()
+    compiled = jax.jit(step, donate_argnums=(0, 1, 2)).lower(params, stats, state).compile()
+    compile_seconds = time.perf_counter() - start
+    seconds = []
+    for _ in range(steps + 2):
+        start = time.perf_counter()
+        params, stats, state = jax.block_until_ready(compiled(params, stats, state))
+        seconds.append(time.perf_counter() - start)
+    return {
+        "framework": "jax",
+        "parameters": contextnet.count_parameters(params),
+        "compile_seconds": compile_seconds,
+        "temporary_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+        "seconds": seconds[2:],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--alpha", type=float, default=0.5)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--torch", help="Python interpreter of an environment with PyTorch")
+    args = parser.parse_args()
+    if not args.torch:
+        sizes = (args.alpha, args.rows, args.frames, args.steps, args.dtype)
+        print(json.dumps(encoder_step_seconds(*sizes)))
+        return
+    common = [f"--{name}={getattr(args, name)}" for name in ("alpha", "rows", "frames", "steps")]
+    peer = pathlib.Path(__file__).with_name("contextnet_pytorch.py")
+    commands = {
+        "jax": [sys.executable, "-m", "benchmarks.contextnet_layers", f"--dtype={args.dtype}"],
+        "torch": [args.torch, str(peer)],
+    }
+    seconds = {name: [] for name in commands}
+    for _ in range(args.rounds):
+        for name, command in commands.items():
+            done = subprocess.run([*command, *common], capture_output=True, text=True, check=True)
+            report = json.loads(done.stdout.splitlines()[-1])
+            print(report, flush=True)
+            seconds[name] += report["seconds"]
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print(
+        f"median seconds per step: jax {medians['jax']:.3f}, torch {medians['torch']:.3f}; "
+        f"torch / jax = {medians['torch'] / medians['jax']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

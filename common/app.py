@@ -1,0 +1,130 @@
+"""The command line of every task: flags, devices, work directory, modes.
+
+A `<task>/main.py` is `app.run("asr", make_task)` with its own docstring.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from common import checkpoint, errors, parallel, trainer, workdir, writers
+from common.task import Task
+
+log = logging.getLogger(__name__)
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment, e.g. configs/asr/quickstart.py or that plus :debug.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; it resumes if it is there.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+_CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "Evaluate this step (default: the best).")
+_MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "Call jax.distributed.initialize() (SLURM, Open MPI, TPU pods, GKE)."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, without a cluster.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes.")
+_PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: the number of this one.")
+_HOST_DEVICES = flags.DEFINE_integer("host_devices", None, "Pretend that the CPU is N devices.")
+
+# make_task(config, workdir, train) -> Task; `train` is False when only a checkpoint is evaluated.
+MakeTask = Callable[[Any, pathlib.Path, bool], Task]
+
+
+def set_up_logging() -> None:
+    """Our own lines on stderr, above the progress bar; libraries only when they warn."""
+    handler = writers.TerminalHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("common", "asr", "speaker", "separation", "generation", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def set_up_jax() -> None:
+    """Devices, processes, and the compile cache that outlives the process."""
+    if _HOST_DEVICES.value:
+        jax.config.update("jax_num_cpu_devices", _HOST_DEVICES.value)
+    use_compile_cache()
+    if _COORDINATOR.value:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    elif _MULTIHOST.value:
+        jax.distributed.initialize()
+
+
+def use_compile_cache() -> None:
+    """Compiled programs are kept in $SPEECH_CACHE (default ~/.cache/speech)/xla."""
+    root = os.environ.get("SPEECH_CACHE") or pathlib.Path.home() / ".cache" / "speech"
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(root) / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def run(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
+    """Parses the flags and runs the mode; user errors are one message and exit code 1.
+
+    `close(task, workdir, reports)` prints the last words after training or evaluation.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise flags.Error(f"what is {rest[1]!r}? Options start with --")
+            return rest
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            text = error.args[0] if isinstance(error, KeyError) and error.args else error
+            sys.exit(f"{name}: {text}\nTry python -m {name}.main --help.")
+
+    def main(_: list[str]) -> None:
+        set_up_logging()
+        try:
+            _main(name, make_task, close)
+        except errors.UserError as error:
+            sys.exit(f"{name}: {error}")
+
+    app.run(main, flags_parser=parse)
+
+
+def _main(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
+    if not _WORKDIR.value:
+        raise errors.UserError("--workdir is missing: name the folder in which the run lives.")
+    folder = pathlib.Path(_WORKDIR.value).expanduser().resolve()
+    set_up_jax()
+    mesh = parallel.make_mesh()
+    log.info(
+        "%d %s device(s), %d process(es), jax %s",
+        jax.device_count(),
+        jax.devices()[0].device_kind,
+        jax.process_count(),
+        jax.__version__,
+    )
+    if _MODE.value == "evaluate":
+        config = workdir.load_config(folder, name)
+        task = make_task(config, folder, False)
+        _, _, mode = task.best_metric
+        loader = checkpoint.Checkpointer(folder / "checkpoints", best_mode=mode, read_only=True)
+        variables, meta = loader.load_variables(mesh, step=_CHECKPOINT.value)
+        log.info("Checkpoint of step %d.", meta["step"])
+        writer = writers.Writers(folder, tensorboard=False, wandb="disabled", jsonl=False)
+        step = trainer.make_eval_step(task, config, mesh)
+        close(task, folder, trainer.evaluate_all(task, step, variables, mesh, writer, meta["step"]))
+        return
+    if _CONFIG.value is None:
+        raise errors.UserError("--config is missing, e.g. --config=configs/asr/quickstart.py")
+    config = workdir.freeze(_CONFIG.value)
+    with workdir.Lock(folder) if jax.process_index() == 0 else contextlib.nullcontext():
+        if jax.process_index() == 0:
+            workdir.save_config(folder, name, config)
+        task = make_task(config, folder, True)
+        _, reports = trainer.train(task, config, folder, mesh)
+        if reports is not None and jax.process_index() == 0:
+            close(task, folder, reports)

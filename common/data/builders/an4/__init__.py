@@ -1,0 +1,1 @@
+"""AN4, the CMU census corpus."""

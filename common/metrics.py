@@ -1,0 +1,124 @@
+"""Metrics as sums and counts: added over rows, devices, hosts and batches, divided once.
+
+The mean of per-device means is not the mean when devices hold different numbers of real rows, so
+nothing is divided before `finalize`.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Num, Shaped
+
+
+class Ratio(NamedTuple):
+    """A quotient that is not divided yet; a pytree with two scalar leaves."""
+
+    total: ArrayLike
+    count: ArrayLike
+
+
+Metrics = Mapping[str, Ratio]
+
+
+def ratio(values: Shaped[ArrayLike, "..."], mask: Shaped[ArrayLike, "..."] | None = None) -> Ratio:
+    """The sum of `values` where `mask` (same shape, bool or 0/1 weights) and how many there are.
+
+    Values outside the mask may be anything, NaN included. Both leaves are float32 scalars.
+    """
+    values = jnp.asarray(values, jnp.float32)
+    if mask is None:
+        return Ratio(jnp.sum(values), jnp.float32(values.size))
+    weights = jnp.asarray(mask, jnp.float32)
+    return Ratio(jnp.sum(jnp.where(weights > 0, values, 0) * weights), jnp.sum(weights))
+
+
+def gauge(value: ArrayLike) -> Ratio:
+    """A value that is to be averaged over devices and batches, for example a learning rate."""
+    return Ratio(jnp.asarray(value, jnp.float32), jnp.float32(1))
+
+
+def add(a: Metrics, b: Metrics) -> dict[str, Ratio]:
+    """Sum name by name; a name that only one side has is kept as it is.
+
+    In float32 on the device this is exact to 2**24 counts; over whole sets use `merge`.
+    """
+    both = {
+        name: Ratio(a[name].total + b[name].total, a[name].count + b[name].count)
+        for name in a
+        if name in b
+    }
+    return {**a, **b, **both}
+
+
+def psum(tree: Metrics, axis: str) -> dict[str, Ratio]:
+    """Sum over the mapped axis `axis`: every device gets the metrics of the global batch."""
+    return dict(jax.lax.psum(dict(tree), axis))
+
+
+def merge(parts: Iterable[Metrics]) -> dict[str, Ratio]:
+    """Sum of many on the host in float64, in the order given (so with the same bits each time)."""
+    merged: dict[str, Ratio] = {}
+    for part in parts:
+        host = jax.device_get(dict(part))
+        merged = add(
+            merged, {k: Ratio(np.float64(v.total), np.float64(v.count)) for k, v in host.items()}
+        )
+    return merged
+
+
+def finalize(tree: Metrics) -> dict[str, float]:
+    """Divide: name -> total / count as Python floats, NaN where nothing was counted.
+
+    NaN and not 0: a mean over no rows is unknown, and 0 would read as a perfect loss.
+    """
+    host = jax.device_get(dict(tree))
+    return {
+        name: float(r.total) / float(r.count) if float(r.count) != 0 else float("nan")
+        for name, r in host.items()
+    }
+
+
+def bootstrap_interval(
+    totals: Num[np.ndarray, "n"],
+    counts: Num[np.ndarray, "n"],
+    *,
+    groups: Shaped[np.ndarray, "n"] | None = None,
+    seed: int = 0,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of sum(totals) / sum(counts) when the items are drawn anew.
+
+    For a word error rate the items are utterances, `totals` errors and `counts` reference words
+    (Bisani and Ney, ICASSP 2004, section 3). The items of one speaker err together, so an interval
+    over utterances is too narrow for other speakers: name the speaker of each item in `groups` and
+    whole groups are drawn. For two systems on the same items pass the difference of their errors
+    as `totals`: an interval without 0 tells them apart (the same, section 4).
+
+    Returns (low, high), the same for the same `seed`; (NaN, NaN) with fewer than two items or
+    groups, which say nothing about spread. Resamples without any count are left out.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    totals, counts = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
+    if groups is not None:
+        _, member = np.unique(np.asarray(groups), return_inverse=True)
+        totals, counts = np.bincount(member, totals), np.bincount(member, counts)
+    n = len(totals)
+    if n < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    rates = []
+    for _ in range(num_resamples):
+        drawn = rng.integers(n, size=n)
+        count = counts[drawn].sum()
+        if count > 0:
+            rates.append(totals[drawn].sum() / count)
+    if not rates:
+        return float("nan"), float("nan")
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(rates, [tail, 100 - tail])
+    return float(low), float(high)

@@ -1,0 +1,185 @@
+"""Convolutions over time on padded batches: `(x, lengths) -> (y, lengths)`, padded equals alone.
+
+Output frame i is centred on (or, causal, ends at) input frame `i * stride`: the alignment hangs on
+the true start of the row only, never on the padded length as XLA's SAME does with a stride. Inputs
+are zeroed beyond the true end first, which is what a row sees beyond its end when it is alone.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from common.nn import masking
+
+# Up to this many taps a depthwise convolution is a sum of shifted products: on XLA:CPU ten times
+# faster than a grouped convolution with five taps (benchmarks/contextnet_layers.py).
+MAX_SHIFTED_TAPS = 32
+# Frames summed in one loop by the gradient of the taps.
+_UNROLL = 8
+
+
+def left_padding(kernel_size: int, causal: bool) -> int:
+    """Frames of zeros before the start: all of the context if causal, else half of it."""
+    return kernel_size - 1 if causal else (kernel_size - 1) // 2
+
+
+def _pad(x: Array, kernel_size: int, left: int) -> Array:
+    return jnp.pad(x, ((0, 0), (left, kernel_size - 1 - left), (0, 0)))
+
+
+def _shifted(padded: Array, num_frames: int, kernel_size: int, stride: int) -> list[Array]:
+    """The input under each tap: `kernel_size` arrays `[b, ceil(l / stride), d]`."""
+    return [padded[:, tap : tap + num_frames : stride] for tap in range(kernel_size)]
+
+
+def _taps(kernel: Array, x: Array) -> list[Array]:
+    return [kernel[tap][None, None, :].astype(x.dtype) for tap in range(kernel.shape[0])]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv(
+    x: Float[Array, "b l d"], kernel: Float[Array, "k d"], stride: int = 1, causal: bool = False
+) -> Float[Array, "b n d"]:
+    """One filter per channel, `n = ceil(l / stride)` frames; x must be zero beyond its true ends.
+
+    y[b, i, d] = sum_k kernel[k, d] x[b, i * stride + k - left, d], zeros outside.
+    """
+    return _depthwise_forward(x, kernel, stride, causal)[0]
+
+
+def _depthwise_forward(x, kernel, stride, causal):
+    k, left = kernel.shape[0], left_padding(kernel.shape[0], causal)
+    padded = _pad(x, k, left)
+    if k > MAX_SHIFTED_TAPS:
+        y = _grouped_conv(padded, kernel, stride)
+    else:
+        pieces = _shifted(padded, x.shape[1], k, stride)
+        y = functools.reduce(
+            jnp.add, [p * w for p, w in zip(pieces, _taps(kernel, x), strict=True)]
+        )
+    return y, (x, kernel)
+
+
+def _grouped_conv(padded: Array, kernel: Array, stride: int) -> Array:
+    return jax.lax.conv_general_dilated(
+        padded,
+        kernel[:, None, :].astype(padded.dtype),
+        (stride,),
+        "VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=padded.shape[-1],
+    )
+
+
+def _kernel_gradient(padded: Array, dy: Array, kernel_size: int, stride: int) -> Array:
+    """sum_{b, i} padded[b, i * stride + k, d] dy[b, i, d], float32[k, d].
+
+    Sums `_UNROLL` neighbouring frames of all taps in one elementwise loop before it reduces:
+    twice as fast on XLA:CPU as one product and one reduction per tap, each of which copies its
+    shifted input.
+    """
+    fill = -dy.shape[1] % _UNROLL
+    padded = jnp.pad(padded, ((0, 0), (0, fill * stride), (0, 0))).astype(jnp.float32)
+    dy = jnp.pad(dy, ((0, 0), (0, fill), (0, 0))).astype(jnp.float32)
+    groups = dy.shape[1] // _UNROLL
+
+    def frames(x: Array, start: int, step: int) -> Array:
+        return x[:, start : start + (groups - 1) * step + 1 : step]
+
+    dys = [frames(dy, i, _UNROLL) for i in range(_UNROLL)]
+    sums = []
+    for tap in range(kernel_size):
+        under = [frames(padded, i * stride + tap, _UNROLL * stride) for i in range(_UNROLL)]
+        sums.append(functools.reduce(jnp.add, [a * b for a, b in zip(under, dys, strict=True)]))
+    return jnp.sum(jnp.stack(sums, axis=1), axis=(0, 2))
+
+
+def _depthwise_backward(stride, causal, residuals, dy):
+    x, kernel = residuals
+    num_frames, (k, _) = x.shape[1], kernel.shape
+    left = left_padding(k, causal)
+    if k > MAX_SHIFTED_TAPS:
+        _, pull = jax.vjp(lambda a, w: _grouped_conv(_pad(a, k, left), w, stride), x, kernel)
+        return pull(dy)
+    d_kernel = _kernel_gradient(_pad(x, k, left), dy, k, stride)
+    if stride > 1:  # Put zeros between the frames that were skipped.
+        dilated = num_frames - 1 - stride * (dy.shape[1] - 1)
+        dy = jax.lax.pad(
+            dy, jnp.zeros((), dy.dtype), ((0, 0, 0), (0, dilated, stride - 1), (0, 0, 0))
+        )
+    # The adjoint of a correlation is the correlation with the reversed filter and padding.
+    shifted = _shifted(_pad(dy, k, k - 1 - left), num_frames, k, 1)
+    taps = _taps(kernel[::-1], dy)
+    dx = functools.reduce(jnp.add, [piece * w for piece, w in zip(shifted, taps, strict=True)])
+    return dx, d_kernel.astype(kernel.dtype)
+
+
+depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class DepthwiseConv(nn.Module):
+    """One filter over time per channel, without bias."""
+
+    kernel_size: int
+    stride: int = 1
+    causal: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b l d"], lengths: Int[Array, "b"]
+    ) -> tuple[Float[Array, "b n d"], Int[Array, "b"]]:
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), (self.kernel_size, x.shape[-1]), jnp.float32
+        )
+        x = masking.zero_padding(x.astype(self.dtype), lengths)
+        y = depthwise_conv(x, kernel.astype(self.dtype), self.stride, self.causal)
+        return y, masking.conv_lengths(lengths, self.stride)
+
+
+class Conv(nn.Module):
+    """A dense convolution over time `[k, c, d]`, with the alignment described above."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    causal: bool = False
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b l c"], lengths: Int[Array, "b"]
+    ) -> tuple[Float[Array, "b n d"], Int[Array, "b"]]:
+        shape = (self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        x = masking.zero_padding(x.astype(self.dtype), lengths)
+        y = jax.lax.conv_general_dilated(
+            _pad(x, self.kernel_size, left_padding(self.kernel_size, self.causal)),
+            kernel.astype(self.dtype),
+            (self.stride,),
+            "VALID",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)[None, None, :]
+        return y, masking.conv_lengths(lengths, self.stride)
+
+
+class Pointwise(nn.Module):
+    """A linear map of every `stride`-th frame: a convolution of one tap, without bias."""
+
+    features: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b n d"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        return x[:, :: self.stride].astype(self.dtype) @ kernel.astype(self.dtype)

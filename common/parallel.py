@@ -1,0 +1,139 @@
+"""One data axis over all devices of all hosts, and the two ways to map a step over it.
+
+A step is written for one device, inside a mapped axis named `AXIS`. Sums and counts are added with
+`psum` and divided once: the mean of per-device masked means is not the masked mean.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Key
+
+from common import errors
+
+AXIS = "data"
+REPLICATED = PartitionSpec()
+ROWS = PartitionSpec(AXIS)
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices (or of `devices`) with the one axis `AXIS`.
+
+    The axis is `Auto`: under the default, explicit axes, `nn.Embed` and `optax.ctc_loss` raise.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Every leaf as a global array that each device of `mesh` holds whole."""
+    sharding = NamedSharding(mesh, REPLICATED)
+
+    def put(leaf: Any) -> jax.Array:
+        # make_array_from_callback never checks equality across hosts, device_put does (slowly).
+        leaf = np.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(leaf, sharding)
+        host = np.array(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
+
+
+def global_batch(batch: Any, mesh: Mesh) -> Any:
+    """This process's rows of a batch as global arrays, sharded by rows over `mesh`.
+
+    Processes hold contiguous blocks of rows in process order, so the global row order does not
+    depend on how many processes there are.
+    """
+    sharding = NamedSharding(mesh, ROWS)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def local_rows(tree: Any) -> Any:
+    """The rows of row-sharded global arrays that this process holds, as NumPy, in row order."""
+
+    def rows(array: jax.Array) -> np.ndarray:
+        if array.is_fully_addressable:
+            return np.asarray(array)
+        shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+    return jax.tree.map(rows, tree)
+
+
+def data_parallel(
+    fn: Callable,
+    mesh: Mesh,
+    *,
+    in_specs: tuple[PartitionSpec, ...],
+    out_specs: tuple[PartitionSpec, ...] | PartitionSpec,
+    donate: tuple[int, ...] = (),
+    kind: str = "shard_map",
+) -> Callable:
+    """`fn` for one device, mapped over the data axis and compiled.
+
+    Arguments and results are global arrays in either kind: `REPLICATED` ones whole on each device,
+    `ROWS` ones split over their first axis, whose size must be a multiple of the device count.
+
+    `check_vma=False` is on purpose. With the check on, gradients of replicated parameters arrive
+    already summed (so the usual psum makes them N times too large, silently), and Linen's scans do
+    not trace.
+    """
+    if kind == "shard_map":
+        mapped = jax.shard_map(
+            fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+        return jax.jit(mapped, donate_argnums=donate)
+    if kind != "pmap":
+        raise errors.UserError(f"config.parallel is {kind!r}; choose 'shard_map' or 'pmap'.")
+    if jax.process_count() > 1:
+        raise errors.UserError(
+            "config.parallel='pmap' runs in one process only; use 'shard_map' for several hosts."
+        )
+
+    def axis(spec: PartitionSpec) -> int | None:
+        return 0 if spec == ROWS else None
+
+    single = isinstance(out_specs, PartitionSpec)
+    devices = list(mesh.devices.flat)
+    pmapped = jax.pmap(
+        fn,
+        axis_name=AXIS,
+        in_axes=tuple(axis(spec) for spec in in_specs),
+        out_axes=axis(out_specs) if single else tuple(axis(spec) for spec in out_specs),
+        devices=devices,
+        donate_argnums=donate,
+    )
+
+    def split(spec: PartitionSpec, tree: Any) -> Any:
+        if spec != ROWS:
+            return tree
+        return jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), tree)
+
+    def join(spec: PartitionSpec, tree: Any) -> Any:
+        if spec != ROWS:
+            return tree
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+    def call(*args: Any) -> Any:
+        out = pmapped(*(split(spec, arg) for spec, arg in zip(in_specs, args)))
+        if single:
+            return join(out_specs, out)
+        return tuple(join(spec, part) for spec, part in zip(out_specs, out))
+
+    return call
+
+
+def row_numbers(rows: int) -> Int[Array, "b"]:
+    """The position of each of this device's rows in the global batch (inside the mapped axis)."""
+    return jax.lax.axis_index(AXIS) * rows + jnp.arange(rows, dtype=jnp.int32)
+
+
+def row_keys(key: Key[Array, ""], rows: Int[Array, "b"]) -> Key[Array, "b"]:
+    """One key a row, a function of the row's global number: the same on 1 and on N devices."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)

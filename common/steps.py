@@ -1,0 +1,91 @@
+"""Train steps, written for one device inside the mapped axis `parallel.AXIS`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key
+
+from common import metrics, parallel, state
+
+LossFn = Callable[..., tuple[Array, tuple[Array, Any, state.Variables]]]
+Step = Callable[[state.TrainState, Any, Key[Array, ""]], tuple[state.TrainState, Any]]
+
+
+def supervised(
+    loss: LossFn, tx: optax.GradientTransformation, *, accumulate: int = 1, ema_decay: float = 0.0
+) -> Step:
+    """The step that lowers one loss.
+
+    `loss(variables, batch, key, train=True)` returns the sum over this device's real rows and
+    (count, metrics, new model state). Gradients of sums are added over micro-batches and devices
+    and divided once by the global count, so the result depends on neither number.
+
+    `batch["row"]` is added: the row's number in the global batch, from which random streams take
+    their per-row keys. With `accumulate` > 1 micro-batch m takes the rows m, m + a, m + 2a, ...,
+    which is the same set of global rows on any number of devices.
+    """
+
+    def value_and_grad(params: Any, model_state: Any, batch: Any, key: Key[Array, ""]) -> Any:
+        def value(params: Any) -> Any:
+            return loss({"params": params, **model_state}, batch, key, train=True)
+
+        (total, (count, sums, new_state)), grads = jax.value_and_grad(value, has_aux=True)(params)
+        return grads, new_state, (total, count, sums)
+
+    def train_step(
+        train_state: state.TrainState, batch: Any, key: Key[Array, ""]
+    ) -> tuple[state.TrainState, Any]:
+        rows = batch["mask"].shape[0]
+        batch = {**batch, "row": parallel.row_numbers(rows)}
+        params, model_state = train_state.params, train_state.model_state
+        if accumulate == 1:
+            grads, model_state, sums = value_and_grad(params, model_state, batch, key)
+        else:
+            if rows % accumulate:
+                raise ValueError(
+                    f"{rows} rows a device do not divide into accumulate={accumulate} parts."
+                )
+            parts = jax.tree.map(
+                lambda x: x.reshape(rows // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
+                batch,
+            )
+            shapes = jax.eval_shape(
+                value_and_grad, params, model_state, jax.tree.map(lambda x: x[0], parts), key
+            )
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[2]))
+
+            def body(carry: Any, part: Any) -> tuple[Any, None]:
+                added, model_state = carry
+                grads, model_state, sums = value_and_grad(params, model_state, part, key)
+                return (jax.tree.map(jnp.add, added, (grads, sums)), model_state), None
+
+            ((grads, sums), model_state), _ = jax.lax.scan(body, (zeros, model_state), parts)
+
+        grads, (total, count, sums) = jax.lax.psum((grads, sums), parallel.AXIS)
+        divisor = jnp.maximum(count, 1.0)
+        grads = jax.tree.map(lambda g: g / divisor, grads)
+        updates, opt_state = tx.update(grads, train_state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        ema = train_state.ema
+        if ema is not None:
+            new = {"params": params, **model_state}
+            ema = state.update_ema(ema, new, ema_decay, train_state.step)
+        one = jnp.ones(())
+        sums = {
+            "loss": metrics.Ratio(total, count),
+            "grad_norm": metrics.Ratio(optax.tree.norm(grads), one),
+            **sums,
+        }
+        new_state = train_state.replace(
+            step=train_state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema=ema,
+        )
+        return new_state, sums
+
+    return train_step

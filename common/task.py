@@ -1,0 +1,74 @@
+"""What a task gives to the trainer, the evaluator and the analysis tools."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from common.metrics import Ratio
+from common.state import TrainState, Variables
+
+# Arrays with the batch axis first. `mask: bool[b]` marks the real rows; beside each padded sequence
+# `<name>` stands `<name>_lengths: int32[b]`; `index: int32[b]` is the record's place in its source.
+Batch = Mapping[str, Any]
+Metrics = Mapping[str, Ratio]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What an evaluation has to say: numbers for the writers, lines for the terminal."""
+
+    scalars: Mapping[str, float]
+    lines: Sequence[str] = ()
+    images: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    audio: Mapping[str, tuple[np.ndarray, int]] = dataclasses.field(default_factory=dict)
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A small frozen object built from a config; every method is pure but the data and the report.
+
+    Attributes:
+        name: the package, as saved in the work directory ("asr").
+        best_metric: (split, metric name, "min" or "max") by which the best checkpoints are kept.
+        work_metric: the metric whose sum is the work done (throughput), e.g. "audio_seconds".
+    """
+
+    name: str
+    best_metric: tuple[str, str, str]
+    work_metric: str
+
+    def init(self, key: Key[Array, ""]) -> Variables:
+        """Fresh variables: `{"params": ..., "batch_stats": ...}`."""
+
+    def train_step(
+        self, state: TrainState, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        """One update on one device inside the mapped axis (`steps.supervised`, ...)."""
+
+    def create_state(self, variables: Variables) -> TrainState:
+        """The state at step 0 with the optimizer that `train_step` uses."""
+
+    def eval_step(self, variables: Variables, batch: Batch) -> tuple[Metrics, Mapping[str, Array]]:
+        """Sums and counts (added over devices) and outputs with the batch axis first."""
+
+    def loss(
+        self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Metrics, Variables]]:
+        """Sum of the losses of the real rows, and (count, metrics, new model state)."""
+
+    def train_data(self) -> Iterable[Batch]:
+        """The endless stream of training batches (a grain dataset: its iterator is saved)."""
+
+    def eval_data(self) -> Mapping[str, Iterable[Batch]]:
+        """Evaluation batches by split, each record exactly once."""
+
+    def report(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
+        """Sums up the outputs of one evaluation on the host: all rows of all processes, each with
+        its `index` and `mask`."""
+
+    def schedule(self, step: int) -> float:
+        """The learning rate at `step`, for the log."""
+

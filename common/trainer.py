@@ -1,0 +1,293 @@
+"""The one training loop, and evaluation."""
+
+import contextlib
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from common import (
+    checkpoint,
+    compiles,
+    errors,
+    metrics,
+    parallel,
+    parameters,
+    preemption,
+    state,
+    writers,
+)
+from common.task import Metrics, Report, Task
+
+log = logging.getLogger(__name__)
+
+
+class TrainingDiverged(errors.UserError):
+    """A loss or gradient that is not finite."""
+
+
+def default_config() -> ConfigDict:
+    """Everything that the loop itself reads, with its defaults."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "total_steps": 1000,  # optimizer updates
+            "log_every": 20,
+            "evaluate_every": 500,
+            "checkpoint_every": 500,  # besides one after every evaluation and one at a stop
+            "keep_last": 2,
+            "keep_best": 1,
+            "keep_every": 0,  # also keep every checkpoint whose step is a multiple; 0 = none
+            "accumulate": 1,  # micro-batches a step
+            "ema_decay": 0.0,  # 0 = no average
+            "parallel": "shard_map",  # or pmap
+            "profile_steps": 0,  # trace this many steps into DIR/profile
+            "writers": {"tensorboard": True, "wandb": "disabled", "wandb_project": "speech"},
+        }
+    )
+
+
+class _Throttle:
+    """Metrics one step late: the host never waits for the step that it has just started."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self._directory = directory
+        self._pending: tuple[int, Metrics] | None = None
+        self.window: dict[str, metrics.Ratio] = {}
+
+    def push(self, step: int, sums: Metrics) -> None:
+        """Takes the sums of the step just started, after looking at those of the one before."""
+        self.flush()
+        self._pending = (step, sums)
+
+    def flush(self) -> None:
+        """Adds the pending sums to the window; raises if one of them is not finite."""
+        if self._pending is None:
+            return
+        step, sums = self._pending
+        self._pending = None
+        host = metrics.merge([sums])
+        bad = [name for name, value in host.items() if not math.isfinite(value.total)]
+        if bad:
+            saved = [int(p.name) for p in self._directory.glob("*") if p.name.isdigit()]
+            good = f"{self._directory / str(max(saved))}" if saved else "none was saved yet"
+            raise TrainingDiverged(
+                f"Step {step}: not finite: {', '.join(sorted(bad, key=lambda n: n != 'loss'))}. Last "
+                f"good checkpoint: {good}. Nothing was saved after it. Lower "
+                "config.optimizer.learning_rate or set config.optimizer.clip_norm and start again: "
+                "the run resumes from there."
+            )
+        self.window = metrics.merge([self.window, host])
+
+    def take(self) -> dict[str, metrics.Ratio]:
+        """The sums since the last call."""
+        window, self.window = self.window, {}
+        return window
+
+
+def make_train_step(task: Task, config: Any, mesh: Mesh) -> Callable:
+    """(state, batch) -> (state, sums), mapped, with keys derived from the seed and the step."""
+
+    def step(train_state: state.TrainState, batch: Any) -> tuple[state.TrainState, Metrics]:
+        key = state.stream_key(config.seed, "train", train_state.step)
+        return task.train_step(train_state, batch, key)
+
+    specs = (parallel.REPLICATED, parallel.ROWS)
+    out = (parallel.REPLICATED, parallel.REPLICATED)
+    return parallel.data_parallel(
+        step, mesh, in_specs=specs, out_specs=out, donate=(0,), kind=config.parallel
+    )
+
+
+def make_eval_step(task: Task, config: Any, mesh: Mesh) -> Callable:
+    """(variables, batch) -> (sums over all devices, outputs by rows), mapped."""
+
+    def step(variables: state.Variables, batch: Any) -> tuple[Metrics, Mapping[str, jax.Array]]:
+        sums, outputs = task.eval_step(variables, batch)
+        outputs = {**outputs, "index": batch["index"], "mask": batch["mask"]}
+        return metrics.psum(sums, parallel.AXIS), outputs
+
+    specs = (parallel.REPLICATED, parallel.ROWS)
+    return parallel.data_parallel(
+        step, mesh, in_specs=specs, out_specs=specs, kind=config.parallel
+    )
+
+
+def evaluate(
+    task: Task,
+    eval_step: Callable,
+    variables: state.Variables,
+    split: str,
+    batches: Iterable[Any],
+    mesh: Mesh,
+) -> Report:
+    """Every record of a split exactly once; sums over all devices and hosts, divided at the end."""
+    started = time.monotonic()
+    pending: tuple[Any, Any] | None = None
+    parts: list[Metrics] = []
+    outputs: list[Mapping[str, np.ndarray]] = []
+
+    def collect(result: tuple[Any, Any]) -> None:
+        sums, rows = result
+        parts.append(metrics.merge([sums]))
+        if jax.process_count() > 1:
+            rows = multihost_utils.process_allgather(parallel.local_rows(rows), tiled=True)
+        outputs.append(jax.tree.map(np.asarray, jax.device_get(rows)))
+
+    for batch in batches:
+        result = eval_step(variables, parallel.global_batch(batch, mesh))
+        if pending is not None:
+            collect(pending)
+        pending = result
+    if pending is not None:
+        collect(pending)
+    report = task.report(split, outputs)
+    sums = metrics.merge(parts)
+    work = sums.pop(task.work_metric, None)
+    scalars = {**metrics.finalize(sums), **report.scalars}
+    if work is not None:
+        scalars[f"{task.work_metric}_per_second"] = work.total / (time.monotonic() - started)
+    return Report(scalars, report.lines, report.images, report.audio)
+
+
+def evaluate_all(
+    task: Task, eval_step: Callable, variables: state.Variables, mesh: Mesh, writer: Any, step: int
+) -> dict[str, Report]:
+    """All splits, written and said."""
+    reports = {}
+    for split, batches in task.eval_data().items():
+        report = evaluate(task, eval_step, variables, split, batches, mesh)
+        writer.scalars(step, split, report.scalars)
+        for name, image in report.images.items():
+            writer.image(step, f"{split}/{name}", image)
+        for name, (samples, rate) in report.audio.items():
+            writer.audio(step, f"{split}/{name}", samples, rate)
+        reports[split] = report
+    return reports
+
+
+def train(
+    task: Task, config: Any, workdir: pathlib.Path, mesh: Mesh
+) -> tuple[state.TrainState, dict[str, Report] | None]:
+    """Trains to `config.total_steps`, resuming if `workdir` has checkpoints.
+
+    Returns the state and the last evaluation's reports; None for these if a signal stopped the run.
+    """
+    with contextlib.ExitStack() as stack:
+        compiled = stack.enter_context(compiles.CompileCounter())
+        variables = jax.eval_shape(task.init, jax.random.key(0))
+        log.info("Parameters:\n%s", parameters.table(variables["params"]))
+        split, name, mode = task.best_metric
+        saver = checkpoint.Checkpointer(
+            workdir / "checkpoints",
+            keep_last=config.keep_last,
+            keep_best=config.keep_best,
+            best_mode=mode,
+            keep_every=config.keep_every,
+        )
+        stack.callback(saver.close)
+        iterator = iter(task.train_data())
+        template = jax.eval_shape(task.create_state, variables)
+        restored = saver.restore(template, mesh, iterator)
+        if restored is None:
+            variables = jax.jit(task.init)(state.stream_key(config.seed, "init", 0))
+            train_state, meta = task.create_state(variables), {"evaluated": -1}
+            # Copies each leaf: `ema` starts as the parameters, but a buffer is donated only once.
+            train_state = parallel.replicate(train_state, mesh)
+            start = 0
+        else:
+            train_state, meta = restored
+            start = int(train_state.step)
+            log.info("Resumed at step %d from %s.", start, saver.directory / str(start))
+        writer = stack.enter_context(
+            writers.Writers(
+                workdir,
+                config=config.to_dict(),
+                tensorboard=config.writers.tensorboard,
+                wandb=config.writers.wandb,
+                project=config.writers.wandb_project,
+                resume_step=start,
+                is_writer=jax.process_index() == 0,
+            )
+        )
+        bar = stack.enter_context(writer.progress(config.total_steps, start))
+        stop = stack.enter_context(preemption.Preemption())
+        train_step = make_train_step(task, config, mesh)
+        eval_step = make_eval_step(task, config, mesh)
+        late = _Throttle(saver.directory)
+        evaluated, best, reports = int(meta["evaluated"]), None, None
+        shown: dict[str, float] = {}
+        clock = time.monotonic()
+        trace_from = start + 10 if config.profile_steps else -1
+
+        for step in range(start, config.total_steps + 1):
+            last = step == config.total_steps
+            stopping = stop.requested(step)
+            if step and step % config.log_every == 0 or last or stopping:
+                late.flush()
+                if window := late.take():
+                    work = window.pop(task.work_metric, None)
+                    values = metrics.finalize(window)
+                    values["learning_rate"] = float(task.schedule(step - 1))
+                    values["compilations"] = float(compiled.count)
+                    if work is not None:
+                        seconds = max(time.monotonic() - clock, 1e-9)
+                        values[f"{task.work_metric}_per_second"] = work.total / seconds
+                    writer.scalars(step, "train", values)
+                    shown = {k: values[k] for k in ("loss", f"{task.work_metric}_per_second")}
+                    clock = time.monotonic()
+            due = step and step % config.evaluate_every == 0 or last
+            if due and step > evaluated and not stopping:
+                late.flush()
+                paused = time.monotonic()
+                reports = evaluate_all(
+                    task, eval_step, train_state.eval_variables, mesh, writer, step
+                )
+                evaluated, best = step, float(reports[split].scalars[name])
+                clock += time.monotonic() - paused
+            if step > start and (
+                evaluated == step or stopping or last or step % config.checkpoint_every == 0
+            ):
+                late.flush()  # No state with a loss that is not finite is ever saved.
+                score = best if evaluated == step else None
+                saver.save(step, train_state, iterator, {"evaluated": evaluated}, score)
+                writer.flush()
+            if stopping:
+                saver.wait()
+                log.warning(
+                    "%s: saved step %d and stopped. The same command resumes it.", stopping, step
+                )
+                return train_state, None
+            if last:
+                break
+            if step == trace_from:
+                jax.profiler.start_trace(workdir / "profile")
+                stack.callback(_stop_trace)
+            batch = parallel.global_batch(next(iterator), mesh)
+            train_state, sums = train_step(train_state, batch)
+            late.push(step + 1, sums)
+            if step + 1 == trace_from + config.profile_steps:
+                jax.block_until_ready(train_state)
+                _stop_trace()
+            bar.update(step + 1, shown)
+        saver.wait()
+        log.info(
+            "Trained %d steps; %d compilations took %.0f s.",
+            config.total_steps - start,
+            compiled.count,
+            compiled.seconds,
+        )
+        return train_state, reports
+
+
+def _stop_trace() -> None:
+    with contextlib.suppress(RuntimeError):  # It has ended already.
+        jax.profiler.stop_trace()

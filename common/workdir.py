@@ -1,0 +1,131 @@
+"""The work directory of a run: its config, its lock, and what lies where."""
+
+import fcntl
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from common import errors
+
+log = logging.getLogger(__name__)
+
+
+class WorkdirError(errors.UserError):
+    """A work directory that cannot be used as asked."""
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is either whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """JSON types only; tuples become lists."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
+
+
+def freeze(config: Any) -> ml_collections.FrozenConfigDict:
+    """The resolved config as all code sees it: it cannot be edited any more."""
+    return ml_collections.FrozenConfigDict(ml_collections.ConfigDict(config).to_dict())
+
+
+def load_config(workdir: pathlib.Path, task: str) -> ml_collections.FrozenConfigDict:
+    """The config that the work directory was made with, checked to be of `task`."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise WorkdirError(
+            f"{workdir} is no work directory: it has no config.json. Name the --workdir of a "
+            "training run."
+        )
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        owner, config = saved["task"], saved["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise WorkdirError(
+            f"{path} is damaged ({error}). Put it back from metrics or wandb, or start the training "
+            "command again on this directory: it writes the file anew."
+        ) from error
+    if owner != task:
+        raise WorkdirError(
+            f"{workdir} belongs to the task {owner!r}, not to {task!r}. Use python -m {owner}.main, "
+            "or another --workdir."
+        )
+    return freeze(config)
+
+
+def save_config(workdir: pathlib.Path, task: str, config: Any) -> None:
+    """Writes config.json; logs each key that differs from the one that lies there."""
+    path = pathlib.Path(workdir) / "config.json"
+    new = _plain(config.to_dict())
+    if path.is_file():
+        try:
+            old = dict(_flat(_plain(load_config(workdir, task).to_dict())))
+        except WorkdirError as error:
+            if "damaged" not in str(error):
+                raise
+            log.warning("%s", error)
+            old = dict(_flat(new))
+        for key, value in _flat(new):
+            if old.get(key, "absent") != value:
+                log.warning(
+                    "config.%s was %r when this directory was last used and is %r now.",
+                    key,
+                    old.get(key, "absent"),
+                    value,
+                )
+    write_text(path, json.dumps({"task": task, "config": new}, indent=2) + "\n")
+
+
+class Lock:
+    """Held while a process writes to a work directory; a second one is turned away.
+
+    The operating system frees it when the process ends in any way, so it never has to be removed.
+    """
+
+    def __init__(self, workdir: pathlib.Path) -> None:
+        self._workdir = workdir
+        self._file: Any = None
+
+    def __enter__(self) -> "Lock":
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            self._file = (self._workdir / ".lock").open("a+")
+        except OSError as error:
+            raise WorkdirError(
+                f"Cannot write to the work directory {self._workdir}: {error.strerror}. Choose "
+                "another --workdir."
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            owner = self._file.read().strip() or "unknown"
+            raise WorkdirError(
+                f"Another process ({owner}) is working in {self._workdir}. Wait for it, stop it, or "
+                "choose another --workdir."
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"pid {os.getpid()} on {os.uname().nodename}")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.truncate(0)
+        self._file.close()

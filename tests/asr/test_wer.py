@@ -1,0 +1,144 @@
+"""Error counts against a recursive definition, the published counts, and the file written."""
+
+import functools
+import gzip
+import math
+import random
+
+import numpy as np
+import pytest
+
+from asr import wer
+
+
+def test_counts_and_alignment_of_a_known_pair():
+    scored = wer.score("a", "A CAT SAT ON THE MAT DOWN", "A HAT OH SAT ON THE MAT")
+    assert scored.counts == wer.ErrorCounts(subs=1, ins=1, dels=1, ref=7)
+    assert scored.counts.rate == 3 / 7
+    # The insertion could stand before or after the substitution; the rule for ties picks one.
+    assert scored.alignment == "A [CAT>HAT] [>OH] SAT ON THE MAT [DOWN>]"
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "counts", "rate"),
+    [
+        ("", "", wer.ErrorCounts(), 0.0),
+        ("", "A B", wer.ErrorCounts(ins=2), math.inf),
+        ("A B", "", wer.ErrorCounts(dels=2, ref=2), 1.0),
+        ("  A\tB ", "A  B", wer.ErrorCounts(ref=2), 0.0),
+        ("A", "B A C A", wer.ErrorCounts(ins=3, ref=1), 3.0),
+    ],
+)
+def test_edges(reference, hypothesis, counts, rate):
+    scored = wer.score("x", reference, hypothesis)
+    assert scored.counts == counts
+    assert scored.counts.rate == rate
+
+
+def test_characters_count_the_spaces():
+    scored = wer.score("x", "AB CD", "AB  XD", unit="char")
+    assert scored.counts == wer.ErrorCounts(subs=1, ref=5)
+    assert scored.alignment == "AB [C>X]D"
+
+
+def test_distance_equals_the_recursive_definition():
+    @functools.cache
+    def distance(a, b):
+        if not a or not b:
+            return len(a) + len(b)
+        return min(
+            distance(a[1:], b) + 1,
+            distance(a, b[1:]) + 1,
+            distance(a[1:], b[1:]) + (a[0] != b[0]),
+        )
+
+    rng = random.Random(0)
+    for _ in range(300):
+        a, b = ("".join(rng.choices("abc", k=rng.randrange(8))) for _ in range(2))
+        operations = wer.align(a, b)
+        assert sum(o != "correct" for o in operations) == distance(a, b)
+        # The operations must spell both sequences.
+        assert sum(o != "ins" for o in operations) == len(a)
+        assert sum(o != "del" for o in operations) == len(b)
+        left, right = iter(a), iter(b)
+        for operation in operations:
+            u = None if operation == "ins" else next(left)
+            v = None if operation == "del" else next(right)
+            assert operation != "correct" or u == v
+            assert operation != "sub" or u != v
+
+
+def test_published_counts_of_librispeech_test_clean(speech_data):
+    """Rates exactly, and with our rule for ties also substitutions, insertions and deletions."""
+    folder = speech_data / "reference" / "wer"
+
+    def texts(name):
+        with gzip.open(folder / name, "rt", encoding="utf-8") as file:
+            return dict(line.rstrip("\n").split("\t") for line in file)
+
+    reference = texts("test-clean.ref.tsv.gz")
+    header, *rows = [
+        line.split("\t") for line in (folder / "published.tsv").read_text().split("\n")
+    ]
+    published = [dict(zip(header, row)) for row in rows if len(row) == len(header)]
+    assert len(published) == 2
+    for system in published:
+        hypothesis = texts(f"test-clean.{system['system']}.hyp.tsv.gz")
+        assert hypothesis.keys() == reference.keys()
+        counts = wer.total(wer.score(k, reference[k], hypothesis[k]) for k in reference)
+        assert counts == wer.ErrorCounts(
+            *(int(system[k]) for k in ("subs", "ins", "dels", "ref_words"))
+        )
+        # The published rate is a float32 printed in full, in one of the two: half a unit of that.
+        assert 100 * counts.rate == pytest.approx(float(system["wer_percent"]), rel=6e-8)
+
+
+def _scores():
+    rng = random.Random(1)
+    scores = []
+    for i in range(60):
+        words = rng.choices("ABCDEFGH", k=10)
+        bad = 0.6 if i < 20 else 0.1  # speakers differ, so whole speakers vary more
+        heard = [w if rng.random() > bad else "X" for w in words]
+        scores.append(wer.score(f"u{i}", " ".join(words), " ".join(heard), speaker=f"s{i // 10}"))
+    return scores
+
+
+def test_interval_holds_the_rate_is_repeatable_and_wider_over_speakers():
+    scores = _scores()
+    rate = wer.total(scores).rate
+    low, high = wer.interval(scores)
+    assert low < rate < high
+    assert wer.interval(scores) == (low, high)
+    assert wer.interval(scores, seed=1) != (low, high)
+    wide_low, wide_high = wer.interval(scores, by_speaker=True)
+    assert wide_high - wide_low > high - low
+    assert "WER" in wer.describe("WER", wer.total(scores), (low, high))
+
+
+def test_interval_over_speakers_needs_speakers():
+    with pytest.raises(ValueError, match=r"speaker of every utterance.*'a'"):
+        wer.interval([wer.score("a", "A", "A"), wer.score("b", "B", "B")], by_speaker=True)
+    assert all(np.isnan(wer.interval([wer.score("a", "A", "A")])))
+
+
+def test_tsv_is_whole_and_leaves_no_temporary_file(tmp_path):
+    path = tmp_path / "deep" / "dev.tsv"
+    scores = [wer.score("a", "ONE\tTWO", "ONE\nTO"), wer.score("b", "", "OH")]
+    wer.write_tsv(path, scores)
+    header, first, second = [line.split("\t") for line in path.read_text().splitlines()]
+    assert tuple(header) == wer.COLUMNS
+    first, second = dict(zip(header, first)), dict(zip(header, second))
+    assert first["alignment"] == "ONE [TWO>TO]"
+    assert (first["wer"], first["subs"], first["ref"]) == ("0.500000", "1", "2")
+    assert (second["wer"], second["ins"], second["reference"]) == ("inf", "1", "")
+
+    def broken():
+        yield scores[0]
+        raise RuntimeError("killed")
+
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match="killed"):
+        wer.write_tsv(path, broken())
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["dev.tsv"]

@@ -1,0 +1,100 @@
+"""Bucket choice: least padding against brute force, limits, assignment."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from common.data import buckets, records
+
+
+def cost_by_hand(lengths, cuts, max_total, multiple):
+    """Padded total of an epoch if sorted `lengths` are cut before the positions `cuts`."""
+    total = 0
+    for begin, end in itertools.pairwise((0, *cuts, len(lengths))):
+        top, count = lengths[end - 1], end - begin
+        most = max_total // top // multiple * multiple
+        batches = -(-count // most)
+        rows = -(-(-(-count // batches)) // multiple) * multiple  # noqa: B002
+        total += batches * rows * top
+    return total
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(4))
+def test_padding_is_least_among_all_cuts(seed, multiple):
+    rng = np.random.default_rng(seed)
+    lengths = np.sort(rng.choice(200, 16, replace=False) + 20)
+    sizes = {"audio": rng.permutation(lengths)}
+    # So long that no bucket can fill a batch: then every cut is allowed.
+    max_total = 100 * lengths[-1]
+    chosen = buckets.choose_buckets(
+        sizes, primary="audio", num_buckets=3, max_total=max_total, rows_multiple_of=multiple
+    )
+    every = itertools.chain.from_iterable(itertools.combinations(range(1, 16), k) for k in range(3))
+    least = min(cost_by_hand(lengths, cuts, max_total, multiple) for cuts in every)
+    share = buckets.padding_share(chosen, sizes, "audio")
+    np.testing.assert_allclose(share, 1 - lengths.sum() / least, rtol=1e-12)
+
+
+def speech_like(count=5000, seed=0):
+    rng = np.random.default_rng(seed)
+    samples = np.round(rng.gamma(6.0, 2.0, count).clip(1, 30) * 16_000).astype(int)
+    return {"audio": samples, "labels": samples // 1200}
+
+
+def test_four_buckets_waste_less_than_one_and_keep_the_limits():
+    sizes = speech_like()
+    options = {"primary": "audio", "max_total": 16_000 * 320, "rows_multiple_of": 8}
+    shares = []
+    for num_buckets in (1, 2, 4, 8):
+        chosen = buckets.choose_buckets(sizes, num_buckets=num_buckets, **options)
+        assert len(chosen) <= num_buckets
+        for bucket in chosen:
+            assert bucket.rows % 8 == 0
+            assert bucket.rows * bucket.lengths["audio"] <= options["max_total"]
+            assert bucket.lengths["labels"] % 8 == 0
+        assert [b.lengths["audio"] for b in chosen] == sorted(b.lengths["audio"] for b in chosen)
+        assigned = buckets.assign(chosen, sizes)
+        for name, size in sizes.items():
+            assert (size <= np.array([b.lengths[name] for b in chosen])[assigned]).all()
+        # No bucket is so small that its batch is a handful of outliers.
+        for b, bucket in enumerate(chosen):
+            assert (assigned == b).sum() >= bucket.rows
+        shares.append(buckets.padding_share(chosen, sizes, "audio"))
+    assert shares == sorted(shares, reverse=True)
+    assert shares[2] < 0.5 * shares[0]
+
+
+def test_labels_are_rounded_up_from_the_longest_in_the_bucket():
+    sizes = {"audio": np.array([10, 10, 100]), "labels": np.array([3, 9, 0])}
+    short, long = buckets.choose_buckets(
+        sizes, primary="audio", num_buckets=2, max_total=100, rows_multiple_of=1
+    )
+    assert short == buckets.Bucket(2, {"audio": 10, "labels": 16})
+    assert long == buckets.Bucket(1, {"audio": 100, "labels": 8})
+
+
+def test_equal_lengths_and_single_records():
+    one = {"audio": np.array([7])}
+    options = {"primary": "audio", "num_buckets": 4, "max_total": 100}
+    assert buckets.choose_buckets(one, rows_multiple_of=2, **options) == (
+        buckets.Bucket(2, {"audio": 7}),
+    )
+    same = {"audio": np.full(30, 10)}
+    chosen = buckets.choose_buckets(same, rows_multiple_of=1, **options)
+    assert chosen == (buckets.Bucket(10, {"audio": 10}),)
+    assert buckets.padding_share(chosen, same, "audio") == 0.0
+
+
+def test_what_does_not_fit_is_named():
+    sizes = {"audio": np.array([10, 90])}
+    options = {"primary": "audio", "num_buckets": 2}
+    with pytest.raises(records.DataError, match=r"\(90 in 'audio'\) times 2 rows"):
+        buckets.choose_buckets(sizes, max_total=100, rows_multiple_of=2, **options)
+    with pytest.raises(records.DataError, match="no records"):
+        empty = {"audio": np.zeros(0, int)}
+        buckets.choose_buckets(empty, max_total=100, rows_multiple_of=2, **options)
+    chosen = buckets.choose_buckets(sizes, max_total=100, rows_multiple_of=1, **options)
+    with pytest.raises(records.DataError, match="1 of 3 records fit no bucket.* number 1"):
+        buckets.assign(chosen, {"audio": np.array([90, 91, 2])})

@@ -1,0 +1,332 @@
+"""Sources: LibriSpeech trees, manifests, tfds without TensorFlow, the AN4 builder."""
+
+import json
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
+
+from common.data import librispeech, manifest, records, tfds
+from common.data.builders.an4 import an4_dataset_builder as an4
+
+RATE_HZ = 16_000
+
+
+def write_audio(path, seconds=0.25, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Smooth like speech: byte order of headerless files is told by it.
+    samples = np.random.default_rng(seed).normal(size=round(seconds * RATE_HZ)).cumsum()
+    samples = (samples / np.abs(samples).max() * 9000).astype(np.int16)
+    if path.suffix == ".raw":
+        samples.astype(">i2").tofile(path)
+    elif path.suffix == ".sph":
+        soundfile.write(path, samples, RATE_HZ, format="NIST", subtype="PCM_16")
+    else:
+        soundfile.write(path, samples, RATE_HZ)
+    return samples
+
+
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path / "LibriSpeech"
+    for subset, speaker in (("dev-clean", "84"), ("train-clean-100", "27"), ("dev-clean", "9")):
+        folder = root / subset / speaker / "1"
+        for i in range(2):
+            write_audio(folder / f"{speaker}-1-000{i}.flac", seed=i)
+        lines = [f"{speaker}-1-000{i} WORD {i}" for i in range(2)]
+        (folder / f"{speaker}-1.trans.txt").write_text("\n".join(lines) + "\n")
+    (root / "SPEAKERS.TXT").write_text("; not a subset\n")
+    return root
+
+
+def test_tree_with_several_subsets(tree):
+    everything = librispeech.read_tree(tree)
+    assert len(everything) == 6
+    source = librispeech.read_tree(tree.parent, ["dev-clean"])  # the folder above works too
+    assert [r["id"] for r in source.records] == ["84-1-0000", "84-1-0001", "9-1-0000", "9-1-0001"]
+    assert source[2]["text"] == "WORD 0"
+    assert source[2]["speaker"] == "9"
+    assert "dev-clean" in source.name
+
+
+def test_tree_keeps_files_without_text_and_text_without_file(tree):
+    folder = tree / "dev-clean" / "9" / "1"
+    write_audio(folder / "9-1-0002.flac")
+    (folder / "9-1-0000.flac").unlink()
+    source = librispeech.read_tree(tree, ["dev-clean"])
+    by_id = {r["id"]: r for r in source.records}
+    assert "text" not in by_id["9-1-0002"]
+    assert by_id["9-1-0000"]["audio"].endswith("9-1-0000.flac")
+
+
+def test_tree_errors_say_what_to_do(tree, tmp_path):
+    with pytest.raises(records.DataError, match=r"no folder .*openslr"):
+        librispeech.read_tree(tmp_path / "nowhere")
+    with pytest.raises(records.DataError, match="no subset test-other; it has dev-clean"):
+        librispeech.read_tree(tree, ["test-other"])
+    with pytest.raises(records.DataError, match="not a LibriSpeech tree"):
+        librispeech.read_tree(tree / "dev-clean" / "84" / "1")
+
+
+def test_tsv_paths_columns_and_filter(tmp_path):
+    path = tmp_path / "lists" / "m.tsv"
+    path.parent.mkdir()
+    path.write_text(
+        'utt\tpath\tsplit\ttext\na\twav/a.wav\ttrain\tSAY "YES"\nb\t/abs/b.wav\tdev\t\n\n'
+    )
+    source = manifest.read_manifest(path)
+    assert source[0] == {
+        "id": "a",
+        "audio": str(tmp_path / "lists" / "wav" / "a.wav"),
+        "text": 'SAY "YES"',
+    }
+    assert source[1] == {"id": "b", "audio": "/abs/b.wav"}
+    moved = manifest.read_manifest(path, root=tmp_path, where={"split": "train"})
+    assert [r["audio"] for r in moved.records] == [str(tmp_path / "wav" / "a.wav")]
+    assert len(manifest.read_manifest(path, where={"split": ["train", "dev"]})) == 2
+    other = manifest.read_manifest(path, columns={"text": "split", "id": "path"})
+    assert (other[0]["id"], other[0]["text"]) == ("wav/a.wav", "train")
+
+
+def test_jsonl_with_usual_names(tmp_path):
+    path = tmp_path / "m.jsonl"
+    rows = [{"audio_filepath": f"{i}.wav", "text": "T", "duration": 1.0} for i in range(2)]
+    path.write_text("\ufeff" + "\n".join(map(json.dumps, rows)))
+    source = manifest.read_manifest(path)
+    assert [r["id"] for r in source.records] == ["0", "1"]
+    assert source[1]["audio"] == str(tmp_path / "1.wav")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("m.tsv", "id\tpath\na\tb\tc\n", {}, "line 2: 3 fields, but the header has 2"),
+        ("m.tsv", "id\tpath\n", {}, "holds no rows"),
+        ("m.tsv", "id\tfoo\na\tb\n", {}, "no column with the audio path among id, foo"),
+        ("m.tsv", "id\tpath\na\tb\n", {"columns": {"text": "txet"}}, "has no column 'txet'"),
+        ("m.tsv", "id\tpath\na\tb\n", {"columns": {"words": "id"}}, "words is no record field"),
+        ("m.tsv", "id\tpath\tsplit\na\tb\tdev\n", {"where": {"spilt": "x"}}, "mean 'split'"),
+        ("m.tsv", "id\tpath\tsplit\na\tb\tdev\n", {"where": {"split": "x"}}, r"none of 1.*'dev'"),
+        ("m.tsv", "id\tpath\na\tb\n", {"root": "/nowhere"}, "no folder /nowhere"),
+        ("m.tsv", "id\tpath\na\t\n", {}, "names no audio file"),
+        ("m.jsonl", '{"path": 1}\n{', {}, "line 2: not JSON"),
+        ("m.jsonl", "[]", {}, "line 1: not a JSON object"),
+        ("m.csv", "id,path", {}, "suffix"),
+    ],
+)
+def test_manifest_errors(tmp_path, name, content, options, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(records.DataError, match=message):
+        manifest.read_manifest(tmp_path / name, **options)
+
+
+def test_missing_and_undecodable_manifests(tmp_path):
+    with pytest.raises(records.DataError, match="no manifest"):
+        manifest.read_manifest(tmp_path / "m.tsv")
+    (tmp_path / "m.tsv").write_bytes(b"id\tpath\n\xff\xfe\t1\n")
+    with pytest.raises(records.DataError, match="not UTF-8"):
+        manifest.read_manifest(tmp_path / "m.tsv")
+
+
+def make_an4(folder, suffix):
+    """The corpus as CMU distributes it, with 2 x 53 training and 2 test utterances."""
+    samples = {}
+    etc = folder / "an4" / "etc"
+    etc.mkdir(parents=True)
+    lines = []
+    for n in range(106):
+        speaker = ("mzzz", "faaa")[n % 2]
+        file = f"an{n}-{speaker}-b"
+        path = folder / "an4" / "wav" / "an4_clstk" / speaker / (file + suffix)
+        samples[f"{speaker}-an{n}"] = write_audio(path, 0.05, n)
+        lines.append(f"<s> WORD {n} </s> ({file})")
+    (etc / "an4_train.transcription").write_text("\n".join(lines) + "\n")
+    lines = []
+    for n in range(2):
+        file = f"cen{n}-fxyz-b"
+        path = folder / "an4" / "wav" / "an4test_clstk" / "fxyz" / (file + suffix)
+        samples[f"fxyz-cen{n}"] = write_audio(path, 0.05, 200 + n)
+        lines.append(f"A B {n} ({file})")
+    (etc / "an4_test.transcription").write_text("\n".join(lines) + "\n")
+    return samples
+
+
+@pytest.mark.parametrize("suffix", [".sph", ".raw"])
+def test_an4_as_distributed_through_tfds_without_tensorflow(tmp_path, suffix):
+    samples = make_an4(tmp_path / "corpus", suffix)
+    prepared = tfds.prepare(an4.Builder, tmp_path / "corpus", tmp_path / "data")
+    seen = {}
+    for split, count in (("train", 6), ("dev", 100), ("test", 2)):
+        source = tfds.TfdsSource(prepared, split)
+        assert len(source) == count
+        seen |= {source[i]["id"]: (split, source[i]) for i in range(count)}
+    assert seen.keys() == samples.keys()
+    assert {key for key, (split, _) in seen.items() if split == "dev"} == set(
+        sorted(k for k in samples if k[0] != "f" or "xyz" not in k)[:100]
+    )
+    for key, (_, record) in seen.items():
+        np.testing.assert_array_equal(record["audio"], samples[key])
+        assert record["audio"].dtype == np.int16
+        assert record["sample_rate"] == RATE_HZ
+    assert seen["faaa-an1"][1]["text"] == "WORD 1"
+    assert seen["fxyz-cen1"][1]["text"] == "A B 1"
+    assert seen["faaa-an1"][1]["speaker"] == "faaa"
+    assert "tensorflow" not in sys.modules
+
+    source = tfds.TfdsSource(tmp_path / "data", "dev[:10%]")  # found below data_dir
+    assert len(source) == 10
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[3]["id"] == source[3]["id"]
+    whole = tfds.TfdsSource(prepared, "dev")
+    assert source.fingerprint == copy.fingerprint != whole.fingerprint
+    index = records.build_index(
+        whole,
+        cache=tmp_path / "cache",
+        rejected_tsv=tmp_path / "rejected.tsv",
+        min_seconds=0.01,
+        max_seconds=1.0,
+        require_text=True,
+        max_bad_share=0.0,
+        num_workers=2,
+        progress=False,
+    )
+    assert len(index) == 100
+
+
+def test_an4_from_a_manifest(tmp_path):
+    rows = ["utt\tpath\tspeaker\tsplit\ttext"]
+    for n, split in enumerate(("train", "dev", "train")):
+        write_audio(tmp_path / "sentences" / "an4" / f"{n}.flac", seed=n)
+        rows.append(f"u{n}\tsentences/an4/{n}.flac\ts{n}\t{split}\tWORD")
+    (tmp_path / "sentences" / "an4" / "an4.tsv").write_text("\n".join(rows) + "\n")
+    splits = an4.read_splits(tmp_path / "sentences" / "an4")
+    assert {name: list(rows) for name, rows in splits.items()} == {
+        "train": ["u0", "u2"],
+        "dev": ["u1"],
+    }
+    assert splits["dev"]["u1"]["audio"] == str(tmp_path / "sentences" / "an4" / "1.flac")
+
+
+def test_an4_errors(tmp_path):
+    with pytest.raises(records.DataError, match=r"neither an4\.tsv nor"):
+        an4.read_splits(tmp_path)
+    make_an4(tmp_path, ".sph")
+    (tmp_path / "an4" / "wav" / "an4_clstk" / "faaa" / "an1-faaa-b.sph").unlink()
+    with pytest.raises(records.DataError, match=r"line 2: there is no .*an1-faaa-b"):
+        an4.read_splits(tmp_path)
+
+
+def write_prepared(folder, audio, examples, file_format="array_record"):
+    """A data set with the feature description and the bytes that tfds's librispeech has."""
+    folder.mkdir(parents=True)
+    core = "tensorflow_datasets.core.features"
+    scalar = {"shape": {}, "dtype": "int64", "encoding": "none"}
+    features = {
+        "speech": {"pythonClassName": f"{core}.audio_feature.Audio", "audio": audio},
+        "text": {"pythonClassName": f"{core}.text_feature.Text", "text": {}},
+        "id": {
+            "pythonClassName": f"{core}.tensor_feature.Tensor",
+            "tensor": scalar | {"dtype": "string"},
+        },
+        "speaker_id": {"pythonClassName": f"{core}.tensor_feature.Tensor", "tensor": scalar},
+    }
+    description = {
+        "pythonClassName": f"{core}.features_dict.FeaturesDict",
+        "featuresDict": {"features": features},
+    }
+    (folder / "features.json").write_text(json.dumps(description))
+    split = {
+        "name": "dev_clean",
+        "shardLengths": [str(len(examples))],
+        "numBytes": "1",
+        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    }
+    info = {"name": "librispeech", "version": "2.1.1", "fileFormat": file_format, "splits": [split]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    path = folder / "librispeech-dev_clean.array_record-00000-of-00001"
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for i, stored in enumerate(examples):
+        example = tf_example_pb2.Example()
+        feature = example.features.feature
+        if isinstance(stored, bytes):
+            feature["speech"].bytes_list.value.append(stored)
+        else:
+            feature["speech"].int64_list.value.extend(stored.tolist())
+        feature["text"].bytes_list.value.append(f"WORD {i}".encode())
+        feature["id"].bytes_list.value.append(f"84-1-{i:04d}".encode())
+        feature["speaker_id"].int64_list.value.append(84)
+        writer.write(example.SerializeToString())
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_tfds_librispeech_is_read_without_tensorflow(tmp_path, lazy):
+    path = tmp_path / "a.flac"
+    samples = [write_audio(path, 0.1 * (i + 1), seed=i) for i in range(3)]
+    stored = samples
+    if lazy:
+        stored = []
+        for i in range(3):
+            write_audio(path, 0.1 * (i + 1), seed=i)
+            stored.append(path.read_bytes())
+    audio = {
+        "shape": {"dimensions": ["-1"]},
+        "dtype": "int16",
+        "fileFormat": "flac",
+        "sampleRate": str(RATE_HZ),
+        "encoding": "none",
+        "lazyDecode": lazy,
+    }
+    write_prepared(tmp_path / "librispeech" / "default" / "2.1.1", audio, stored)
+    source = tfds.TfdsSource(tmp_path, "dev_clean")
+    assert len(source) == 3
+    for i, expected in enumerate(samples):
+        record = source[i]
+        np.testing.assert_array_equal(record["audio"], expected)
+        assert record["audio"].dtype == np.int16
+        assert (record["sample_rate"], record["speaker"]) == (RATE_HZ, "84")
+        assert (record["id"], record["text"]) == (f"84-1-{i:04d}", f"WORD {i}")
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfds_errors_say_what_to_do(tmp_path):
+    with pytest.raises(records.DataError, match="holds no data set prepared by tfds"):
+        tfds.TfdsSource(tmp_path, "train")
+    audio = {"shape": {"dimensions": ["-1"]}, "dtype": "int16"}
+    data = tmp_path / "a" / "1.0.0"
+    path = write_prepared(data, audio, [np.arange(5)])
+    with pytest.raises(records.DataError, match="no split 'train'; it has dev_clean"):
+        tfds.TfdsSource(data, "train")
+    with pytest.raises(records.DataError, match="does not state a sampling rate"):
+        tfds.TfdsSource(data, "dev_clean")
+    with pytest.raises(records.DataError, match="no feature voice"):
+        tfds.TfdsSource(data, "dev_clean", features={"audio": "voice"})
+    path.unlink()
+    with pytest.raises(records.DataError, match="1 of 1 record files are missing"):
+        tfds.TfdsSource(data, "dev_clean", sample_rate_hz=RATE_HZ)
+    write_prepared(tmp_path / "b" / "1.0.0", audio, [], file_format="tfrecord")
+    with pytest.raises(records.DataError, match="no random access"):
+        tfds.TfdsSource(tmp_path / "b", "dev_clean")
+    with pytest.raises(records.DataError, match="several data sets"):
+        tfds.TfdsSource(tmp_path, "dev_clean")
+
+
+def test_real_trees_and_manifests(speech_data):
+    source = librispeech.read_tree(speech_data / "sentences", ["test-other"])
+    assert len(source) == 80
+    assert all(record["text"] for record in source.records)
+    path = speech_data / "sentences" / "an4" / "an4.tsv"
+    dev = manifest.read_manifest(path, root=speech_data, where={"split": "dev"})
+    assert len(dev) == 100
+    splits = an4.read_splits(path.parent)
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 848, "dev": 100}
+    # The manifest's dev part is the builder's own rule.
+    assert sorted(k for rows in splits.values() for k in rows)[:100] == sorted(splits["dev"])
+    sphere = speech_data / "reference" / "sphere" / "an251-fash-b.sph"
+    flac = speech_data / "sentences" / "an4" / "train" / "fash" / "fash-an251.flac"
+    np.testing.assert_array_equal(an4.read_int16(sphere), an4.read_int16(flac))

@@ -1,0 +1,129 @@
+"""The loop on a toy task: learns, logs, stops on NaN, resumes to the same bits."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tests.common import toy
+
+from common import checkpoint, parallel, trainer
+
+
+def train(workdir, devices=1, task=None, **changes):
+    config = toy.make_config(**changes)
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    task = task or toy.ToyTask(config)
+    return trainer.train(task, task.config, workdir, mesh)
+
+
+def bits(state) -> dict[str, bytes]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(k): np.asarray(v).tobytes() for k, v in leaves}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of 20 steps."""
+    workdir = tmp_path_factory.mktemp("whole")
+    state, reports = train(workdir)
+    return workdir, state, reports
+
+
+def test_logs_and_checkpoints(whole):
+    workdir, _, reports = whole
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["split"] == "train"]
+    assert [line["step"] for line in trained] == [5, 10, 15, 20]
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    assert trained[0]["rows_per_second"] > 0
+    assert trained[-1]["compilations"] == trained[-2]["compilations"]  # none after warm-up
+    dev = [line for line in lines if line["split"] == "dev"]
+    assert [line["step"] for line in dev] == [10, 20]
+    masks = sum(toy.Examples(seed=99)[k]["mask"].sum() for k in range(3))
+    assert reports["dev"].scalars["rows_seen"] == masks  # each record once, no padding counted
+    steps = {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
+    assert {15, 20} <= steps  # the last two, and the best
+
+
+def test_resumed_equals_uninterrupted(whole, tmp_path):
+    """Restarted from each checkpoint that was kept: the same bits at the end."""
+    workdir, state, _ = whole
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
+    resumed, _ = train(tmp_path / "run")
+    assert bits(resumed) == bits(state)
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["split"], line["step"]) for line in lines]
+    assert len(set(steps)) == len(steps)  # what the lost run wrote does not stand twice
+
+
+def test_a_finished_run_is_left_alone(whole):
+    workdir, state, _ = whole
+    again, _ = train(workdir)
+    assert bits(again) == bits(state)
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "empty"])
+def test_a_damaged_newest_checkpoint_is_skipped(whole, tmp_path, harm, caplog):
+    workdir, state, _ = whole
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    files = [path for path in (run / "checkpoints" / "20" / "state").rglob("*") if path.is_file()]
+    victim = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    if harm == "flip":  # in the values, which Orbax does not check
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+    elif harm == "truncate":
+        victim.write_bytes(data[: len(data) // 2])
+    elif harm == "remove":
+        victim.unlink()
+    else:
+        (run / "checkpoints" / "20" / "meta" / "metadata").write_text("")
+    with caplog.at_level("WARNING"):
+        resumed, _ = train(run)
+    assert "damaged" in caplog.text
+    assert (run / "damaged" / "20").is_dir()
+    assert bits(resumed) == bits(state)
+
+
+def test_config_that_does_not_fit_lists_the_shapes(whole):
+    workdir, _, _ = whole
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        train(workdir, ema_decay=0.0)
+    assert "ema/params/Dense_0/kernel: checkpoint float32[5, 7], config absent" in str(error.value)
+
+
+def test_nan_stops_with_step_metric_and_checkpoint(tmp_path):
+    config = toy.make_config()
+    with pytest.raises(trainer.TrainingDiverged) as error:
+        train(tmp_path, task=toy.ToyTask(config, poison_step=12))
+    assert "Step 13: not finite: loss, grad_norm" in str(error.value)
+    assert str(tmp_path / "checkpoints" / "10") in str(error.value)
+    saved = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert "15" not in saved
+
+
+def test_best_and_every_nth_are_kept(tmp_path):
+    train(tmp_path, keep_every=10, keep_last=1, total_steps=25)
+    loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert {10, 20, 25} <= set(loader.steps())
+    assert loader.best_step() in (10, 20, 25)
+    variables, meta = loader.load_variables(parallel.make_mesh(jax.devices()[:1]))
+    assert meta["step"] == loader.best_step()
+    assert set(variables) == {"params", "batch_stats"}
+
+
+def test_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch):
+    train(tmp_path, total_steps=5, evaluate_every=100)
+    saver = checkpoint.Checkpointer
+
+    def full(self, step, *args, **kwargs):
+        raise self._save_error(step, OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(saver, "save", full)
+    with pytest.raises(checkpoint.CheckpointError, match="the disk is full") as error:
+        train(tmp_path, total_steps=10)
+    assert str(tmp_path / "checkpoints" / "5") in str(error.value)
