@@ -19,7 +19,7 @@ def supervised(
 ) -> Step:
     """The step that lowers one loss.
 
-    `loss(variables, batch, key, train=True)` returns the sum over this device's real rows and
+    `loss(variables, batch, key, step, train=True)` returns the sum over this device's real rows and
     (count, metrics, new model state). Gradients of sums are added over micro-batches and devices
     and divided once by the global count, so the result depends on neither number.
 
@@ -28,9 +28,9 @@ def supervised(
     which is the same set of global rows on any number of devices.
     """
 
-    def value_and_grad(params: Any, model_state: Any, batch: Any, key: Key[Array, ""]) -> Any:
+    def value_and_grad(params: Any, model_state: Any, batch: Any, key: Any, step: Any) -> Any:
         def value(params: Any) -> Any:
-            return loss({"params": params, **model_state}, batch, key, train=True)
+            return loss({"params": params, **model_state}, batch, key, step, train=True)
 
         (total, (count, sums, new_state)), grads = jax.value_and_grad(value, has_aux=True)(params)
         return grads, new_state, (total, count, sums)
@@ -40,9 +40,9 @@ def supervised(
     ) -> tuple[state.TrainState, Any]:
         rows = batch["mask"].shape[0]
         batch = {**batch, "row": parallel.row_numbers(rows)}
-        params, model_state = train_state.params, train_state.model_state
+        params, model_state, step = train_state.params, train_state.model_state, train_state.step
         if accumulate == 1:
-            grads, model_state, sums = value_and_grad(params, model_state, batch, key)
+            grads, model_state, sums = value_and_grad(params, model_state, batch, key, step)
         else:
             if rows % accumulate:
                 raise ValueError(
@@ -53,13 +53,13 @@ def supervised(
                 batch,
             )
             shapes = jax.eval_shape(
-                value_and_grad, params, model_state, jax.tree.map(lambda x: x[0], parts), key
+                value_and_grad, params, model_state, jax.tree.map(lambda x: x[0], parts), key, step
             )
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[2]))
 
             def body(carry: Any, part: Any) -> tuple[Any, None]:
                 added, model_state = carry
-                grads, model_state, sums = value_and_grad(params, model_state, part, key)
+                grads, model_state, sums = value_and_grad(params, model_state, part, key, step)
                 return (jax.tree.map(jnp.add, added, (grads, sums)), model_state), None
 
             ((grads, sums), model_state), _ = jax.lax.scan(body, (zeros, model_state), parts)
@@ -72,7 +72,7 @@ def supervised(
         ema = train_state.ema
         if ema is not None:
             new = {"params": params, **model_state}
-            ema = state.update_ema(ema, new, ema_decay, train_state.step)
+            ema = state.update_ema(ema, new, ema_decay, step)
         one = jnp.ones(())
         sums = {
             "loss": metrics.Ratio(total, count),
@@ -80,7 +80,7 @@ def supervised(
             **sums,
         }
         new_state = train_state.replace(
-            step=train_state.step + 1,
+            step=step + 1,
             params=params,
             model_state=model_state,
             opt_state=opt_state,

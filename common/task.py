@@ -55,9 +55,12 @@ class Task(Protocol):
         """Sums and counts (added over devices) and outputs with the batch axis first."""
 
     def loss(
-        self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
+        self, variables: Variables, batch: Batch, key: Key[Array, ""], step: Any, *, train: bool
     ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Metrics, Variables]]:
-        """Sum of the losses of the real rows, and (count, metrics, new model state)."""
+        """Sum of the losses of the real rows, and (count, metrics, new model state).
+
+        `step` is traced: schedules (margins, noise) follow it without a new compilation.
+        """
 
     def train_data(self) -> Iterable[Batch]:
         """The endless stream of training batches (a grain dataset: its iterator is saved)."""

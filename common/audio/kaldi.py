@@ -141,8 +141,9 @@ def mel_filter_bank(config: KaldiConfig) -> Float[np.ndarray, "f m"]:
         mel_scale.hz_to_mel(low_hz), mel_scale.hz_to_mel(high_hz), config.num_mels + 2
     )
     if config.vtln_warp != 1.0:
-        warped_hz = _vtln_warp(mel_scale.mel_to_hz(corners), low_hz, high_hz, nyquist, config)
-        corners = mel_scale.hz_to_mel(warped_hz)
+        # Clipped: rounding must not put the outermost corners outside the band.
+        hz = np.clip(mel_scale.mel_to_hz(corners), low_hz, high_hz)
+        corners = mel_scale.hz_to_mel(_vtln_warp(hz, low_hz, high_hz, nyquist, config))
     left, center, right = corners[:-2], corners[1:-1], corners[2:]
     bins = np.arange(config.fft_size // 2) * config.sample_rate_hz / config.fft_size
     mel = mel_scale.hz_to_mel(bins)[:, None]
@@ -165,8 +166,7 @@ def _vtln_warp(hz, low_hz: float, high_hz: float, nyquist: float, config: KaldiC
     right_slope = (high_hz - upper / warp) / (high_hz - upper)
     warped = np.where(hz < upper, hz / warp, high_hz + right_slope * (hz - high_hz))
     # The left piece goes last: for strong warps the two overlap, and in Kaldi the left one wins.
-    warped = np.where(hz < lower, low_hz + left_slope * (hz - low_hz), warped)
-    return np.where((hz < low_hz) | (hz > high_hz), hz, warped)
+    return np.where(hz < lower, low_hz + left_slope * (hz - low_hz), warped)
 
 
 def _power_spectrum(

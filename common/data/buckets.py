@@ -116,9 +116,7 @@ def padding_share(
     return 1.0 - float(sizes[primary].sum()) / float(padded)
 
 
-def _rows_and_batches(
-    count: Int[np.ndarray, "..."], length: Int[np.ndarray, "..."], max_total: int, multiple: int
-) -> tuple[Int[np.ndarray, "..."], Int[np.ndarray, "..."]]:
+def _rows_and_batches(count: Any, length: Any, max_total: int, multiple: int) -> tuple[Any, Any]:
     """Rows of a batch and batches of an epoch: as few batches as possible, evenly filled."""
     most = np.maximum(max_total // np.maximum(length, 1) // multiple, 1) * multiple
     batches = np.maximum(_divide_up(count, most), 1)

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
+from common import errors
 from common.data import sentences, voices
 
 SAMPLE_RATE_HZ = 16_000
@@ -38,13 +39,16 @@ _UTTERANCES_PER_JOB = 48
 _BYTES_PER_HOUR = 3600 * SAMPLE_RATE_HZ * 2
 
 
-class RenderError(RuntimeError):
+class RenderError(errors.UserError):
     """The corpus cannot be rendered; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusSettings:
-    """What decides every bit of a corpus: `hours` of training speech, `eval_hours` in dev, test."""
+    """What decides every bit of a corpus: `hours` of training speech, `eval_hours` in dev, test.
+
+    Raises RenderError for hours or numbers of voices that cannot be.
+    """
 
     hours: float = 2.0
     eval_hours: float = 0.15
@@ -55,15 +59,23 @@ class CorpusSettings:
     def __post_init__(self) -> None:
         for name in ("hours", "eval_hours"):
             if not 0 < getattr(self, name) <= 2000:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is out of range: give hours of speech"
-                    " above 0, at most 2000"
+                raise RenderError(
+                    f"{name}={getattr(self, name)} is out of range: give hours of speech above 0,"
+                    " at most 2000"
                 )
+        for split in SPLITS:
+            count, most = self.split_voices(split), voices.capacity(split)
+            if not 1 <= count <= most:
+                raise RenderError(f"{count} voices for {split}: give 1 to {most}")
 
     def key(self) -> str:
         """The name of the corpus in the cache: a hash of the settings and of the programs."""
         text = json.dumps([dataclasses.asdict(self), _RENDER_VERSION, _espeak_version()])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def split_voices(self, split: str) -> int:
+        """Number of voices in a split."""
+        return self.train_voices if split == "train" else self.eval_voices
 
     def split_hours(self, split: str) -> float:
         """Hours of speech in a split."""
@@ -93,7 +105,7 @@ class Utterance:
 
     def estimated_seconds(self) -> float:
         """Its length before it is spoken; sums over hundreds are good to a few percent."""
-        return 0.1 + 0.0595 * len(self.text) * 172 / self.voice.rate_wpm
+        return 0.34 + 0.0573 * len(self.text) * 140 / self.voice.rate_wpm
 
 
 def _espeak_version() -> str:
@@ -107,8 +119,7 @@ def _espeak_version() -> str:
 
 def plan(split: str, settings: CorpusSettings) -> list[Utterance]:
     """The utterances of a split: voices take turns until the split is long enough."""
-    count = settings.train_voices if split == "train" else settings.eval_voices
-    speakers = voices.draw_voices(split, count, settings.seed)
+    speakers = voices.draw_voices(split, settings.split_voices(split), settings.seed)
     rng = random.Random(f"turns/{split}/{settings.seed}")
     texts = sentences.sentences(split, settings.seed)
     said = dict.fromkeys(speakers, 0)
@@ -145,7 +156,7 @@ class _Worker:
 
     def run(self, path: pathlib.Path, utterances: Sequence[Utterance]) -> list[dict]:
         """Renders into a file of int16 samples; returns samples and phones of each utterance."""
-        job = {"path": str(path), "utterances": [item.job() for item in utterances]}
+        job = {"path": str(path.absolute()), "utterances": [item.job() for item in utterances]}
         try:
             print(json.dumps(job), file=self._process.stdin, flush=True)
             answer = json.loads(self._process.stdout.readline() or "{}")
@@ -262,7 +273,8 @@ def render(
             for stale in root.glob(f"{final.name}.tmp-*"):  # its writer is dead: we hold the lock
                 shutil.rmtree(stale)
             check_space(root, settings)
-            temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{final.name}.tmp-", dir=root))
+            temporary = root / f"{final.name}.tmp-{os.getpid()}"
+            temporary.mkdir()
             try:
                 render_into(temporary, settings, num_workers or os.cpu_count() or 1, progress)
                 temporary.rename(final)
@@ -370,6 +382,16 @@ class EmbeddedCorpus:
         corpus = cls.__new__(cls)
         corpus.folder = pathlib.Path(folder)
         return corpus
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"the embedded corpus ({self.folder.name})"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the samples do."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
 
     @functools.cached_property
     def _records(self) -> list[dict]:

@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--workers={options.workers}: give at least 1")
     try:
         settings = espeak.CorpusSettings(options.hours, eval_hours, options.seed)
-    except ValueError as error:
+    except espeak.RenderError as error:
         parser.error(str(error))
     try:
         seconds = write_tree(options.out, settings, num_workers=options.workers)

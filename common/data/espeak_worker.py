@@ -6,9 +6,9 @@ from one sentence to the next (flutter, noise, echo, some variants' tempo), so e
 spoken by a fork of a worker that has spoken nothing else: its samples depend on voice and text
 alone, whatever was rendered before, and on how many workers.
 
-A job: {"path": file to append to, "utterances": [{"text", "voice", "pitch", "rate_wpm", "range",
-"level_dbfs"}, ...]}. An answer: {"utterances": [{"samples", "phones": [[ms, mnemonic], ...]}, ...]}
-or {"error": message}.
+A job: {"path": absolute path of the file to write, "utterances": [{"text", "voice", "pitch",
+"rate_wpm", "range", "level_dbfs"}, ...]}. An answer: {"utterances": [{"samples", "phones":
+[[ms, mnemonic], ...]}, ...]} or {"error": message}.
 """
 
 import ctypes
@@ -17,7 +17,6 @@ import os
 import pathlib
 import signal
 import sys
-import tempfile
 
 import espeakng_loader
 import numpy as np
@@ -31,9 +30,8 @@ _INITIALIZE_PHONEME_EVENTS, _INITIALIZE_DONT_EXIT = 0x0001, 0x8000
 _POS_CHARACTER, _CHARS_UTF8 = 1, 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _EVENT_LIST_TERMINATED, _EVENT_PHONEME = 0, 7
-_MAX_PATH_LENGTH = 150  # it keeps paths in buffers of 160 bytes
 
-_SILENCE_DB = -50.0  # below the peak
+_SILENCE_DB = -45.0  # against the peak
 _MARGIN_SECONDS = 0.06
 
 
@@ -67,21 +65,14 @@ class Espeak:
     """eSpeak NG in this process. Make one only in a process of its own."""
 
     def __init__(self) -> None:
-        self._data = pathlib.Path(espeakng_loader.get_data_path())
-        home = self._data
-        if len(os.fsencode(home)) > _MAX_PATH_LENGTH:
-            with tempfile.TemporaryDirectory(prefix="espeak") as short:
-                home = pathlib.Path(short, "data")
-                home.symlink_to(self._data)
-                self._load(home)
-        else:
-            self._load(home)
-
-    def _load(self, home: pathlib.Path) -> None:
-        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        self._data = pathlib.Path(espeakng_loader.get_data_path()).absolute()
+        library = pathlib.Path(espeakng_loader.get_library_path()).absolute()
+        # By a relative path, because it cuts paths off at 160 bytes; it reads files later, too.
+        os.chdir(self._data.parent)
+        self._library = ctypes.CDLL(str(library))
         options = _INITIALIZE_PHONEME_EVENTS | _INITIALIZE_DONT_EXIT
         self.sample_rate_hz = self._library.espeak_Initialize(
-            _AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(home), options
+            _AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(self._data.name), options
         )
         if self.sample_rate_hz <= 0:
             raise RuntimeError(f"eSpeak NG does not start from its data in {self._data}")
@@ -116,9 +107,8 @@ class Espeak:
         for parameter, value in ((_RATE, rate_wpm), (_PITCH, pitch), (_RANGE, pitch_range)):
             self._library.espeak_SetParameter(parameter, value, 0)
         data = text.encode()
-        flags = _CHARS_UTF8
         status = self._library.espeak_Synth(
-            data, len(data) + 1, 0, _POS_CHARACTER, 0, flags, None, None
+            data, len(data) + 1, 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None
         )
         if status != 0:
             raise RuntimeError(f"eSpeak NG cannot speak {text!r} as {voice!r}: error {status}")
@@ -164,7 +154,8 @@ class Espeak:
 
 def finish(audio: np.ndarray, sample_rate_hz: int, level_dbfs: float) -> tuple[np.ndarray, float]:
     """Trims silence, resamples to 16 kHz and sets the level: int16[t], and the ms cut in front."""
-    loud = np.flatnonzero(np.abs(audio.astype(np.int32)) > 10 ** (_SILENCE_DB / 20) * 32768)
+    magnitude = np.abs(audio.astype(np.int32))  # -32768 has no int16 counterpart
+    loud = np.flatnonzero(magnitude > 10 ** (_SILENCE_DB / 20) * magnitude.max(initial=0))
     if loud.size == 0:
         raise RuntimeError("eSpeak NG answered with silence")
     margin = round(_MARGIN_SECONDS * sample_rate_hz)
@@ -206,7 +197,10 @@ def main() -> None:
                 answer = {"utterances": _work(espeak, json.loads(line))}
             except (RuntimeError, OSError, AttributeError) as error:
                 answer = {"error": str(error)}
-            print(json.dumps(answer), file=answers, flush=True)
+            try:
+                print(json.dumps(answer), file=answers, flush=True)
+            except BrokenPipeError:  # the parent is gone
+                os._exit(1)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -32,6 +32,7 @@ _BUFFERED_BATCHES = 4
 _GRACE_SECONDS = 120.0
 
 
+@runtime_checkable
 class Examples(Protocol):
     """Random access to examples: a dict of arrays, the first axis of sequences being their length.
 
@@ -340,7 +341,10 @@ def _read_ahead(source: _BatchSource, num_workers: int) -> grain.IterDataset:
 
 
 def _follow(parent: int, worker_index: int, worker_count: int) -> None:
-    """In a worker: leave signals to the parent, and end when it is gone, even killed."""
+    """In a worker: leave signals to the parent, and end when it is gone, even killed.
+
+    grain calls this after its own imports: a SIGTERM in those first seconds still ends the worker.
+    """
     del worker_index, worker_count
     # Ctrl-C and a scheduler's SIGTERM go to the whole group, but the parent may want another batch
     # before it saves and closes its workers.

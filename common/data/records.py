@@ -7,7 +7,7 @@ A source is a lazy sequence of records. A record is a mapping with
   text, speaker  str, optional
 
 Sources are random access and picklable, because data workers are other processes. Nothing in
-`common.data` imports JAX: a worker that did would pay seconds and memory for nothing.
+`common.data` imports JAX itself (grain does, in its workers too, where JAX is installed).
 """
 
 import collections

@@ -112,6 +112,11 @@ def prepare(
     """
     import tensorflow_datasets as tfds
 
+    source = pathlib.Path(source).expanduser()
+    if not source.is_dir() or not any(source.iterdir()):
+        raise records.DataError(
+            f"The folder {source} is missing or empty. {builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+        )
     builder = builder_class(data_dir=os.fspath(data_dir), file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=os.fspath(source))
     builder.download_and_prepare(download_config=config)
@@ -257,11 +262,15 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="folder of the corpus (see its README.md)")
     parser.add_argument("--data_dir", default="~/tensorflow_datasets", help="where to write")
     args = parser.parse_args()
+    builders = pathlib.Path(__file__).parent / "builders"
+    known = sorted(p.parent.name for p in builders.glob("*/*_dataset_builder.py"))
+    if args.builder not in known:
+        sys.exit(f"error: there is no builder {args.builder!r}, there are {', '.join(known)}")
     module = f"common.data.builders.{args.builder}.{args.builder}_dataset_builder"
     try:
         builder_class = importlib.import_module(module).Builder
         folder = prepare(builder_class, args.source, pathlib.Path(args.data_dir).expanduser())
-    except (records.DataError, ModuleNotFoundError) as error:
+    except records.DataError as error:
         sys.exit(f"error: {error}")
     print(f"Prepared in {folder}")
 

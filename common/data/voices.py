@@ -43,7 +43,7 @@ ACCENTS: dict[str, int] = {
 }
 # Two voices that share variant and accent differ by at least 10 pitch units (2 to 3 semitones).
 PITCHES = (25, 35, 45, 55, 65, 75)
-RATES_WPM = (145, 200)
+RATES_WPM = (115, 165)
 RANGES = (30, 70)
 LEVELS_DBFS = (-28, -20)
 
@@ -101,14 +101,19 @@ def parse_voice(voice_id: str) -> Voice:
         raise ValueError(f"{voice_id!r} is no voice id, e.g. enus_m3_45_170_50_24") from None
 
 
+def capacity(split: str) -> int:
+    """How many voices can be drawn of a split: half of all combinations of its settings."""
+    return len(variants(split)) * len(ACCENTS) * len(PITCHES) // 2
+
+
 def draw_voices(split: str, count: int, seed: int) -> tuple[Voice, ...]:
     """Draws different voices of a split; the first n of a larger draw are the draw of n.
 
     Every variant is used once before any is used again.
     """
-    names, places = variants(split), len(ACCENTS) * len(PITCHES)
-    if not 0 < count <= len(names) * places // 2:
-        raise ValueError(f"{split} has room for 1 to {len(names) * places // 2} voices: {count}")
+    names = variants(split)
+    if not 1 <= count <= capacity(split):
+        raise ValueError(f"{split} has room for 1 to {capacity(split)} voices, not {count}")
     rng = random.Random(f"voices/{split}/{seed}")
     voices: list[Voice] = []
     taken = set()

@@ -171,6 +171,15 @@ class Conv(nn.Module):
         return y, masking.conv_lengths(lengths, self.stride)
 
 
+def pointwise(x: Float[Array, "b l c"], kernel: Float[Array, "c d"]) -> Float[Array, "b l d"]:
+    """`x @ kernel`, as a product of two matrices.
+
+    For the gradient of the kernel of a product with two frame axes XLA:CPU writes a transposed copy
+    of x, and computes again whatever elementwise work made x to do so; with one axis it does not.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:2], -1)
+
+
 class Pointwise(nn.Module):
     """A linear map of every `stride`-th frame: a convolution of one tap, without bias."""
 
@@ -182,4 +191,4 @@ class Pointwise(nn.Module):
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b n d"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        return x[:, :: self.stride].astype(self.dtype) @ kernel.astype(self.dtype)
+        return pointwise(x[:, :: self.stride].astype(self.dtype), kernel.astype(self.dtype))

@@ -35,7 +35,7 @@ class LowRankPointwise(nn.Module):
         v = self.param("v", initializer, (x.shape[-1], self.rank), jnp.float32)
         u = self.param("u", initializer, (self.rank, self.features), jnp.float32)
         x = x[:, :: self.stride].astype(self.dtype)
-        return (x @ v.astype(self.dtype)) @ u.astype(self.dtype)
+        return conv.pointwise(conv.pointwise(x, v.astype(self.dtype)), u.astype(self.dtype))
 
 
 class SpectroTemporalConv(nn.Module):
@@ -68,7 +68,7 @@ class SpectroTemporalConv(nn.Module):
             jnp.float32,
         )
         x = masking.zero_padding(x.astype(self.dtype), lengths)  # the 1x1 has no bias: zeros stay
-        y = x @ spectral.astype(self.dtype)
+        y = conv.pointwise(x, spectral.astype(self.dtype))
         y = conv.depthwise_conv(y, temporal.astype(self.dtype), self.stride, self.causal)
         y = y.reshape(*y.shape[:2], self.rank, self.features).sum(axis=2)
         return y, masking.conv_lengths(lengths, self.stride)

@@ -1,6 +1,5 @@
 """Transducer loss against path enumeration, a published fixture and naive autodiff."""
 
-import functools
 import itertools
 import math
 
@@ -74,18 +73,28 @@ def node_logprobs(logits, labels):
 
 def naive_loss(encoder, prediction, kernel, bias, labels, frame_lengths, label_lengths):
     """All logits at once and a node-by-node lattice, differentiated by autodiff."""
+    labels = jnp.pad(labels, ((0, 0), (0, 1)))  # so that there is always a column to read
+    prediction = jnp.pad(prediction, ((0, 0), (0, 1), (0, 0)))
     hidden = jnp.tanh(encoder[:, :, None] + prediction[:, None])
     blank, label = node_logprobs(hidden @ kernel + bias[None, None, None], labels)
-    alpha = {}
-    for t, k in itertools.product(range(encoder.shape[1]), range(prediction.shape[1])):
-        terms = [alpha[t - 1, k] + blank[:, t - 1, k]] if t else []
-        terms += [alpha[t, k - 1] + label[:, t, k - 1]] if k else []
-        alpha[t, k] = functools.reduce(jnp.logaddexp, terms) if terms else 0 * blank[:, 0, 0]
-    losses = [
-        -(alpha[t - 1, k][b] + blank[b, t - 1, k]) if t else jnp.zeros(())
-        for b, (t, k) in enumerate(zip(np.asarray(frame_lengths), np.asarray(label_lengths)))
-    ]
-    return jnp.stack(losses)
+
+    def row(above, t):
+        """alpha[t] from alpha[t - 1] + blank[t - 1]: along the labels, [b] at a time."""
+
+        def node(left, k):
+            alpha = jnp.logaddexp(above[:, k], left)
+            return alpha + label[:, t, jnp.minimum(k, label.shape[2] - 1)], alpha
+
+        none = jnp.full(above.shape[:1], -1e30, above.dtype)
+        _, alpha = jax.lax.scan(node, none, jnp.arange(above.shape[1]))
+        after_blank = alpha.T + blank[:, t]
+        return after_blank, after_blank
+
+    start = jnp.full(blank.shape[::2], -1e30, blank.dtype).at[:, 0].set(0)
+    _, after_blank = jax.lax.scan(row, start, jnp.arange(blank.shape[1]))
+    rows = jnp.arange(blank.shape[0])
+    losses = -after_blank[frame_lengths - 1, rows, label_lengths]
+    return jnp.where(frame_lengths > 0, losses, 0)
 
 
 def random_joint(seed, b, length, u, h, v, dtype=np.float32):

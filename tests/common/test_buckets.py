@@ -27,7 +27,7 @@ def test_padding_is_least_among_all_cuts(seed, multiple):
     lengths = np.sort(rng.choice(200, 16, replace=False) + 20)
     sizes = {"audio": rng.permutation(lengths)}
     # So long that no bucket can fill a batch: then every cut is allowed.
-    max_total = 100 * lengths[-1]
+    max_total = 100 * int(lengths[-1])
     chosen = buckets.choose_buckets(
         sizes, primary="audio", num_buckets=3, max_total=max_total, rows_multiple_of=multiple
     )
@@ -67,11 +67,11 @@ def test_four_buckets_waste_less_than_one_and_keep_the_limits():
 
 
 def test_labels_are_rounded_up_from_the_longest_in_the_bucket():
-    sizes = {"audio": np.array([10, 10, 100]), "labels": np.array([3, 9, 0])}
+    sizes = {"audio": np.repeat([10, 100], [10, 1]), "labels": np.repeat([3, 9, 0], [9, 1, 1])}
     short, long = buckets.choose_buckets(
         sizes, primary="audio", num_buckets=2, max_total=100, rows_multiple_of=1
     )
-    assert short == buckets.Bucket(2, {"audio": 10, "labels": 16})
+    assert short == buckets.Bucket(10, {"audio": 10, "labels": 16})
     assert long == buckets.Bucket(1, {"audio": 100, "labels": 8})
 
 
@@ -88,13 +88,12 @@ def test_equal_lengths_and_single_records():
 
 
 def test_what_does_not_fit_is_named():
-    sizes = {"audio": np.array([10, 90])}
+    sizes, empty = {"audio": np.array([10, 90])}, {"audio": np.zeros(0, int)}
     options = {"primary": "audio", "num_buckets": 2}
     with pytest.raises(records.DataError, match=r"\(90 in 'audio'\) times 2 rows"):
         buckets.choose_buckets(sizes, max_total=100, rows_multiple_of=2, **options)
     with pytest.raises(records.DataError, match="no records"):
-        empty = {"audio": np.zeros(0, int)}
         buckets.choose_buckets(empty, max_total=100, rows_multiple_of=2, **options)
     chosen = buckets.choose_buckets(sizes, max_total=100, rows_multiple_of=1, **options)
-    with pytest.raises(records.DataError, match="1 of 3 records fit no bucket.* number 1"):
+    with pytest.raises(records.DataError, match=r"1 of 3 records fit no bucket.* number 1"):
         buckets.assign(chosen, {"audio": np.array([90, 91, 2])})

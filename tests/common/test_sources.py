@@ -212,6 +212,8 @@ def test_an4_from_a_manifest(tmp_path):
 
 
 def test_an4_errors(tmp_path):
+    with pytest.raises(records.DataError, match=r"missing or empty. Unpack AN4"):
+        tfds.prepare(an4.Builder, tmp_path / "nowhere", tmp_path / "data")
     with pytest.raises(records.DataError, match=r"neither an4\.tsv nor"):
         an4.read_splits(tmp_path)
     make_an4(tmp_path, ".sph")

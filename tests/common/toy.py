@@ -81,7 +81,7 @@ class ToyTask:
     def create_state(self, variables):
         return state.create(variables, self.optimizer[0], ema=self.config.ema_decay > 0)
 
-    def loss(self, variables, batch, key, *, train):
+    def loss(self, variables, batch, key, step, *, train):
         x = batch["x"]
         if train:
             keys = parallel.row_keys(key, batch["row"])

@@ -1,0 +1,87 @@
+"""Every setting of a recogniser with its default; configs/asr/*.py start from here."""
+
+from ml_collections import ConfigDict
+
+from common import optim, trainer
+
+
+def default_config() -> ConfigDict:
+    """ContextNet-S with a transducer on log-mel features, as in the paper, without any data."""
+    config = trainer.default_config()
+    config.optimizer = optim.default_config()
+    config.optimizer.update({"schedule": "noam", "learning_rate": 2.5e-3, "warmup_steps": 15000})
+    config.data = ConfigDict(
+        {
+            "kind": "embedded",  # embedded, librispeech (tree), manifest (tsv, jsonl), tfds
+            "root": "",  # tree, manifest file, or prepared tfds folder; ~ is expanded
+            # Subsets of a tree, values of `split_column` of a manifest, or splits of a data set.
+            "train": ("train",),
+            "eval": ("dev",),
+            "split_column": "split",
+            "hours": 2.0,  # embedded: training speech to render
+            "eval_hours": 0.15,
+            "sample_rate_hz": 16000,
+            "channel": "mean",  # or the number of a channel, as text
+            "case": "upper",  # of transcripts: upper, lower, keep
+            "min_seconds": 0.1,
+            "max_seconds": 30.0,
+            "max_bad_share": 0.05,  # of rejected recordings; more stops the run
+            "num_buckets": 4,
+            "batch_seconds": 240.0,  # audio in one global batch, padding included
+            "num_workers": 0,  # processes; 0 decodes in threads of the main one
+        }
+    )
+    config.features = ConfigDict(
+        {
+            "kind": "log_mel",  # or learned: a filter bank on the waveform (asr/filterbank.py)
+            "num_mels": 80,
+            "window_ms": 25.0,
+            "hop_ms": 10.0,
+            "normalize": "utterance",  # none, mean, utterance
+            "compat": "default",  # or kaldi
+            "rank": 0,  # learned: basis filters, 0 = dense
+        }
+    )
+    config.augment = ConfigDict(
+        {
+            "speeds": (),  # e.g. (0.9, 1.0, 1.1)
+            "freq_masks": 1,
+            "freq_width": 27,
+            "time_masks": 10,
+            "time_ratio": 0.05,  # widest time mask over the utterance
+        }
+    )
+    config.tokenizer = ConfigDict({"kind": "unigram", "vocab_size": 1000})  # char, unigram, bpe
+    config.encoder = ConfigDict(
+        {
+            "alpha": 0.5,  # S; M is 1, L is 2
+            "num_convs": 5,
+            "kernel_size": 5,
+            "strided_blocks": (3, 7, 14),
+            "blocks": (),  # rows (convs, channels, stride[, kernel]) in place of the paper's table
+            "conv": "separable",  # spectro_temporal (rank-R filters), dense
+            "rank": 1,
+            "pointwise_rank_fraction": 1.0,  # below 1: low-rank 1x1 maps
+            "pointwise_ranks": (),  # written by asr.lowrank
+            "se_reduction": 8,  # 0 = no squeeze-and-excitation
+            "se_window": 0,  # frames; 0 = the utterance
+            "causal": False,
+            "dropout_rate": 0.0,
+        }
+    )
+    config.decoder = ConfigDict(
+        {
+            "loss": "transducer",  # or ctc
+            "ctc_weight": 0.0,  # of an auxiliary CTC loss beside the transducer
+            "embedding": 640,
+            "lstm": 640,
+            "num_layers": 1,
+            "joint": 640,
+            "fastemit": 0.0,
+            "noise_std": 0.0,  # variational noise on the prediction network's weights
+            "noise_start_step": 0,
+            "max_symbols": 5,  # greedy search: labels per frame at most
+        }
+    )
+    config.dtype = "float32"  # of the computation: or bfloat16; parameters stay float32
+    return config

@@ -1,0 +1,34 @@
+"""A small ContextNet with a transducer on AN4 (CMU census data, 0.8 h of training speech).
+
+Data: a manifest with the columns path, split (train, dev) and text.
+Command: python -m asr.main --config=configs/asr/an4.py --config.data.root=/data/an4/an4.tsv \
+         --workdir=runs/an4
+Argument: debug (tiny, on the embedded corpus).
+Expected: see benchmarks/RESULTS.md.
+"""
+
+from ml_collections import ConfigDict
+
+from asr import settings
+from configs.asr import quickstart
+
+
+def get_config(size: str = "") -> ConfigDict:
+    """Tuned on the dev split (the first 100 training utterances)."""
+    if size not in ("", "debug"):
+        raise ValueError(f"an4.py:{size}: the argument is debug or nothing")
+    config = settings.default_config()
+    config.data.update({"kind": "manifest", "root": "", "train": ("train",), "eval": ("dev",)})
+    config.data.update({"max_seconds": 8.0, "num_buckets": 3, "batch_seconds": 60.0})
+    config.augment.update({"speeds": (0.9, 1.0, 1.1), "freq_masks": 2, "freq_width": 15})
+    config.augment.update({"time_masks": 3, "time_ratio": 0.05})
+    config.tokenizer.update({"kind": "char", "vocab_size": 0})
+    config.encoder.blocks = ((1, 128, 1), (2, 128, 2), (3, 128, 1), (3, 192, 2), (3, 192, 1), (1, 256, 1))
+    config.decoder.update({"embedding": 64, "lstm": 128, "joint": 128, "ctc_weight": 0.3})
+    config.optimizer.update({"schedule": "cosine", "learning_rate": 3e-3, "warmup_steps": 300})
+    config.optimizer.update({"clip_norm": 5.0, "weight_decay": 1e-3})
+    config.update({"total_steps": 5000, "log_every": 50, "evaluate_every": 500})
+    config.update({"checkpoint_every": 500, "ema_decay": 0.998})
+    if size == "debug":
+        quickstart.shrink(config)
+    return config
