@@ -86,7 +86,7 @@ def channel(data: Any) -> str | int:
 
 
 def batches(
-    split: Split, tokenizer: tokenizer_lib.Tokenizer, config: Any, *, train: bool, reduction: int
+    split: Split, tokenizer: tokenizer_lib.Tokenizer, config: Any, *, train: bool
 ) -> Any:
     """The grain dataset of a split: endless and shuffled to train, each record once otherwise.
 

@@ -74,7 +74,7 @@ class Transcriber:
 
     def __init__(self, folder: pathlib.Path, step: int | None = None) -> None:
         self._config = workdir.load_config(folder, "asr")
-        self._task = asr_task.make_task(self._config, folder, None)
+        self._task = asr_task.make_task(self._config, folder, "use")
         self._mesh = parallel.make_mesh()
         _, _, mode = self._task.best_metric
         loader = checkpoint.Checkpointer(folder / "checkpoints", best_mode=mode, read_only=True)

@@ -34,8 +34,8 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how ma
 _PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: the number of this one.")
 _HOST_DEVICES = flags.DEFINE_integer("host_devices", None, "Pretend that the CPU is N devices.")
 
-# make_task(config, workdir, train) -> Task; `train` is False when only a checkpoint is evaluated.
-MakeTask = Callable[[Any, pathlib.Path, bool], Task]
+# make_task(config, workdir, mode) -> Task; without training data when the mode is "evaluate".
+MakeTask = Callable[[Any, pathlib.Path, str], Task]
 
 
 def set_up_logging() -> None:
@@ -109,10 +109,11 @@ def _main(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
     )
     if _MODE.value == "evaluate":
         config = workdir.load_config(folder, name)
-        task = make_task(config, folder, False)
+        task = make_task(config, folder, "evaluate")
         _, _, mode = task.best_metric
         loader = checkpoint.Checkpointer(folder / "checkpoints", best_mode=mode, read_only=True)
         variables, meta = loader.load_variables(mesh, step=_CHECKPOINT.value)
+        task.check_checkpoint(meta)
         log.info("Checkpoint of step %d.", meta["step"])
         writer = writers.Writers(folder, tensorboard=False, wandb="disabled", jsonl=False)
         step = trainer.make_eval_step(task, config, mesh)
@@ -124,7 +125,7 @@ def _main(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
     with workdir.Lock(folder) if jax.process_index() == 0 else contextlib.nullcontext():
         if jax.process_index() == 0:
             workdir.save_config(folder, name, config)
-        task = make_task(config, folder, True)
+        task = make_task(config, folder, "train")
         _, reports = trainer.train(task, config, folder, mesh)
         if reports is not None and jax.process_index() == 0:
             close(task, folder, reports)

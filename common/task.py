@@ -75,3 +75,8 @@ class Task(Protocol):
     def schedule(self, step: int) -> float:
         """The learning rate at `step`, for the log."""
 
+    def checkpoint_meta(self) -> Mapping[str, Any]:
+        """JSON values saved beside every checkpoint, e.g. the digest of a tokenizer."""
+
+    def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
+        """Raises a UserError if a checkpoint's `meta` says that it is not of this task."""

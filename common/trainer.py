@@ -205,6 +205,7 @@ def train(
             start = 0
         else:
             train_state, meta = restored
+            task.check_checkpoint(meta)
             start = int(train_state.step)
             log.info("Resumed at step %d from %s.", start, saver.directory / str(start))
         writer = stack.enter_context(
@@ -258,7 +259,8 @@ def train(
             ):
                 late.flush()  # No state with a loss that is not finite is ever saved.
                 score = best if evaluated == step else None
-                saver.save(step, train_state, iterator, {"evaluated": evaluated}, score)
+                meta = {**task.checkpoint_meta(), "evaluated": evaluated}
+                saver.save(step, train_state, iterator, meta, score)
                 writer.flush()
             if stopping:
                 saver.wait()

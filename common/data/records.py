@@ -24,9 +24,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tqdm
-from absl import logging
+
 from jaxtyping import Float, Int
 
+from common import errors
 from common.audio import io
 
 Record = Mapping[str, Any]
@@ -35,7 +36,7 @@ _CACHE_VERSION = 1
 _CUT_OFF_SECONDS = 0.1  # MP3 decoders drop some padding, so lengths agree only roughly
 
 
-class DataError(ValueError):
+class DataError(errors.UserError, ValueError):
     """The data cannot be used as asked; the message says what is wrong, where, and what to do."""
 
 

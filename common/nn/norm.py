@@ -5,8 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import os
-BAR=int(os.environ.get('BAR','0'))
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -58,7 +56,6 @@ def _normalize_forward(x, mask, scale, bias, epsilon, axis_name):
     mean = sums / safe_count
     # Two passes: E[x^2] - E[x]^2 cancels when the mean is large beside the deviation.
     centred = jnp.where(mask, x.astype(jnp.float32) - _channels(mean, x), 0.0)
-    if BAR: centred = jax.lax.optimization_barrier(centred)
     variance = _sum(centred * centred, axis_name) / safe_count
     inverse = jax.lax.rsqrt(variance + epsilon)
     y = (centred * _channels(inverse * scale, x) + _channels(bias, x)).astype(x.dtype)
@@ -69,7 +66,6 @@ def _normalize_backward(epsilon, axis_name, residuals, cotangents):
     centred, mask, scale, count, inverse = residuals
     dtype = cotangents[0].dtype
     dy = cotangents[0].astype(jnp.float32)
-    if BAR: dy = jax.lax.optimization_barrier(dy)
     d_bias = _sum(dy, None)
     d_scale = _sum(dy * centred, None) * inverse
     sums = jnp.stack([d_bias, d_scale * inverse])

@@ -120,6 +120,12 @@ class ToyTask:
     def schedule(self, step):
         return self.optimizer[1](step)
 
+    def checkpoint_meta(self):
+        return {}
+
+    def check_checkpoint(self, meta):
+        pass
+
 
 def make_config(**changes) -> ml_collections.FrozenConfigDict:
     config = trainer.default_config()

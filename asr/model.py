@@ -1,0 +1,182 @@
+"""The recogniser: front end, ContextNet, and a transducer or CTC on top, from one config."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from asr import contextnet, decode, prediction
+from common import errors, parallel
+from common.audio import frontend
+
+
+def feature_config(config: Any) -> frontend.LogMelConfig:
+    """The log-mel front end that `config.features` describes."""
+    features = config.features
+    return frontend.LogMelConfig(
+        sample_rate_hz=config.data.sample_rate_hz,
+        window_ms=features.window_ms,
+        hop_ms=features.hop_ms,
+        num_mels=features.num_mels,
+        normalize=features.normalize,
+        compat=features.compat,
+    )
+
+
+def encoder_config(config: Any) -> contextnet.ContextNetConfig:
+    """The encoder that `config.encoder` describes."""
+    encoder = config.encoder
+    options = {
+        "conv": encoder.conv,
+        "rank": encoder.rank,
+        "pointwise_rank_fraction": (
+            encoder.pointwise_rank_fraction if encoder.pointwise_rank_fraction < 1 else None
+        ),
+        "pointwise_ranks": tuple((name, rank) for name, rank in encoder.pointwise_ranks),
+        "se_reduction": encoder.se_reduction or None,
+        "se_window": encoder.se_window or None,
+        "causal": encoder.causal,
+        "dropout_rate": encoder.dropout_rate,
+        "axis_name": parallel.AXIS,
+        "dtype": jnp.dtype(config.dtype),
+    }
+    try:
+        if encoder.blocks:
+            return contextnet.reduced(encoder.blocks, **options)
+        return contextnet.contextnet(
+            encoder.alpha,
+            kernel_size=encoder.kernel_size,
+            num_convs=encoder.num_convs,
+            strided_blocks=encoder.strided_blocks,
+            **options,
+        )
+    except ValueError as error:
+        raise errors.UserError(f"config.encoder: {error}") from error
+
+
+class Recognizer(nn.Module):
+    """Encoder and decoder networks; audio comes in as features.
+
+    `loss` is "transducer" or "ctc"; `ctc` adds a CTC head beside a transducer.
+    """
+
+    encoder_config: contextnet.ContextNetConfig
+    vocab_size: int
+    loss: str
+    ctc: bool
+    embedding: int
+    lstm: int
+    num_layers: int
+    joint_features: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.encoder = contextnet.ContextNet(self.encoder_config)
+        if self.loss == "transducer":
+            self.prediction = prediction.PredictionNetwork(
+                self.vocab_size, self.embedding, self.lstm, self.num_layers, dtype=self.dtype
+            )
+            self.joint = prediction.JointNetwork(
+                self.joint_features, self.vocab_size, dtype=self.dtype
+            )
+        if self.ctc or self.loss == "ctc":
+            self.ctc_head = nn.Dense(self.vocab_size, dtype=self.dtype)
+
+    def __call__(
+        self,
+        features: Float[Array, "b l f"],
+        lengths: Int[Array, "b"],
+        labels: Int[Array, "b u"],
+        *,
+        train: bool,
+        mask: Bool[Array, "b"] | None = None,
+        dropout_keys: Key[Array, "b"] | None = None,
+    ) -> tuple[Int[Array, "b"], prediction.JointInputs | None, Float[Array, "b n v"] | None]:
+        """Encoded lengths, inputs of the transducer loss, and logits of the CTC head."""
+        encoded, lengths = self.encoder(
+            features, lengths, train=train, mask=mask, dropout_keys=dropout_keys
+        )
+        joint = logits = None
+        if self.loss == "transducer":
+            joint = self.joint(encoded, self.prediction(labels))
+        if self.ctc or self.loss == "ctc":
+            logits = self.ctc_head(encoded).astype(jnp.float32)
+        return lengths, joint, logits
+
+    def greedy(
+        self,
+        features: Float[Array, "b l f"],
+        lengths: Int[Array, "b"],
+        *,
+        mask: Bool[Array, "b"],
+        max_symbols: int,
+    ) -> decode.Hypotheses:
+        """Best labels by greedy search; masked rows stay empty."""
+        encoded, lengths = self.encoder(features, lengths, train=False, mask=mask)
+        lengths = jnp.where(mask, lengths, 0)
+        if self.loss == "ctc":
+            return decode.ctc_greedy(self.ctc_head(encoded).astype(jnp.float32), lengths)
+
+        # Linen modules do not trace inside lax.while_loop; pure functions of their variables do.
+        variables = self.variables
+        unbound = self.clone(parent=None)
+
+        def predict(state: Any, tokens: Array) -> tuple[Any, Array]:
+            return unbound.apply(variables, state, tokens, method="predict_step")
+
+        def joint(frames: Array, output: Array) -> Array:
+            return unbound.apply(variables, frames, output, method="node_logits")
+
+        return decode.transducer_greedy(
+            self.joint.project_encoder(encoded),
+            lengths,
+            predict,
+            joint,
+            self.prediction.initial_state(encoded.shape[0]),
+            max_labels=2 * encoded.shape[1] + 8,
+            max_symbols_per_frame=max_symbols,
+        )
+
+    def predict_step(self, state: Any, tokens: Int[Array, "b"]) -> tuple[Any, Float[Array, "b h"]]:
+        """One step of the prediction network and its projection into the joint's space."""
+        state, output = self.prediction.step(state, tokens)
+        return state, self.joint.project_prediction(output)
+
+    def node_logits(
+        self, frames: Float[Array, "b h"], output: Float[Array, "b h"]
+    ) -> Float[Array, "b v"]:
+        """Logits of one lattice node a row, from projected frames and outputs."""
+        return self.joint.logits(frames, output)
+
+
+def make_model(config: Any, vocab_size: int) -> Recognizer:
+    """The Linen module that a config and a tokenizer's size describe."""
+    decoder = config.decoder
+    if decoder.loss not in ("transducer", "ctc"):
+        raise errors.UserError(
+            f"config.decoder.loss={decoder.loss!r} is unknown; choose transducer or ctc."
+        )
+    if config.dtype not in ("float32", "bfloat16"):
+        raise errors.UserError(f"config.dtype={config.dtype!r}: choose float32 or bfloat16.")
+    return Recognizer(
+        encoder_config=encoder_config(config),
+        vocab_size=vocab_size,
+        loss=decoder.loss,
+        ctc=decoder.ctc_weight > 0,
+        embedding=decoder.embedding,
+        lstm=decoder.lstm,
+        num_layers=decoder.num_layers,
+        joint_features=decoder.joint,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def init(model: Recognizer, config: Any, key: Key[Array, ""]) -> dict[str, Any]:
+    """Fresh variables of the model."""
+    shape = (1, 4 * model.encoder_config.reduction, config.features.num_mels)
+    features, lengths = jnp.zeros(shape), jnp.full((1,), shape[1], jnp.int32)
+    labels = jnp.zeros((1, 2), jnp.int32)
+    variables = model.init(key, features, lengths, labels, train=False)
+    return jax.tree.map(jnp.asarray, dict(variables))

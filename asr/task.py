@@ -1,0 +1,266 @@
+"""The recognition task: what the trainer needs to train, evaluate and report a `Recognizer`."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asr import ctc, data, model, prediction, transducer, wer
+from asr import tokenizer as tokenizer_lib
+from common import metrics, optim, parallel, state, steps
+from common.audio import augment, frontend
+from common.nn import masking
+from common.task import Batch, Metrics, Report
+
+log = logging.getLogger(__name__)
+
+PAIRS = 5  # shown at the end of an evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class AsrTask:
+    """See `common.task.Task`. `train_split` is None when only a checkpoint is used."""
+
+    config: Any
+    workdir: pathlib.Path
+    tokenizer: tokenizer_lib.Tokenizer
+    train_split: data.Split | None
+    eval_splits: Mapping[str, data.Split]
+    name: str = "asr"
+    work_metric: str = "audio_seconds"
+
+    @property
+    def best_metric(self) -> tuple[str, str, str]:
+        return self.config.data.eval[0], "wer", "min"
+
+    @functools.cached_property
+    def model(self) -> model.Recognizer:
+        return model.make_model(self.config, self.tokenizer.vocab_size)
+
+    @functools.cached_property
+    def optimizer(self) -> tuple[Any, optim.Schedule]:
+        return optim.make_optimizer(self.config.optimizer, self.config.total_steps)
+
+    @functools.cached_property
+    def features(self) -> frontend.LogMelConfig:
+        return model.feature_config(self.config)
+
+    @functools.cached_property
+    def spec_augment(self) -> augment.SpecAugmentConfig:
+        settings = self.config.augment
+        return augment.SpecAugmentConfig(
+            freq_masks=settings.freq_masks,
+            freq_width=settings.freq_width,
+            time_masks=settings.time_masks,
+            time_ratio=settings.time_ratio,
+        )
+
+    @functools.cached_property
+    def train_step(self) -> steps.Step:
+        config = self.config
+        return steps.supervised(
+            self.loss,
+            self.optimizer[0],
+            accumulate=config.accumulate,
+            ema_decay=config.ema_decay,
+        )
+
+    def init(self, key: jax.Array) -> state.Variables:
+        return model.init(self.model, self.config, key)
+
+    def create_state(self, variables: state.Variables) -> state.TrainState:
+        return state.create(variables, self.optimizer[0], ema=self.config.ema_decay > 0)
+
+    def checkpoint_meta(self) -> dict[str, str]:
+        return {"tokenizer": self.tokenizer.digest}
+
+    def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
+        self.tokenizer.check_digest(meta["tokenizer"])
+
+    def _augmented(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Features of the training rows, each distorted by its own keys."""
+        settings = self.config.augment
+        audio, lengths = batch["audio"], batch["audio_lengths"]
+        if settings.speeds:
+            keys = parallel.row_keys(jax.random.fold_in(key, 0), batch["row"])
+            audio, lengths = augment.speed_perturb(audio, lengths, keys, tuple(settings.speeds))
+        features, lengths = frontend.log_mel(audio, lengths, self.features)
+        if settings.freq_masks or settings.time_masks:
+            keys = parallel.row_keys(jax.random.fold_in(key, 1), batch["row"])
+            features = augment.spec_augment(features, lengths, keys, self.spec_augment)
+        return features, lengths
+
+    def loss(
+        self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
+    ) -> tuple[jax.Array, tuple[jax.Array, Metrics, state.Variables]]:
+        decoder, mask = self.config.decoder, batch["mask"]
+        dropout_keys = None
+        if train:
+            features, lengths = self._augmented(batch, key)
+            if self.config.encoder.dropout_rate > 0:
+                dropout_keys = parallel.row_keys(jax.random.fold_in(key, 2), batch["row"])
+            if decoder.noise_std > 0 and decoder.loss == "transducer":
+                std = jnp.where(step >= decoder.noise_start_step, decoder.noise_std, 0.0)
+                noisy = prediction.variational_noise(
+                    variables["params"], jax.random.fold_in(key, 3), std
+                )
+                variables = {**variables, "params": noisy}
+        else:
+            features, lengths = frontend.log_mel(
+                batch["audio"], batch["audio_lengths"], self.features
+            )
+        (lengths, joint, logits), new_state = self.model.apply(
+            variables,
+            features,
+            lengths,
+            batch["labels"],
+            train=train,
+            mask=mask,
+            dropout_keys=dropout_keys,
+            mutable=["batch_stats"],
+        )
+        lengths = masking.fold_row_mask(lengths, mask)
+        label_lengths = masking.fold_row_mask(batch["labels_lengths"], mask)
+        rows, sums = jnp.zeros(mask.shape), {}
+        if joint is not None:
+            rows = transducer.rnnt_loss(
+                *joint,
+                batch["labels"],
+                lengths,
+                label_lengths,
+                dtype=self.model.dtype,
+                fastemit=decoder.fastemit,
+            )
+            sums["transducer_loss"] = metrics.ratio(rows, mask)
+        if logits is not None:
+            value = ctc.ctc_loss(logits, lengths, batch["labels"], label_lengths)
+            weight = decoder.ctc_weight if joint is not None else 1.0
+            rows = rows + weight * value.loss
+            sums["ctc_loss"] = metrics.ratio(value.loss, mask)
+            sums["ctc_impossible"] = metrics.ratio(value.impossible, mask)
+        seconds = masking.fold_row_mask(batch["audio_lengths"], mask).astype(jnp.float32)
+        seconds = jnp.sum(seconds) / self.config.data.sample_rate_hz
+        sums["audio_seconds"] = metrics.Ratio(seconds, jnp.ones(()))
+        total = metrics.ratio(rows, mask)
+        return total.total, (total.count, sums, new_state)
+
+    def eval_step(
+        self, variables: state.Variables, batch: Batch
+    ) -> tuple[Metrics, Mapping[str, jax.Array]]:
+        total, (count, sums, _) = self.loss(variables, batch, None, None, train=False)
+        features, lengths = frontend.log_mel(batch["audio"], batch["audio_lengths"], self.features)
+        found = self.model.apply(
+            variables,
+            features,
+            lengths,
+            mask=batch["mask"],
+            max_symbols=self.config.decoder.max_symbols,
+            method="greedy",
+        )
+        outputs = {"tokens": found.tokens, "lengths": found.lengths, "frames": found.frames}
+        return {"loss": metrics.Ratio(total, count), **sums}, outputs
+
+    def train_data(self) -> Any:
+        return data.batches(self.train_split, self.tokenizer, self.config, train=True)
+
+    @functools.cached_property
+    def _eval_batches(self) -> dict[str, Any]:
+        return {
+            name: data.batches(split, self.tokenizer, self.config, train=False)
+            for name, split in self.eval_splits.items()
+        }
+
+    def eval_data(self) -> Mapping[str, Any]:
+        return self._eval_batches
+
+    def texts(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
+        """The transcript of every row."""
+        return [
+            self.tokenizer.decode(row[:length])
+            for row, length in zip(outputs["tokens"], outputs["lengths"])
+        ]
+
+    def report(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
+        source = self.eval_splits[split].source
+        words, chars = [], []
+        for batch in outputs:
+            for text, index, real in zip(self.texts(batch), batch["index"], batch["mask"]):
+                if not real:
+                    continue
+                record = source[int(index)]
+                reference = self.tokenizer.normalize(record["text"])
+                speaker = record.get("speaker", "")
+                words.append(wer.score(record["id"], reference, text, "word", speaker))
+                chars.append(wer.score(record["id"], reference, text, "char", speaker))
+        words.sort(key=lambda score: score.id)
+        counts, letters = wer.total(words), wer.total(chars)
+        bounds = wer.interval(words)
+        if jax.process_index() == 0:
+            folder = self.workdir / "results"
+            folder.mkdir(exist_ok=True)
+            wer.write_tsv(folder / f"{split}.tsv", words)
+        shown = words[:: max(1, len(words) // PAIRS)][:PAIRS]
+        lines = [wer.describe(f"{split} WER", counts, bounds)]
+        lines += [wer.describe(f"{split} CER", letters)]
+        for score in shown:
+            lines += [f"  ref  {score.reference}", f"  hyp  {score.hypothesis}"]
+        scalars = {
+            "wer": counts.rate,
+            "cer": letters.rate,
+            "wer_low": bounds[0],
+            "wer_high": bounds[1],
+            "substitutions": counts.subs,
+            "insertions": counts.ins,
+            "deletions": counts.dels,
+        }
+        return Report(scalars, lines, *self._example(split))
+
+    def _example(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:
+        """The first recording of a split, to be seen and heard."""
+        part = self.eval_splits[split]
+        rate = self.config.data.sample_rate_hz
+        record = part.source[int(part.index.positions[0])]
+        audio = data.records.load_record(record, rate, data.channel(self.config.data))[: 10 * rate]
+        size = jnp.array([len(audio)], jnp.int32)
+        features, _ = frontend.log_mel(jnp.asarray(audio)[None], size, self.features)
+        return {"features": np.asarray(features[0])}, {"audio": (audio, rate)}
+
+    def schedule(self, step: int) -> float:
+        return float(self.optimizer[1](step))
+
+
+def make_task(config: Any, workdir: pathlib.Path, mode: str) -> AsrTask:
+    """The task of a config. `mode`: "train", "evaluate" (no training data), "use" (no data)."""
+    tokenizer_config = tokenizer_lib.TokenizerConfig(
+        config.tokenizer.kind, config.tokenizer.vocab_size, case=config.data.case
+    )
+    if mode == "train":
+        training = data.open_split(config, config.data.train, workdir)
+        tokenizer = tokenizer_lib.train_tokenizer(
+            training.texts, tokenizer_config, workdir / "tokenizer"
+        )
+    else:
+        training = None
+        tokenizer = tokenizer_lib.load_tokenizer(workdir / "tokenizer")
+    names = () if mode == "use" else config.data.eval
+    evaluation = {name: data.open_split(config, (name,), workdir) for name in names}
+    return AsrTask(config, workdir, tokenizer, training, evaluation)
+
+
+def close(task: AsrTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -> None:
+    """The last words of a run: error rates, examples, and where things lie."""
+    for split, report in reports.items():
+        print("\n".join(report.lines))
+        print(f"  all utterances: {workdir / 'results' / f'{split}.tsv'}")
+    if task.config.data.kind == "embedded":
+        print("These are synthetic voices: the figures say nothing about real speech.")
+    print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
+    print(f"Next: python -m asr.transcribe --workdir={workdir} YOUR_FILES.wav")
+
+
