@@ -60,14 +60,14 @@ def open_source(data: Any, names: Sequence[str]) -> records.Source:
 
 
 def open_split(config: Any, names: Sequence[str], workdir: pathlib.Path) -> Split:
-    """Opens and validates a part of the data; what is unusable goes to DIR/rejected_*.tsv."""
+    """Opens and validates a part of the data; what is unusable goes to DIR/rejected.tsv."""
     data = config.data
     name = "+".join(names)
     source = open_source(data, names)
     index = records.build_index(
         source,
         cache=workdir / "index.json",
-        rejected_tsv=workdir / f"rejected.{name}.tsv",
+        rejected_tsv=workdir / "rejected.tsv",
         min_seconds=data.min_seconds,
         max_seconds=data.max_seconds,
         require_text=True,

@@ -196,8 +196,8 @@ class AsrTask:
                 record = source[int(index)]
                 reference = self.tokenizer.normalize(record["text"])
                 speaker = record.get("speaker", "")
-                words.append(wer.score(record["id"], reference, text, "word", speaker))
-                chars.append(wer.score(record["id"], reference, text, "char", speaker))
+                words.append(wer.score(record["id"], reference, text, unit="word", speaker=speaker))
+                chars.append(wer.score(record["id"], reference, text, unit="char", speaker=speaker))
         words.sort(key=lambda score: score.id)
         counts, letters = wer.total(words), wer.total(chars)
         bounds = wer.interval(words)
@@ -241,6 +241,7 @@ def make_task(config: Any, workdir: pathlib.Path, mode: str) -> AsrTask:
         config.tokenizer.kind, config.tokenizer.vocab_size, case=config.data.case
     )
     if mode == "train":
+        (workdir / "rejected.tsv").unlink(missing_ok=True)
         training = data.open_split(config, config.data.train, workdir)
         tokenizer = tokenizer_lib.train_tokenizer(
             training.texts, tokenizer_config, workdir / "tokenizer"

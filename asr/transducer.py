@@ -9,7 +9,7 @@ Two layers, each with a closed-form gradient:
   the backward pass, so that memory is O(b l u + b chunk u v).
 
 Blank has index 0. Notation: Graves, "Sequence transduction with recurrent neural networks",
-arXiv:1211.3711, section 2.4-2.5 (alpha: eq. 16, beta: eq. 18, gradient: eq. 20).
+arXiv:1211.3711, sections 2.4 and 2.5.
 """
 
 import functools
@@ -78,54 +78,73 @@ def _build_lattice(log_blank, log_label, frame_lengths, label_lengths) -> _Latti
     return _Lattice(_skew(blank), _skew(label), frame_lengths, label_lengths)
 
 
+def _enter(alpha: Array, blank: Array, label: Array) -> tuple[Array, Array]:
+    """Score with which each node of the next diagonal is reached, by blank and by label."""
+    by_label = jnp.pad((alpha + label)[:, :-1], ((0, 0), (1, 0)), constant_values=_LOG_ZERO)
+    return alpha + blank, by_label
+
+
+def _end_nodes(lattice: _Lattice) -> tuple[Array, Array]:
+    """Diagonal [b] and column [b, n] of the node (frame_lengths, label_lengths), where rows end.
+
+    It is a virtual node, reached by the last blank. A row without frames has none (-1).
+    """
+    n = lattice.blank.shape[2]
+    diagonal = lattice.frame_lengths + lattice.label_lengths
+    column = jnp.arange(n)[None] == lattice.label_lengths[:, None]
+    return jnp.where(lattice.frame_lengths > 0, diagonal, -1), column
+
+
 def _forward(lattice: _Lattice) -> tuple[Array, Array]:
-    """Alphas of all diagonals [l + u, b, u + 1] and the log-probability of the labels [b]."""
-    _, b, n = lattice.blank.shape
-    # A row ends at the virtual node (frame_lengths, label_lengths), reached by its last blank.
-    end_diagonal = lattice.frame_lengths + lattice.label_lengths
-    at_end_column = jnp.arange(n)[None] == lattice.label_lengths[:, None]
+    """Alphas of all diagonals [l + u, b, u + 1] and the log-probability of the labels [b].
+
+    Each diagonal of alphas is normalised to a maximum of 0, so that their rounding error does not
+    grow with the length of the row.
+    """
+    steps, b, n = lattice.blank.shape
+    end_diagonal, end_column = _end_nodes(lattice)
     start = jnp.where(jnp.arange(n) == 0, 0.0, _LOG_ZERO).astype(lattice.blank.dtype)
-    start = jnp.broadcast_to(start, (b, n))
 
     def step(carry, arcs):
-        alpha, logprob = carry
-        blank, label, diagonal = arcs
-        from_left = jnp.pad((alpha + label)[:, :-1], ((0, 0), (1, 0)), constant_values=_LOG_ZERO)
-        following = jnp.logaddexp(alpha + blank, from_left)
-        at_end = at_end_column & (diagonal + 1 == end_diagonal)[:, None]
-        logprob = logprob + jnp.sum(jnp.where(at_end, following, 0.0), axis=1)
-        return (following, logprob), alpha
+        alpha, offset, logprob = carry
+        diagonal, blank, label = arcs
+        following = jnp.logaddexp(*_enter(alpha, blank, label))
+        at_end = end_column & (diagonal + 1 == end_diagonal)[:, None]
+        ending = jnp.where(at_end, following + offset[:, None], 0.0)
+        largest = lax.stop_gradient(jnp.max(following, axis=1))
+        carry = following - largest[:, None], offset + largest, logprob + jnp.sum(ending, axis=1)
+        return carry, alpha
 
-    diagonals = jnp.arange(lattice.blank.shape[0])
     zeros = jnp.zeros(b, start.dtype)
-    (_, logprob), alphas = lax.scan(step, (start, zeros), (lattice.blank, lattice.label, diagonals))
-    return alphas, jnp.where(lattice.frame_lengths > 0, logprob, 0.0)
+    (_, _, logprob), alphas = lax.scan(
+        step,
+        (jnp.broadcast_to(start, (b, n)), zeros, zeros),
+        (jnp.arange(steps), lattice.blank, lattice.label),
+    )
+    return alphas, logprob
 
 
-def _occupancies(
-    lattice: _Lattice, alphas: Array, logprob: Array, length: int
-) -> tuple[Array, Array]:
-    """Posterior probabilities [b, l, u + 1] that an alignment takes the blank or the label arc."""
-    n = alphas.shape[2]
-    end_diagonal = lattice.frame_lengths + lattice.label_lengths
-    at_end_column = jnp.arange(n)[None] == lattice.label_lengths[:, None]
-    # A row without frames has no path: its occupancies must be 0, not exp(log(0) - log(0)).
-    norm = jnp.where(lattice.frame_lengths > 0, logprob, -_LOG_ZERO)[:, None]
+def _occupancies(lattice: _Lattice, alphas: Array, length: int) -> tuple[Array, Array]:
+    """Posterior probabilities [b, l, u + 1] that an alignment takes the blank or the label arc.
 
-    def step(beta, arcs):
-        blank, label, alpha, diagonal = arcs
-        at_end = at_end_column & (diagonal + 1 == end_diagonal)[:, None]
-        beta = jnp.where(at_end, 0.0, beta)
-        after_blank = beta + blank
-        after_label = label + jnp.pad(beta[:, 1:], ((0, 0), (0, 1)), constant_values=_LOG_ZERO)
-        scale = alpha - norm
-        occupancies = jnp.exp(scale + after_blank), jnp.exp(scale + after_label)
-        return jnp.logaddexp(after_blank, after_label), occupancies
+    The posterior of a node goes back to the arcs that enter it in proportion to the scores with
+    which they do. That is alpha * arc * beta / total (eq. 20) without beta and total, whose
+    rounding errors at log-probabilities near -1000 would reach 1e-3.
+    """
+    end_diagonal, end_column = _end_nodes(lattice)
 
-    diagonals = jnp.arange(alphas.shape[0])
-    start = jnp.full_like(alphas[0], _LOG_ZERO)
-    arcs = (lattice.blank, lattice.label, alphas, diagonals)
-    _, (blank, label) = lax.scan(step, start, arcs, reverse=True)
+    def step(posterior, arcs):
+        diagonal, alpha, blank, label = arcs
+        at_end = end_column & (diagonal + 1 == end_diagonal)[:, None]
+        posterior = jnp.where(at_end, 1.0, posterior)
+        by_blank, by_label = _enter(alpha, blank, label)
+        blank = posterior * jax.nn.sigmoid(by_blank - by_label)
+        label = posterior * jax.nn.sigmoid(by_label - by_blank)
+        label = jnp.pad(label[:, 1:], ((0, 0), (0, 1)))  # to the column that it leaves
+        return blank + label, (blank, label)
+
+    arcs = (jnp.arange(alphas.shape[0]), alphas, lattice.blank, lattice.label)
+    _, (blank, label) = lax.scan(step, jnp.zeros_like(alphas[0]), arcs, reverse=True)
     return _unskew(blank, length), _unskew(label, length)
 
 
@@ -143,7 +162,7 @@ def lattice_logprob(
     path is the blank on the last frame. One scan over l + u anti-diagonals; the gradient is the
     arc occupancy, by a second scan. Values beyond the lengths are not read and get zero
     gradient. A row with `frame_lengths == 0` gives 0 with zero gradient (a masked row). The result
-    is float32 (float64 for float64 input). Source: arXiv:1211.3711, eq. 16-20.
+    is float32 (float64 for float64 input). Source: arXiv:1211.3711, eq. 16, 17 and 20.
     """
     lattice = _build_lattice(log_blank, log_label, frame_lengths, label_lengths)
     return _forward(lattice)[1]
@@ -152,7 +171,7 @@ def lattice_logprob(
 def _lattice_fwd(log_blank, log_label, frame_lengths, label_lengths):
     lattice = _build_lattice(log_blank, log_label, frame_lengths, label_lengths)
     alphas, logprob = _forward(lattice)
-    blank, label = _occupancies(lattice, alphas, logprob, log_blank.shape[1])
+    blank, label = _occupancies(lattice, alphas, log_blank.shape[1])
     occupancies = blank.astype(log_blank.dtype), label[:, :, :-1].astype(log_label.dtype)
     return logprob, occupancies
 
@@ -346,7 +365,7 @@ def _rnnt_fwd(options, encoder, prediction, kernel, bias, labels, frame_lengths,
     blank, label, log_norm = _node_logprobs(options, joint, shape, frame_lengths, label_lengths)
     lattice = _build_lattice(blank, label[:, :, :-1], frame_lengths, label_lengths)
     alphas, logprob = _forward(lattice)
-    blank, label = _occupancies(lattice, alphas, logprob, encoder.shape[1])
+    blank, label = _occupancies(lattice, alphas, encoder.shape[1])
     label = label * (1.0 + options.fastemit)
     return -logprob, (encoder, prediction, kernel, bias, labels, log_norm, blank, label)
 

@@ -12,12 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from common.audio import framing, kaldi
-from common.audio import mel as mel_scale
+from common.audio import framing, kaldi, mel
 from common.audio.stft import window_function
 from common.nn import masking
-
-Normalize = Literal["none", "mean", "utterance"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +23,8 @@ class LogMelConfig:
 
     `window` None means hann, or povey when `compat` is "kaldi". `floor` is the least mel power:
     16-bit rounding noise lies near 1e-7, so 1e-6 hides it without touching speech.
-    `normalize`: "mean" subtracts each band's mean over the true frames, "utterance" also divides by
-    its standard deviation.
+    `normalize`: "none"; "mean" subtracts each band's mean over the true frames; "utterance" also
+    divides by its standard deviation.
     `compat="kaldi"` gives Kaldi's fbank of the same sizes instead: 16-bit scale, its mel triangles,
     per-frame DC removal and pre-emphasis, its floor, and only whole windows (`snip_edges`).
     """
@@ -38,14 +35,14 @@ class LogMelConfig:
     num_mels: int = 80
     min_hz: float = 20.0
     max_hz: float | None = None
-    mel_scale: mel_scale.MelScale = "htk"
+    mel_scale: mel.MelScale = "htk"
     mel_norm: Literal["none", "slaney"] = "none"
     num_fft: int | None = None
     preemphasis: float = 0.97
     window: str | None = None
     floor: float = 1e-6
-    normalize: Normalize = "utterance"
-    compat: Literal["default", "kaldi"] = "default"
+    normalize: str = "utterance"
+    compat: str = "default"
 
     def __post_init__(self):
         if self.compat not in ("default", "kaldi"):
@@ -80,7 +77,7 @@ class LogMelConfig:
 
     def filter_bank(self) -> Float[np.ndarray, "f m"]:
         """The mel filters used, `[fft_size // 2 + 1, num_mels]`."""
-        return mel_scale.mel_filter_bank(
+        return mel.mel_filter_bank(
             num_mels=self.num_mels,
             num_fft=self.fft_size,
             sample_rate_hz=self.sample_rate_hz,
@@ -137,7 +134,7 @@ class MfccConfig:
     log_mel: LogMelConfig = LogMelConfig(num_mels=40, normalize="none")
     num_ceps: int = 20
     lifter: float = 22.0
-    normalize: Normalize = "utterance"
+    normalize: str = "utterance"
 
     def __post_init__(self):
         if self.num_ceps > self.log_mel.num_mels:
@@ -154,13 +151,13 @@ def mfcc(
 ) -> tuple[Float[Array, "b l c"], Int[Array, "b"]]:
     """Mel-frequency cepstral coefficients: orthonormal DCT-II of the log-mel, then the lifter."""
     features, frame_lengths = log_mel(audio, lengths, config.log_mel)
-    matrix = mel_scale.dct_matrix(config.log_mel.num_mels, config.num_ceps)
-    weights = mel_scale.lifter(config.num_ceps, config.lifter)
+    matrix = mel.dct_matrix(config.log_mel.num_mels, config.num_ceps)
+    weights = mel.lifter(config.num_ceps, config.lifter)
     return normalized(features @ (matrix * weights), frame_lengths, config.normalize), frame_lengths
 
 
 def normalized(
-    features: Float[Array, "b l f"], lengths: Int[Array, "b"], normalize: Normalize
+    features: Float[Array, "b l f"], lengths: Int[Array, "b"], normalize: str
 ) -> Float[Array, "b l f"]:
     """Zero mean ("mean"), also unit variance ("utterance"), per row and bin over true frames.
 

@@ -14,6 +14,7 @@ import soundfile
 import soxr
 from jaxtyping import Float, Num
 
+from common import errors
 from common.audio import mp3
 
 PathLike = str | os.PathLike
@@ -21,7 +22,7 @@ _BLOCK = 1 << 20  # samples decoded at a time: a header may claim any length
 _RESAMPLE_CONTEXT_SECONDS = 0.05  # beyond the reach of soxr's filter, for partial reads
 
 
-class AudioError(ValueError):
+class AudioError(errors.UserError, ValueError):
     """Audio that cannot be used; the message names the file and the reason."""
 
     def __init__(self, name: object, reason: str):

@@ -8,6 +8,7 @@ whole state of the stream is the number of the next batch.
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 import signal
 import threading
@@ -17,12 +18,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from jaxtyping import Int
 
 from common.audio import io
 from common.data import buckets as buckets_lib
 from common.data import records
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
@@ -210,7 +213,7 @@ class _BatchSource:
         except (io.AudioError, OSError) as error:
             if i not in self.failed:
                 self.failed[i] = str(error)
-                logging.warning(
+                log.warning(
                     "Example %d cannot be used, its row stays empty (%d of %d examples so far): %s",
                     *(i, len(self.failed), len(self.examples), error),
                 )
@@ -295,7 +298,7 @@ class _StreamIterator(grain.DatasetIterator):
 
     def set_state(self, state: dict[str, Any]) -> None:
         if state["stream"] != self._identity:
-            logging.warning(
+            log.warning(
                 "The data, their lengths, the buckets or the seed are not those of the checkpoint: "
                 "continuing at batch %d of a different stream",
                 state["next_batch"],

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import stat
@@ -24,11 +25,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tqdm
-
 from jaxtyping import Float, Int
 
 from common import errors
 from common.audio import io
+
+log = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 
@@ -149,7 +151,7 @@ def build_index(
     What a file holds is remembered in `cache` under its path, size and time of change, so a second
     start costs one `stat` a file, and other limits need no new decoding. Several sources may share
     a cache file. Records that are missing, unreadable, empty, not finite, silent, too short, too
-    long or without transcript go to `rejected_tsv` (id, path, reason) and are counted in the log.
+    long or without transcript go to `rejected_tsv` (id, path, reason, source) and are counted in the log.
     The result depends on neither `num_workers` (threads: decoding releases the GIL) nor the cache.
 
     Raises DataError: empty source, repeated id, nothing usable, more than `max_bad_share` rejected.
@@ -305,16 +307,18 @@ def _report(
     max_bad_share: float | int,
 ) -> None:
     """Writes the table of rejected records, logs the counts, and raises if they are too many."""
-    rows = ["id\tpath\treason"]
-    rows += ["\t".join(map(_one_line, (r.id, r.path, r.reason))) for r in rejected]
-    write_atomic(tsv, "\n".join(rows) + "\n")
+    # One table for all sources of a run: the rows of the others stay.
+    others = tsv.read_text(encoding="utf-8").splitlines()[1:] if tsv.exists() else []
+    rows = [row for row in others if row.rsplit("\t", 1)[-1] != _one_line(name)]
+    rows += ["\t".join(map(_one_line, (r.id, r.path, r.reason, name))) for r in rejected]
+    write_atomic(tsv, "\n".join(["id\tpath\treason\tsource", *rows]) + "\n")
     if not rejected:
-        logging.info("%s: %d records, all usable", name, count)
+        log.info("%s: %d records, all usable", name, count)
         return
     reasons = collections.Counter(r.reason.split(" (")[0] for r in rejected)
     counts = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
     share = len(rejected) / count
-    logging.warning(
+    log.warning(
         "%s: %d of %d records rejected (%s), listed in %s", name, len(rejected), count, counts, tsv
     )
     if len(rejected) == count:
@@ -344,7 +348,7 @@ def _read_cache(path: pathlib.Path) -> dict[str, _Fact]:
             raise ValueError(f"version {stored['version']}")
         return {key: _Fact(*fact) for key, fact in stored["facts"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logging.warning("The index cache %s is unusable (%s) and is rebuilt", path, error)
+        log.warning("The index cache %s is unusable (%s) and is rebuilt", path, error)
         return {}
 
 
