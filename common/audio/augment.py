@@ -1,11 +1,207 @@
-"""placeholder while the real one is being written"""
+"""Augmentation inside the jitted step: SpecAugment, speed, noise, rooms.
+
+Every function takes one key per row, so a row's draw depends neither on its neighbours nor on the
+number of devices. Shapes are static; rows stay zero beyond their lengths.
+"""
 
 import dataclasses
+import fractions
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from common.audio import framing
+from common.nn import masking
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecAugmentConfig:
-    freq_masks: int = 1
+    """Masks of SpecAugment (Park et al. 2019) with the adaptive time masks of Park et al. 2020.
+
+    A frequency mask covers 0 to `freq_width` bins; a time mask 0 to `time_ratio` of the row's true
+    frames and at most `time_width` frames (None: no such limit). `fill` is "zero", right for
+    features of zero mean, or "mean", the mean of the row.
+    """
+
+    freq_masks: int = 2
     freq_width: int = 27
     time_masks: int = 10
     time_ratio: float = 0.05
+    time_width: int | None = None
+    fill: Literal["zero", "mean"] = "zero"
+
+
+def spec_augment(
+    features: Float[Array, "b l f"],
+    lengths: Int[Array, "b"],
+    keys: Key[Array, "b"],
+    config: SpecAugmentConfig,
+) -> Float[Array, "b l f"]:
+    """Features with random bands and stretches of time replaced; masks lie within the true frames.
+
+    There is no time warping, which the authors found to matter least.
+    """
+    _, num_frames, num_bins = features.shape
+    draws = jax.vmap(
+        lambda key: jax.random.uniform(key, (2, config.freq_masks + config.time_masks))
+    )(keys)
+    (freq_width, freq_start), (time_width, time_start) = (
+        (part[:, 0], part[:, 1]) for part in jnp.split(draws, [config.freq_masks], axis=2)
+    )
+    bins = jnp.full_like(lengths, num_bins)
+    max_bins = jnp.full_like(lengths, min(config.freq_width, num_bins))
+    # The small addition keeps 0.05 * 100 = 5 from being rounded down to 4.
+    max_frames = (config.time_ratio * lengths.astype(jnp.float32) + 1e-3).astype(lengths.dtype)
+    if config.time_width is not None:
+        max_frames = jnp.minimum(max_frames, config.time_width)
+    masked = (
+        _spans(freq_width, freq_start, bins, max_bins, num_bins)[:, None, :]
+        | _spans(time_width, time_start, lengths, max_frames, num_frames)[:, :, None]
+    )
+    fill = jnp.zeros((), features.dtype)
+    if config.fill == "mean":
+        fill = masking.masked_mean(features, lengths).mean(axis=-1)[:, None, None]
+    return masking.zero_padding(jnp.where(masked, fill.astype(features.dtype), features), lengths)
+
+
+def _spans(
+    width_draw, start_draw, sizes: Int[Array, "b"], max_widths: Int[Array, "b"], length: int
+):
+    """Union of the spans that uniform draws `[b, n]` choose inside `sizes`: `bool[b, length]`."""
+    widths = jnp.floor(width_draw * (max_widths[:, None] + 1)).astype(jnp.int32)
+    starts = jnp.floor(start_draw * (sizes[:, None] - widths + 1)).astype(jnp.int32)
+    position = jnp.arange(length)[None, None, :]
+    inside = (position >= starts[:, :, None]) & (position < (starts + widths)[:, :, None])
+    return inside.any(axis=1)
+
+
+def speed_perturb(
+    audio: Float[Array, "b t"],
+    lengths: Int[Array, "b"],
+    keys: Key[Array, "b"],
+    factors: tuple[float, ...] = (0.9, 1.0, 1.1),
+) -> tuple[Float[Array, "b n"], Int[Array, "b"]]:
+    """Each row played at a speed drawn from `factors`: 1.1 is faster, shorter and higher.
+
+    Returns `n = ceil(t / min(factors))` samples and the new lengths `ceil(length / factor)`
+    (Ko et al. 2015). Factors are taken as fractions of denominator up to 100.
+    """
+    choice = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(factors)))(keys)
+    ratios = [fractions.Fraction(factor).limit_denominator(100) for factor in factors]
+    num_samples = math.ceil(audio.shape[1] / min(ratios))
+    audio = masking.zero_padding(audio[:, :, None], lengths)[:, :, 0]
+    played, played_lengths = jnp.zeros((audio.shape[0], num_samples), audio.dtype), lengths
+    for i, ratio in enumerate(ratios):
+        chosen = choice == i
+        played = jnp.where(chosen[:, None], _play(audio, ratio, num_samples), played)
+        # ceil(length * q / p), with the division first so that int32 holds a day of audio.
+        whole, rest = lengths // ratio.numerator, lengths % ratio.numerator
+        now = whole * ratio.denominator - (-(rest * ratio.denominator) // ratio.numerator)
+        played_lengths = jnp.where(chosen, now, played_lengths)
+    return masking.zero_padding(played[:, :, None], played_lengths)[:, :, 0], played_lengths
+
+
+def _play(
+    audio: Float[Array, "b t"], ratio: fractions.Fraction, num_samples: int
+) -> Float[Array, "b n"]:
+    """`y[n] = x(n p/q)` for speed p/q by polyphase windowed-sinc interpolation.
+
+    q outputs later the filters repeat p inputs further on: a frame of inputs times one constant
+    matrix gives q outputs. No gather, and positions are exact.
+    """
+    p, q = ratio.numerator, ratio.denominator
+    if p == q:
+        return jnp.pad(audio, ((0, 0), (0, num_samples)))[:, :num_samples]
+    # 0.95 leaves room for the transition band: what would fold back is already attenuated.
+    cutoff = 0.95 * min(1.0, q / p)
+    reach = math.ceil(24 / cutoff)  # 24 zero crossings on each side
+    # Several periods per matrix row: a product of ten columns would starve the matrix unit.
+    repeats = max(1, 64 // q)
+    p, q = p * repeats, q * repeats
+    distance = np.arange(-reach, p + reach)[:, None] - np.arange(q) * p / q
+    taper = np.where(np.abs(distance) <= reach, np.cos(np.pi * distance / (2 * reach)) ** 2, 0)
+    matrix = (cutoff * np.sinc(cutoff * distance) * taper).astype(np.float32)
+    num_frames = -(-num_samples // q)
+    frames = framing.frame(
+        jnp.pad(audio, ((0, 0), (reach, 0))),
+        window_size=len(matrix),
+        hop_size=p,
+        num_frames=num_frames,
+    )
+    return (frames @ matrix).reshape(audio.shape[0], -1)[:, :num_samples].astype(audio.dtype)
+
+
+def add_noise(
+    audio: Float[Array, "b t"],
+    lengths: Int[Array, "b"],
+    noise: Float[Array, "b n"],
+    noise_lengths: Int[Array, "b"],
+    keys: Key[Array, "b"],
+    *,
+    snr_db: tuple[float, float],
+    probability: float = 1.0,
+) -> Float[Array, "b t"]:
+    """Audio plus each row's noise at a signal-to-noise ratio drawn uniformly from `snr_db`.
+
+    Longer noise is cropped at a random place, shorter noise repeated from a random start. Both
+    powers are taken over the row's true samples, so the ratio is exact there. Rows with silent or
+    no noise (length 0) stay as they are; nothing is clipped.
+    """
+    offset_draw, snr_draw, apply_draw = jax.vmap(
+        lambda key: jax.random.uniform(key, (3,)), out_axes=1
+    )(keys)
+    spare = noise_lengths - lengths
+    starts = jnp.where(spare >= 0, spare + 1, noise_lengths)
+    offset = jnp.floor(offset_draw * starts).astype(jnp.int32)
+    position = offset[:, None] + jnp.arange(audio.shape[1])[None, :]
+    position = position % jnp.maximum(noise_lengths, 1)[:, None]
+    noise = _true_samples(jnp.take_along_axis(noise, position, axis=1), lengths)
+    energy, noise_energy = _energy(_true_samples(audio, lengths)), _energy(noise)
+    snr = snr_db[0] + snr_draw * (snr_db[1] - snr_db[0])
+    gain = jnp.sqrt(energy / jnp.maximum(noise_energy, 1e-20) * 10 ** (-snr / 10))
+    used = (noise_energy > 1e-20) & (noise_lengths > 0) & (apply_draw < probability)
+    return audio + (jnp.where(used, gain, 0)[:, None] * noise).astype(audio.dtype)
+
+
+def reverberate(
+    audio: Float[Array, "b t"],
+    lengths: Int[Array, "b"],
+    rir: Float[Array, "b r"],
+    rir_lengths: Int[Array, "b"],
+    keys: Key[Array, "b"],
+    *,
+    probability: float = 1.0,
+) -> Float[Array, "b t"]:
+    """Audio convolved with each row's room impulse response, the same length and energy as before.
+
+    The direct path (the largest absolute sample of the response) falls on time 0, so labels and
+    alignments stay valid; the reverberant tail past the end is cut. Rows without a response
+    (length 0, or silent) stay as they are.
+    """
+    dry, rir = _true_samples(audio, lengths), _true_samples(rir, rir_lengths)
+    # Long enough that what wraps round (the tail, and what precedes the direct path) stays apart.
+    size = 1 << (audio.shape[1] + rir.shape[1] - 1).bit_length()
+    direct = jnp.argmax(jnp.abs(rir), axis=1)
+    rir_spectrum = jnp.fft.rfft(rir, size)
+    # A product beyond 32 bits wraps by a multiple of `size`, a power of two: no harm done.
+    turn = jnp.arange(size // 2 + 1)[None, :] * direct[:, None] % size
+    advance = jnp.exp(2j * jnp.pi / size * turn.astype(jnp.float32))
+    wet = jnp.fft.irfft(jnp.fft.rfft(dry, size) * rir_spectrum * advance, size)
+    wet = _true_samples(wet[:, : audio.shape[1]], lengths)
+    gain = jnp.sqrt(_energy(dry) / jnp.maximum(_energy(wet), 1e-20))[:, None]
+    draw = jax.vmap(lambda key: jax.random.uniform(key))(keys)
+    used = (_energy(rir) > 1e-20) & (rir_lengths > 0) & (draw < probability)
+    return jnp.where(used[:, None], (gain * wet).astype(audio.dtype), audio)
+
+
+def _true_samples(audio: Float[Array, "b t"], lengths: Int[Array, "b"]) -> Float[Array, "b t"]:
+    return masking.zero_padding(audio.astype(jnp.float32)[:, :, None], lengths)[:, :, 0]
+
+
+def _energy(audio: Float[Array, "b t"]) -> Float[Array, "b"]:
+    """Energy of each row; with equal lengths, a ratio of energies is a ratio of powers."""
+    return jnp.sum(jnp.square(audio), axis=1)

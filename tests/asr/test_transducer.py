@@ -174,7 +174,7 @@ def test_occupancies_sum_to_frames_and_labels():
 
 
 def test_float32_occupancies_of_a_long_row_are_exact():
-    """alpha * arc * beta / total in float32 would be wrong by 1e-4 at a log-probability of -1300."""
+    """alpha * arc * beta / total would be wrong by 1e-4 at a log-probability of -1300."""
     rng = np.random.default_rng(11)
     blank = rng.normal(size=(1, 150, 41)) - 7
     label = rng.normal(size=(1, 150, 40)) - 7

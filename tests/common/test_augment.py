@@ -1,0 +1,217 @@
+"""Augmentation: measured ratios and lengths, against soxr and SciPy, per-row keys, padding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+import soxr
+
+from common.audio import augment, io
+from common.audio.augment import SpecAugmentConfig
+
+RATE_HZ = 16000
+
+
+def keys(rows: int, seed: int = 0):
+    return jax.random.split(jax.random.key(seed), rows)
+
+
+def noise_rows(rows: int, num_samples: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(0.1 * rng.standard_normal((rows, num_samples)), jnp.float32)
+
+
+spec_augment = jax.jit(augment.spec_augment, static_argnames="config")
+speed_perturb = jax.jit(augment.speed_perturb, static_argnames="factors")
+add_noise = jax.jit(augment.add_noise, static_argnames=("snr_db", "probability"))
+reverberate = jax.jit(augment.reverberate, static_argnames="probability")
+
+
+def test_masks_have_the_configured_widths():
+    config = SpecAugmentConfig(freq_masks=1, freq_width=10, time_masks=1, time_ratio=0.1)
+    features = jnp.ones((512, 100, 40))
+    lengths = jnp.where(jnp.arange(512) % 2 == 0, 100, 50)
+    masked = np.asarray(spec_augment(features, lengths, keys(512), config)) == 0
+    for row, length in zip(masked[:64], lengths[:64].tolist()):
+        assert row[length:].all()
+    frames = [row[:n].all(axis=1).sum() for row, n in zip(masked, lengths.tolist())]
+    bins = [row[:n].all(axis=0).sum() for row, n in zip(masked, lengths.tolist())]
+    # Every width from 0 to the limit occurs among 256 rows (missing one: 256 * (10/11)^256 < 1e-8).
+    assert set(frames[0::2]) == set(range(11))
+    assert set(frames[1::2]) == set(range(6))
+    assert set(bins) == set(range(11))
+    # Masks reach both ends of the true frames and never fall wholly outside.
+    assert masked[0::2, 0].all(axis=1).any()
+    assert masked[0::2, 99].all(axis=1).any()
+    assert masked[1::2, 49].all(axis=1).any()
+
+
+def test_spec_augment_limits_and_fill():
+    features = 3 + noise_rows(4, 50 * 20).reshape(4, 50, 20)
+    lengths = jnp.array([50, 31, 1, 0])
+    none = SpecAugmentConfig(freq_masks=0, time_masks=0)
+    out = np.asarray(spec_augment(features, lengths, keys(4), none))
+    np.testing.assert_array_equal(out[0], features[0])
+    np.testing.assert_array_equal(out[1, :31], features[1, :31])
+    assert not out[1, 31:].any()
+    capped = SpecAugmentConfig(freq_masks=0, time_masks=1, time_ratio=1.0, time_width=2)
+    out = np.asarray(spec_augment(features, lengths, keys(4), capped))
+    assert ((out[0] == 0).all(axis=1)).sum() <= 2
+    mean = SpecAugmentConfig(freq_masks=2, freq_width=20, fill="mean")
+    out = np.asarray(spec_augment(features, lengths, keys(4, 1), mean))
+    changed = out[1, :31] != np.asarray(features[1, :31])
+    assert changed.any()
+    np.testing.assert_allclose(out[1, :31][changed], features[1, :31].mean(), rtol=1e-5)
+    assert np.isfinite(out).all()
+    assert not out[3].any()
+
+
+def band_limited(num_samples: int, top_hz: float) -> np.ndarray:
+    """Noise without content above `top_hz`, faded at both ends."""
+    rng = np.random.default_rng(0)
+    filtered = scipy.signal.sosfiltfilt(
+        scipy.signal.cheby2(16, 80, top_hz, fs=RATE_HZ, output="sos"),
+        rng.standard_normal(num_samples),
+    )
+    fade = scipy.signal.windows.tukey(num_samples, 0.1)
+    return (0.1 * fade * filtered).astype(np.float32)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1, 1.25])
+def test_speed_equals_soxr(factor):
+    audio = band_limited(16000, 5500)
+    lengths = jnp.array([16000])
+    out, (n,) = speed_perturb(jnp.asarray(audio)[None], lengths, keys(1), (factor,))
+    assert out.shape == (1, int(np.ceil(round(16000 / factor, 6))))
+    assert n == out.shape[1]
+    expected = soxr.resample(audio.astype(np.float64), factor, 1.0, quality="VHQ")
+    shared = min(len(expected), int(n))
+    error = np.asarray(out)[0, :shared] - expected[:shared]
+    # A Hann-tapered sinc of 24 crossings: pass-band ripple below -60 dB.
+    assert 10 * np.log10(np.mean(error**2) / np.mean(expected**2)) < -60
+
+
+def test_speed_removes_what_would_fold_back():
+    time = np.arange(16000) / RATE_HZ
+    tone = jnp.asarray(np.sin(2 * np.pi * 7900 * time), jnp.float32)[None]
+    out, _ = speed_perturb(tone, jnp.array([16000]), keys(1), (1.25,))
+    # 7.9 kHz played at 1.25 would appear at 9.875 kHz, that is folded to 6.125 kHz.
+    assert np.std(np.asarray(out)[0, 200:-400]) < 0.01 * np.std(tone)
+
+
+def test_speed_draws_per_row_and_keeps_padding_exact():
+    audio, lengths = noise_rows(64, 900), jnp.full(64, 900).at[:3].set(jnp.array([700, 1, 0]))
+    out, new = speed_perturb(audio, lengths, keys(64), (0.9, 1.0, 1.1))
+    assert out.shape == (64, 1000)
+    assert new.dtype == jnp.int32
+    assert set(new[3:].tolist()) == {1000, 900, 819}
+    same = np.flatnonzero(np.asarray(new[3:]) == 900)[0] + 3
+    np.testing.assert_array_equal(out[same, :900], audio[same])
+    for row in range(4):
+        n = int(new[row])
+        assert not out[row, n:].any()
+        length = int(lengths[row])
+        longer = jnp.concatenate([audio[row, :length], jnp.full(900 - length, jnp.nan)])[None]
+        alone, (m,) = speed_perturb(longer, lengths[row : row + 1], keys(64)[row : row + 1])
+        assert m == n
+        np.testing.assert_allclose(alone[0], out[row], atol=1e-6)
+
+
+def measured_snr_db(clean, noisy, length) -> float:
+    clean, noisy = (np.asarray(x, np.float64)[:length] for x in (clean, noisy))
+    return 10 * np.log10(np.sum(clean**2) / np.sum((noisy - clean) ** 2))
+
+
+def test_noise_has_the_drawn_ratio_over_true_samples():
+    audio = noise_rows(6, 4000) * jnp.asarray([1, 0.1, 1, 1, 1, 0.0])[:, None]
+    lengths = jnp.array([4000, 1500, 4000, 4000, 0, 4000])
+    audio = jnp.where(jnp.arange(4000)[None] < lengths[:, None], audio, 0)
+    noise = 5 * noise_rows(6, 6000, seed=1)
+    noise_lengths = jnp.array([6000, 6000, 700, 0, 6000, 6000])
+    out = add_noise(audio, lengths, noise, noise_lengths, keys(6), snr_db=(10.0, 10.0))
+    for row in range(3):
+        # float32 sums of thousands of squares.
+        assert abs(measured_snr_db(audio[row], out[row], int(lengths[row])) - 10) < 1e-3
+        assert not out[row, int(lengths[row]) :].any()
+    np.testing.assert_array_equal(out[3:], audio[3:])  # no noise, no samples, silence
+    # Long noise is one uncut stretch of the recording, short noise repeats with its period.
+    added = np.asarray(out[0] - audio[0])
+    match = np.correlate(np.asarray(noise[0]), added / np.linalg.norm(added), "valid")
+    energy = np.sqrt(np.convolve(np.asarray(noise[0]) ** 2, np.ones(4000), "valid"))
+    assert np.max(match / energy) > 0.9999
+    repeated = np.asarray(out[2] - audio[2])
+    np.testing.assert_allclose(repeated[700:1400], repeated[:700], atol=1e-6)
+
+
+def test_noise_range_and_probability():
+    audio, lengths, full = noise_rows(256, 400), jnp.full(256, 400), jnp.full(256, 500)
+    noise = noise_rows(256, 500, 1)
+    out = add_noise(audio, lengths, noise, full, keys(256), snr_db=(0.0, 20.0))
+    snr = np.array([measured_snr_db(a, o, 400) for a, o in zip(audio, out)])
+    assert snr.min() > -0.01
+    assert snr.max() < 20.01
+    # Uniform on [0, 20]: the mean of 256 draws has a deviation of 0.36 dB.
+    assert abs(snr.mean() - 10) < 1.5
+    out = add_noise(audio, lengths, noise, full, keys(256), snr_db=(0.0, 20.0), probability=0.25)
+    share = np.mean((np.asarray(out) != np.asarray(audio)).any(axis=1))
+    assert abs(share - 0.25) < 0.11  # four deviations
+
+
+def test_rooms_align_the_direct_path_and_keep_the_energy():
+    rng = np.random.default_rng(0)
+    audio, lengths = noise_rows(4, 5000), jnp.array([5000, 3000, 5000, 5000])
+    audio = jnp.where(jnp.arange(5000)[None] < lengths[:, None], audio, 0)
+    rir = rng.standard_normal((4, 800)) * np.exp(-np.arange(800) / 100) * 0.2
+    rir[:, :37] *= 0.01
+    rir[:, 37] = 1.5
+    rir[2] = 0
+    rir_lengths = jnp.array([800, 500, 800, 0])
+    out = np.asarray(
+        reverberate(audio, lengths, jnp.asarray(rir, jnp.float32), rir_lengths, keys(4))
+    )
+    for row in range(2):
+        n = int(lengths[row])
+        wet = scipy.signal.fftconvolve(audio[row, :n], rir[row, : int(rir_lengths[row])])
+        wet = wet[37 : 37 + n]
+        wet *= np.linalg.norm(audio[row]) / np.linalg.norm(wet)
+        # float32 FFT of 8192 points.
+        np.testing.assert_allclose(out[row, :n], wet, atol=1e-5)
+        assert not out[row, n:].any()
+    np.testing.assert_array_equal(out[2:], audio[2:])
+
+
+def test_a_real_room(speech_data):
+    path = sorted(p for p in (speech_data / "noise").rglob("*.flac") if "rir" in p.name.lower())[0]
+    rir = io.load_audio(path, sample_rate_hz=RATE_HZ, channel=0)
+    audio, lengths = noise_rows(1, 16000), jnp.array([16000])
+    out = reverberate(audio, lengths, jnp.asarray(rir)[None], jnp.array([len(rir)]), keys(1))
+    np.testing.assert_allclose(np.linalg.norm(out), np.linalg.norm(audio), rtol=1e-4)
+    # The direct path is where it was: the strongest correlation is at lag 0.
+    lags = np.asarray(jnp.fft.irfft(jnp.fft.rfft(out[0]) * jnp.conj(jnp.fft.rfft(audio[0]))))
+    assert np.argmax(np.abs(lags)) == 0
+
+
+def test_rows_do_not_depend_on_the_number_of_devices():
+    def everything(audio, lengths, row_keys):
+        a, b, c, d = jnp.moveaxis(
+            jax.vmap(functools.partial(jax.random.split, num=4))(row_keys), 1, 0
+        )
+        audio = augment.add_noise(audio, lengths, audio[:, ::-1], lengths, a, snr_db=(0.0, 20.0))
+        audio = augment.reverberate(audio, lengths, audio[:, :64], lengths // 10, b)
+        audio, lengths = augment.speed_perturb(audio, lengths, c)
+        features = audio[:, :880].reshape(-1, 88, 10)
+        return augment.spec_augment(features, lengths // 10, d, SpecAugmentConfig()), lengths
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("data")
+    batch = noise_rows(8, 800), jnp.arange(100, 900, 100), keys(8)
+    one = jax.jit(everything)(*batch)
+    many = jax.jit(
+        jax.shard_map(everything, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    )(*batch)
+    np.testing.assert_array_equal(one[1], many[1])
+    # Same draws; sums in another order.
+    np.testing.assert_allclose(one[0], many[0], atol=1e-5)
