@@ -35,7 +35,8 @@ class ContextNetConfig:
 
     Attributes:
       conv: "separable" (the paper), "spectro_temporal" (filters of rank `rank`) or "dense".
-      pointwise_rank_fraction: rank of every 1x1 map over its input channels; None: dense.
+      pointwise_rank_fraction: rank of the 1x1 maps of the convolutions over their input channels;
+        None: dense. Residual projections stay dense unless `pointwise_ranks` names them.
       pointwise_ranks: (name, rank) of single 1x1 maps, e.g. ("block_3/conv_4/pointwise", 32); goes
         before the fraction. Written by `asr.lowrank` when it factorises a trained model.
       se_reduction: channels over bottleneck of squeeze-and-excitation; None leaves it out.
@@ -66,7 +67,7 @@ class ContextNetConfig:
         if not self.blocks:
             raise ValueError("ContextNetConfig.blocks is empty: give at least one BlockConfig")
         names = {name for name, _ in self.pointwise_ranks}
-        known = {layer.name for layer in pointwise_layers(self)}
+        known = set(pointwise_names(self))
         if names - known:
             raise ValueError(
                 f"ContextNetConfig.pointwise_ranks names {sorted(names - known)}, which this "
@@ -86,38 +87,20 @@ class ContextNetConfig:
         ranks = dict(self.pointwise_ranks)
         if name in ranks:
             return ranks[name]
-        if self.pointwise_rank_fraction is None:
+        if self.pointwise_rank_fraction is None or name.endswith("/projection"):
             return None
         return max(1, round(self.pointwise_rank_fraction * in_channels))
 
 
-@dataclasses.dataclass(frozen=True)
-class PointwiseLayer:
-    """Name and place of a 1x1 map; in_channels is None where it reads the features."""
-
-    name: str
-    in_channels: int | None
-    out_channels: int
-    reduction: int
-
-
-def pointwise_layers(config: ContextNetConfig) -> tuple[PointwiseLayer, ...]:
-    """All 1x1 maps that can be factorised, in order of computation."""
-    layers, channels, reduction = [], None, 1
+def pointwise_names(config: ContextNetConfig) -> tuple[str, ...]:
+    """Names of all 1x1 maps that can be factorised, in order of computation."""
+    names = []
     for i, block in enumerate(config.blocks):
-        entry = channels
-        for j in range(block.num_convs):
-            last = reduction * (block.stride if j == block.num_convs - 1 else 1)
-            if config.conv == "separable":
-                layers.append(
-                    PointwiseLayer(f"block_{i}/conv_{j}/pointwise", channels, block.channels, last)
-                )
-            channels = block.channels
-        reduction *= block.stride
+        if config.conv == "separable":
+            names += [f"block_{i}/conv_{j}/pointwise" for j in range(block.num_convs)]
         if block.residual:
-            name = f"block_{i}/residual/projection"
-            layers.append(PointwiseLayer(name, entry, block.channels, reduction))
-    return tuple(layers)
+            names.append(f"block_{i}/residual/projection")
+    return tuple(names)
 
 
 def contextnet(

@@ -81,7 +81,10 @@ def run(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
                 raise flags.Error(f"what is {rest[1]!r}? Options start with --")
             return rest
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            text = error.args[0] if isinstance(error, KeyError) and error.args else error
+            text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+            if "Traceback" in text:  # ml_collections puts that of the config file into the message
+                lines = text.strip().splitlines()
+                text = f"{lines[0]} {lines[-1].strip()}"
             sys.exit(f"{name}: {text}\nTry python -m {name}.main --help.")
 
     def main(_: list[str]) -> None:

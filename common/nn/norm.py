@@ -34,7 +34,7 @@ def normalize_batch(
     The gradient is the closed form of Ioffe and Szegedy (2015, section 3): two column sums, which
     are added over the devices because every device's output depends on every device's frames. The
     gradients of scale and bias are left local, as those of any other replicated parameter. The
-    statistics carry no gradient.
+    statistics carry no gradient. The output is 0 where the mask is False.
     """
     return _normalize_forward(x, mask, scale, bias, epsilon, axis_name)[0]
 
@@ -58,14 +58,15 @@ def _normalize_forward(x, mask, scale, bias, epsilon, axis_name):
     centred = jnp.where(mask, x.astype(jnp.float32) - _channels(mean, x), 0.0)
     variance = _sum(centred * centred, axis_name) / safe_count
     inverse = jax.lax.rsqrt(variance + epsilon)
-    y = (centred * _channels(inverse * scale, x) + _channels(bias, x)).astype(x.dtype)
+    y = centred * _channels(inverse * scale, x) + _channels(bias, x)
+    y = jnp.where(mask, y, 0.0).astype(x.dtype)
     return (y, (count, mean, variance)), (centred, mask, scale, safe_count, inverse)
 
 
 def _normalize_backward(epsilon, axis_name, residuals, cotangents):
     centred, mask, scale, count, inverse = residuals
     dtype = cotangents[0].dtype
-    dy = cotangents[0].astype(jnp.float32)
+    dy = jnp.where(mask, cotangents[0].astype(jnp.float32), 0.0)
     d_bias = _sum(dy, None)
     d_scale = _sum(dy * centred, None) * inverse
     sums = jnp.stack([d_bias, d_scale * inverse])
@@ -85,7 +86,8 @@ class MaskedBatchNorm(nn.Module):
 
     Sums and counts are added over `axis_name` before they are divided, so N devices give the
     statistics of one. Statistics and running averages are float32 whatever the input is; the
-    output has the input's dtype. A batch without a true frame leaves the running averages alone.
+    output has the input's dtype and is 0 where the mask is False. A batch without a true frame
+    leaves the running averages alone.
     """
 
     momentum: float = 0.99
@@ -106,7 +108,8 @@ class MaskedBatchNorm(nn.Module):
         if not train:
             slope = jax.lax.rsqrt(variance.value + self.epsilon) * scale
             y = (x.astype(jnp.float32) - _channels(mean.value, x)) * _channels(slope, x)
-            return (y + _channels(bias, x)).astype(x.dtype)
+            y = (y + _channels(bias, x)).astype(x.dtype)
+            return y if mask is None else jnp.where(mask[..., None], y, jnp.zeros((), y.dtype))
         if mask is None:
             mask = jnp.ones((1,) * (x.ndim - 1), bool)
         # At initialisation there is no mapped axis to sum over.

@@ -1,0 +1,188 @@
+"""A learned filter bank on the waveform in place of log-mel: dense, or of rank r.
+
+The bank is H [window, m], m FIR filters. Dense it is one matrix; with a rank it is H = B A, a basis
+B [window, r] of FIR filters and their mixing A [r, m] (the first layer of raw-waveform acoustic
+models, Palaz et al. 2013, in low rank): window r + r m parameters instead of window m.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from common.nn import lowrank, masking, norm
+
+NONLINEARITIES = ("log_energy", "log_square", "log_abs", "linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterbankConfig:
+    """The learned front end; the defaults span 25 ms every 10 ms at 16 kHz.
+
+    Attributes:
+      rank: of the filter bank; None is the dense bank.
+      nonlinearity: "log_energy" log(c^2 + s^2 + floor) of pairs of filters, which does not hang on
+        the phase (the bank then has 2 num_filters columns); "log_square" log(y^2 + floor);
+        "log_abs" log(|y| + floor); "linear" y.
+      initial: "mel" for windowed sinusoids at mel centres, with a rank their truncated SVD;
+        "random" otherwise.
+      normalize: batch normalisation of the output over true frames.
+    """
+
+    num_filters: int = 80
+    window_samples: int = 400
+    hop_samples: int = 160
+    sample_rate_hz: int = 16_000
+    rank: int | None = None
+    nonlinearity: str = "log_energy"
+    floor: float = 1e-5
+    initial: str = "mel"
+    low_hz: float = 60.0
+    high_hz: float = 7600.0
+    normalize: bool = True
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.nonlinearity not in NONLINEARITIES:
+            raise ValueError(
+                f"FilterbankConfig.nonlinearity is {self.nonlinearity!r}: one of {NONLINEARITIES}"
+            )
+        if self.initial not in ("mel", "random"):
+            raise ValueError(f"FilterbankConfig.initial is {self.initial!r}: 'mel' or 'random'")
+        limit = min(self.window_samples, self.num_columns)
+        if self.rank is not None and not 1 <= self.rank <= limit:
+            raise ValueError(f"FilterbankConfig.rank is {self.rank}: choose 1..{limit} or None")
+
+    @property
+    def num_columns(self) -> int:
+        """FIR filters in the bank."""
+        return self.num_filters * (2 if self.nonlinearity == "log_energy" else 1)
+
+
+def mel_filters(config: FilterbankConfig) -> Float[np.ndarray, "w m"]:
+    """Hann-windowed cosines at centres equally spaced in mel, then the sines if energies are taken.
+
+    A unit sinusoid at its centre gives an energy of 1. The window shortens where the mel bands are
+    wider than what the whole window resolves, so that bands overlap as mel triangles do.
+    """
+
+    def mel(hz):
+        return 2595.0 * np.log10(1.0 + np.asarray(hz) / 700.0)
+
+    edges = np.linspace(mel(config.low_hz), mel(config.high_hz), config.num_filters + 2)
+    edges = 700.0 * (10.0 ** (edges / 2595.0) - 1.0)
+    centre, width = edges[1:-1], (edges[2:] - edges[:-2]) / 2
+    time = np.arange(config.window_samples) - (config.window_samples - 1) / 2
+    # The main lobe of a Hann window of n samples is 2 rate / n wide at half amplitude.
+    spans = np.minimum(config.window_samples, 2 * config.sample_rate_hz / width)
+    inside = np.abs(time[:, None]) < spans / 2
+    window = np.where(inside, 0.5 + 0.5 * np.cos(2 * np.pi * time[:, None] / spans), 0.0)
+    window = window * 2 / window.sum(axis=0, keepdims=True)
+    phase = 2 * np.pi * centre * time[:, None] / config.sample_rate_hz
+    parts = (
+        [np.cos(phase), np.sin(phase)] if config.nonlinearity == "log_energy" else [np.cos(phase)]
+    )
+    return np.concatenate([window * part for part in parts], axis=1).astype(np.float32)
+
+
+def frame_signal(
+    audio: Float[Array, "b t"], lengths: Int[Array, "b"], window: int, hop: int
+) -> tuple[Float[Array, "b l w"], Int[Array, "b"]]:
+    """Frames that start at `i * hop`, ceil(t / hop) of them; zeros beyond the true end.
+
+    Cut by reshaping into hops and setting neighbours side by side: no gather.
+    """
+    num_frames = -(-audio.shape[1] // hop)
+    blocks = -(-window // hop)
+    total = (num_frames + blocks - 1) * hop
+    audio = jnp.pad(masking.zero_padding(audio, lengths), ((0, 0), (0, total - audio.shape[1])))
+    hops = audio.reshape(audio.shape[0], -1, hop)
+    frames = jnp.concatenate([hops[:, i : i + num_frames] for i in range(blocks)], axis=2)
+    return frames[:, :, :window], masking.conv_lengths(lengths, hop)
+
+
+class Filterbank(nn.Module):
+    """Audio to features through learned FIR filters; padded equals alone."""
+
+    config: FilterbankConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        audio: Float[Array, "b t"],
+        lengths: Int[Array, "b"],
+        *,
+        train: bool,
+        mask: Bool[Array, "b"] | None = None,
+    ) -> tuple[Float[Array, "b l f"], Int[Array, "b"]]:
+        """Args: audio in [-1, 1]; lengths in samples; train, mask: as in batch normalisation.
+
+        Returns features, zero beyond the true end, and their lengths, ceil(samples / hop).
+        """
+        config = self.config
+        frames, frame_lengths = frame_signal(
+            audio, lengths, config.window_samples, config.hop_samples
+        )
+        y = self._filter(frames.astype(config.dtype)).astype(jnp.float32)
+        if config.nonlinearity == "log_energy":
+            cosine, sine = jnp.split(y, 2, axis=-1)
+            y = jnp.log(jnp.square(cosine) + jnp.square(sine) + config.floor)
+        elif config.nonlinearity == "log_square":
+            y = jnp.log(jnp.square(y) + config.floor)
+        elif config.nonlinearity == "log_abs":
+            y = jnp.log(jnp.abs(y) + config.floor)
+        true_lengths = masking.fold_row_mask(frame_lengths, mask)
+        if config.normalize:
+            batch_norm = norm.MaskedBatchNorm(axis_name=config.axis_name, name="norm")
+            y = batch_norm(y, masking.length_mask(true_lengths, y.shape[1]), train=train)
+        return masking.zero_padding(y, true_lengths), frame_lengths
+
+    def _filter(self, frames: Array) -> Array:
+        config = self.config
+        shape = (config.window_samples, config.num_columns)
+        if config.rank is None:
+            kernel = self.param("kernel", _initializer(config), shape, jnp.float32)
+            return frames @ kernel.astype(config.dtype)
+
+        def factor(part):
+            def initial(key, shape, dtype):
+                if config.initial == "random":
+                    return nn.initializers.lecun_normal()(key, shape, dtype)
+                bank = jnp.asarray(mel_filters(config))
+                return lowrank.factor_matrix(bank, config.rank)[part].astype(dtype)
+
+            return initial
+
+        basis = self.param("basis", factor(0), (shape[0], config.rank), jnp.float32)
+        mixing = self.param("mixing", factor(1), (config.rank, shape[1]), jnp.float32)
+        return (frames @ basis.astype(config.dtype)) @ mixing.astype(config.dtype)
+
+
+def _initializer(config: FilterbankConfig):
+    if config.initial == "random":
+        return nn.initializers.lecun_normal()
+    return lambda key, shape, dtype: jnp.asarray(mel_filters(config), dtype)
+
+
+def impulse_responses(params: dict[str, Array]) -> Float[Array, "w m"]:
+    """The filter bank H that a parameter tree of `Filterbank` computes, whatever its form."""
+    if "kernel" in params:
+        return params["kernel"]
+    return params["basis"] @ params["mixing"]
+
+
+def factor(params: dict[str, Array], rank: int) -> dict[str, Array]:
+    """A dense bank's parameters as those of the bank of this rank (truncated SVD)."""
+    basis, mixing = lowrank.factor_matrix(params["kernel"], rank)
+    rest = {name: value for name, value in params.items() if name != "kernel"}
+    return {"basis": basis, "mixing": mixing, **rest}
+
+
+def merge(params: dict[str, Array]) -> dict[str, Array]:
+    """A factored bank's parameters as those of the dense bank that computes the same."""
+    rest = {name: value for name, value in params.items() if name not in ("basis", "mixing")}
+    return {"kernel": impulse_responses(params), **rest}

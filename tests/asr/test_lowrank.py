@@ -1,0 +1,193 @@
+"""Rank tables, factorising and merging a trained encoder, and the learned filter bank."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asr import contextnet, filterbank, lowrank
+
+TABLE = ((1, 16, 1), (2, 16, 2), (2, 24, 2), (1, 32, 1))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return jax.random.normal(jax.random.key(0), (2, 21, 8)), jnp.array([21, 13], jnp.int32)
+
+
+def trained(batch, **options):
+    config = contextnet.reduced(TABLE, **options)
+    variables = contextnet.ContextNet(config).init(jax.random.key(1), *batch, train=True)
+    return config, variables
+
+
+def encode(config, params, variables, batch):
+    tree = {**variables, "params": params}
+    return contextnet.ContextNet(config).apply(tree, *batch, train=False)[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pointwise_rank_fraction": 0.25},
+        {"conv": "spectro_temporal", "rank": 2},
+        {"conv": "dense", "causal": True},
+    ],
+)
+def test_table_adds_up(batch, options):
+    config, variables = trained(batch, **options)
+    table = lowrank.layer_table(config, variables["params"])
+    total = contextnet.count_parameters(variables["params"])
+    assert sum(row.parameters for row in table) == total
+    macs = lowrank.encoder_macs_per_second(config, variables["params"])
+    assert sum(row.macs_per_second for row in table) == pytest.approx(macs)
+    for row in table:
+        if row.stable_rank is not None:
+            assert 1.0 <= row.stable_rank <= row.entropy_rank + 1e-3 <= row.rank + 2e-3
+    text = lowrank.format_table(table)
+    assert text.splitlines()[-1] == f"total: {total:,d} parameters, {macs / 1e9:.3f} GMAC/s"
+
+
+def test_rank_fraction_gives_the_configured_shapes(batch):
+    config, variables = trained(batch)
+    new, params = lowrank.factorize(config, variables["params"], rank_fraction=0.25)
+    _, expected = trained(batch, pointwise_rank_fraction=0.25)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected["params"])
+    merged_config, merged = lowrank.merge(new, params)
+    assert merged_config == config
+    a, b = encode(new, params, variables, batch), encode(config, merged, variables, batch)
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_full_rank_changes_nothing(batch):
+    config, variables = trained(batch)
+    before = encode(config, variables["params"], variables, batch)
+    new, params = lowrank.factorize(config, variables["params"], rank_fraction=1.0)
+    after = encode(new, params, variables, batch)
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+    dense, variables = trained(batch, conv="dense")
+    new, params = lowrank.factorize(dense, variables["params"], rank_fraction=1.0)
+    assert (new.conv, new.rank) == ("spectro_temporal", 5)
+    before = encode(dense, variables["params"], variables, batch)
+    after = encode(new, params, variables, batch)
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["separable", "dense"])
+def test_budget_is_kept_and_more_is_better(batch, kind):
+    config, variables = trained(batch, conv=kind)
+    params = variables["params"]
+    total = contextnet.count_parameters(params)
+    reference = encode(config, params, variables, batch)
+    errors = []
+    for share in (0.7, 0.85, 1.0):
+        new, smaller = lowrank.factorize(config, params, budget_params=int(share * total))
+        assert contextnet.count_parameters(smaller) <= share * total
+        errors.append(float(jnp.abs(encode(new, smaller, variables, batch) - reference).mean()))
+    assert errors[0] > errors[2]
+    if kind == "separable":
+        assert contextnet.count_parameters(smaller) == total
+        assert errors[2] == 0.0
+
+
+def test_greedy_choice_by_hand():
+    """Two 4 x 6 maps: a component costs 10, the dense map 24; the last offer costs 4."""
+    spectra = {"a": np.array([3.0, 1.0, 0.1, 0.0]), "b": np.array([1.0, 0.99, 0.98, 0.97])}
+    shapes = {"a": (4, 6), "b": (4, 6)}
+    assert lowrank.choose_ranks(spectra, shapes, 20) == {"a": 1, "b": 1}
+    assert lowrank.choose_ranks(spectra, shapes, 30) == {"a": 1, "b": 2}
+    assert lowrank.choose_ranks(spectra, shapes, 34) == {"a": 1}
+    assert lowrank.choose_ranks(spectra, shapes, 44) == {"a": 2}
+    assert lowrank.choose_ranks(spectra, shapes, 48) == {}
+    with pytest.raises(ValueError, match="below rank 1"):
+        lowrank.choose_ranks(spectra, shapes, 19)
+
+
+def test_factorize_wants_one_target(batch):
+    config, variables = trained(batch)
+    for options in ({}, {"rank_fraction": 0.5, "budget_params": 10}):
+        with pytest.raises(ValueError, match="only one"):
+            lowrank.factorize(config, variables["params"], **options)
+    with pytest.raises(ValueError, match="leaves nothing"):
+        lowrank.factorize(config, variables["params"], budget_params=10)
+
+
+@pytest.mark.parametrize("rank", [None, 24])
+@pytest.mark.parametrize("nonlinearity", filterbank.NONLINEARITIES)
+def test_filterbank_padded_equals_alone(rank, nonlinearity):
+    config = filterbank.FilterbankConfig(num_filters=40, rank=rank, nonlinearity=nonlinearity)
+    module = filterbank.Filterbank(config)
+    audio = 0.1 * jax.random.normal(jax.random.key(0), (2, 4000))
+    audio = audio.at[1, 1230:].set(jnp.nan)
+    lengths = jnp.array([4000, 1230])
+    variables = module.init(jax.random.key(1), audio, lengths, train=True)
+    y, frames = module.apply(variables, audio, lengths, train=False)
+    np.testing.assert_array_equal(frames, [25, 8])
+    alone, _ = module.apply(variables, audio[1:, :1230], lengths[1:], train=False)
+    np.testing.assert_allclose(y[1, :8], alone[0], rtol=1e-5, atol=1e-5)
+    assert bool((y[1, 8:] == 0).all())
+
+
+def test_filterbank_frames_against_a_convolution():
+    config = filterbank.FilterbankConfig(
+        num_filters=3, nonlinearity="linear", initial="random", normalize=False
+    )
+    module = filterbank.Filterbank(config)
+    audio = jax.random.normal(jax.random.key(0), (2, 1700))
+    lengths = jnp.array([1700, 1700])
+    variables = module.init(jax.random.key(1), audio, lengths, train=True)
+    y, _ = module.apply(variables, audio, lengths, train=True)
+    expected = jax.lax.conv_general_dilated(
+        audio[..., None],
+        variables["params"]["kernel"][:, None],
+        (160,),
+        [(0, 400)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    np.testing.assert_allclose(y, expected[:, :11], rtol=1e-4, atol=1e-4)
+
+
+def test_filterbank_counts_factors_and_merges():
+    audio, lengths = 0.1 * jax.random.normal(jax.random.key(0), (1, 1600)), jnp.array([1600])
+
+    def init(rank):
+        config = filterbank.FilterbankConfig(
+            rank=rank, nonlinearity="log_square", initial="random", normalize=False
+        )
+        module = filterbank.Filterbank(config)
+        return module, module.init(jax.random.key(1), audio, lengths, train=True)["params"]
+
+    dense_module, dense = init(None)
+    low_module, low = init(24)
+    assert contextnet.count_parameters(dense) == 32_000
+    assert contextnet.count_parameters(low) == 11_520
+    y, _ = low_module.apply({"params": low}, audio, lengths, train=False)
+    merged = filterbank.merge(low)
+    z, _ = dense_module.apply({"params": merged}, audio, lengths, train=False)
+    # log(y^2 + 1e-5) is steep near 0: 1e-6 in y can be 1e-3 in the logarithm.
+    np.testing.assert_allclose(y, z, atol=2e-3)
+    full = filterbank.factor(dense, 80)
+    np.testing.assert_allclose(
+        filterbank.impulse_responses(full), dense["kernel"], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_mel_initialisation_finds_the_frequency():
+    config = filterbank.FilterbankConfig(normalize=False)
+    time = np.arange(3200) / 16_000
+    module = filterbank.Filterbank(config)
+    audio = jnp.asarray(np.sin(2 * np.pi * 1000.0 * time)[None], jnp.float32)
+    variables = module.init(jax.random.key(0), audio, jnp.array([3200]), train=True)
+    y, _ = module.apply(variables, audio, jnp.array([3200]), train=False)
+    edges = np.linspace(0, 1, 82)
+
+    def mel(hz):
+        return 2595 * np.log10(1 + hz / 700)
+
+    mels = mel(60.0) + edges[1:-1] * (mel(7600.0) - mel(60.0))
+    middle = np.asarray(y)[0, 2:17]
+    assert set(middle.argmax(1)) <= {int(np.abs(mels - mel(1000.0)).argmin())}
+    # A unit sinusoid near a centre: energy near 1, whatever its phase.
+    np.testing.assert_allclose(middle.max(1), 0.0, atol=0.2)
+    assert float(np.ptp(middle.max(1))) < 0.02

@@ -1,0 +1,181 @@
+"""The command line from end to end: train, stop, resume, evaluate, transcribe, and bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from common.audio import io
+from common.data import espeak
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = "--config=configs/asr/quickstart.py:debug"
+
+
+def command(module: str, *options: str, wait: bool = True):
+    """Runs `python -m module options`; the finished process, or the running one."""
+    line = [sys.executable, "-m", module, *options]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    if wait:
+        return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.Popen(line, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def fails(*options: str, module: str = "asr.main") -> str:
+    """The one message of a run that must fail without a traceback."""
+    done = command(module, *options)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> pathlib.Path:
+    """A work directory that was stopped by SIGTERM once and then trained to the end."""
+    workdir = tmp_path_factory.mktemp("runs") / "debug"
+    process = command("asr.main", CONFIG, f"--workdir={workdir}", wait=False)
+    while not list(workdir.glob("checkpoints/1*")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    done = command("asr.main", CONFIG, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    if "saved step" in log:
+        assert "Resumed at step" in done.stderr
+    (workdir / "stdout.txt").write_text(done.stdout)
+    return workdir
+
+
+@pytest.mark.slow
+def test_training_leaves_what_the_readme_says(trained):
+    words = (trained / "stdout.txt").read_text()
+    assert "dev WER" in words
+    assert words.count("  ref  ") == 5
+    assert "asr.transcribe" in words
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    assert train[-1]["step"] == 30
+    assert train[-1]["loss"] < train[0]["loss"]
+    dev = [line for line in lines if line["split"] == "dev"]
+    assert [line["step"] for line in dev] == [15, 30]
+    assert all(np.isfinite(line["wer"]) for line in dev)
+    for name in ("config.json", "tokenizer", "tensorboard", "results/dev.tsv", "rejected.tsv"):
+        assert (trained / name).exists(), name
+    state = ocp.StandardCheckpointer().restore(trained / "checkpoints" / "30" / "state")
+    assert int(state["step"]) == 30
+    assert set(state) >= {"params", "opt_state", "model_state"}
+
+
+@pytest.mark.slow
+def test_evaluate_repeats_the_figure(trained):
+    done = command("asr.main", f"--workdir={trained}", "--mode=evaluate", "--checkpoint=30")
+    assert done.returncode == 0, done.stderr
+    first = (trained / "stdout.txt").read_text().splitlines()
+    assert done.stdout.splitlines()[:2] == first[:2]
+
+
+@pytest.mark.slow
+def test_transcribe_goes_on_after_bad_files(trained, tmp_path):
+    corpus = espeak.EmbeddedCorpus(
+        "dev", espeak.CorpusSettings(hours=0.02, eval_hours=0.01), progress=False
+    )
+    speech = corpus[0]["audio"].astype(np.float32) / 32768
+    io.write_wav(tmp_path / "good.wav", speech, 16000)
+    io.write_wav(tmp_path / "long.wav", np.tile(speech, 40000 // len(speech) + 40), 16000)
+    io.write_wav(tmp_path / "stereo.wav", np.stack([speech, speech], 1), 8000)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF....WAVE")
+    names = ("good.wav", "broken.wav", "absent.wav", "long.wav", "stereo.wav")
+    done = command(
+        "asr.transcribe", f"--workdir={trained}", *(str(tmp_path / name) for name in names)
+    )
+    assert done.returncode == 1
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [pathlib.Path(line[0]).name for line in lines] == ["good.wav", "long.wav", "stereo.wav"]
+    assert all(len(line) == 3 for line in lines)
+    bad = [line for line in done.stderr.splitlines() if line.startswith("asr.transcribe:")]
+    assert len(bad) == 2
+    assert "broken.wav" in bad[0]
+    assert "absent.wav" in bad[1]
+
+
+@pytest.mark.slow
+def test_tokenizer_and_checkpoint_that_disagree(trained, tmp_path):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    path = run / "tokenizer" / "tokenizer.json"
+    text = path.read_text()
+    saved = json.loads(text)
+    swapped = text.replace('"A"', '"\\u00c4"') if '"A"' in text else text
+    assert swapped != text, saved
+    path.write_text(swapped)
+    message = fails(f"--workdir={run}", "--mode=evaluate")
+    assert "tokenizer" in message
+
+
+@pytest.mark.slow
+def test_a_second_process_is_turned_away(trained):
+    import fcntl
+
+    with (trained / ".lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        message = fails(CONFIG, f"--workdir={trained}")
+    assert "Another process" in message
+
+
+@pytest.mark.slow
+def test_a_config_that_does_not_fit_the_checkpoint(trained):
+    message = fails(CONFIG, f"--workdir={trained}", "--config.decoder.joint=32")
+    assert "params/joint/kernel: checkpoint float32[24, " in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((CONFIG,), "--workdir is missing"),
+        ((CONFIG, "--workdir={tmp}/a", "--config.decoder.lstn=3"), "Did you mean"),
+        ((CONFIG, "--workdir={tmp}/a", "--config.decoder.lstm=many"), "lstm"),
+        (("--config=configs/asr/absent.py", "--workdir={tmp}/a"), "absent.py"),
+        (("--config=configs/asr/an4.py", "--workdir={tmp}/a"), "config.data.root is empty"),
+        (
+            (
+                "--config=configs/asr/librispeech.py:s",
+                "--workdir={tmp}/a",
+                "--config.data.root={tmp}/x",
+            ),
+            "There is no folder",
+        ),
+        (("--config=configs/asr/librispeech.py:xl", "--workdir={tmp}/a"), "s, m, l or debug"),
+        (("--workdir={tmp}/a", "--mode=evaluate"), "is no work directory"),
+        ((CONFIG, "--workdir=/proc/nothing/here"), "Cannot write to the work directory"),
+    ],
+)
+def test_bad_input_is_one_message(tmp_path, options, words):
+    message = fails(*(option.format(tmp=tmp_path) for option in options))
+    assert words in message
+    assert len(message.splitlines()) < 8, message
+
+
+@pytest.mark.slow
+def test_a_work_directory_of_another_task(tmp_path):
+    (tmp_path / "config.json").write_text('{"task": "speaker", "config": {}}')
+    assert "belongs to the task 'speaker'" in fails(CONFIG, f"--workdir={tmp_path}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["an4", "librispeech", "librispeech_lowrank"])
+def test_every_config_has_a_debug_run(tmp_path, config):
+    options = (f"--config=configs/asr/{config}.py:debug", f"--workdir={tmp_path}")
+    done = command("asr.main", *options, "--config.total_steps=8")
+    assert done.returncode == 0, done.stderr
+    assert "dev WER" in done.stdout

@@ -1,0 +1,182 @@
+"""The recogniser as a task: padding, devices, and that it can learn by heart."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asr import task as asr_task
+from asr import tokenizer as tokenizer_lib
+from common import errors, metrics, parallel, trainer, workdir
+from configs.asr import quickstart
+
+TEXTS = ("CAT", "DOG", "BIRD", "FISH", "CAT DOG", "BIRD", "DOG", "FISH CAT")
+ROWS = len(TEXTS)
+
+
+def make_task(tmp_path, **decoder):
+    config = quickstart.get_config("debug")
+    config.decoder.update(decoder)
+    tokenizer = tokenizer_lib.train_tokenizer(
+        TEXTS, tokenizer_lib.TokenizerConfig("char", 0, case="upper"), None
+    )
+    return asr_task.AsrTask(workdir.freeze(config), tmp_path, tokenizer, None, {})
+
+
+def make_batch(tokenizer, rows=range(ROWS), seconds=1.0):
+    """Each text is a sequence of tones, one frequency a letter: enough to tell them apart."""
+    size = int(16000 * seconds)
+    batch = {
+        "audio": np.zeros((len(rows), size), np.float32),
+        "audio_lengths": np.zeros(len(rows), np.int32),
+        "labels": np.zeros((len(rows), 10), np.int32),
+        "labels_lengths": np.zeros(len(rows), np.int32),
+        "mask": np.ones(len(rows), bool),
+        "index": np.asarray(rows, np.int32),
+    }
+    for place, row in enumerate(rows):
+        text = TEXTS[row]
+        time = np.arange(1600) / 16000
+        tones = [np.sin(2 * np.pi * (200 + 90 * (ord(c) - 64)) * time) for c in text]
+        audio = 0.3 * np.concatenate(tones) + 0.01 * np.random.default_rng(row).normal(
+            size=1600 * len(text)
+        )
+        ids = tokenizer.encode(text)
+        batch["audio"][place, : len(audio)] = audio
+        batch["audio_lengths"][place] = len(audio)
+        batch["labels"][place, : len(ids)] = ids
+        batch["labels_lengths"][place] = len(ids)
+    return batch
+
+
+@pytest.fixture(scope="module")
+def recogniser(tmp_path_factory):
+    task = make_task(tmp_path_factory.mktemp("task"))
+    variables = jax.jit(task.init)(jax.random.key(0))
+    return task, variables
+
+
+def evaluate(task, variables, batch, devices=1):
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    step = trainer.make_eval_step(task, task.config, mesh)
+    sums, outputs = step(parallel.replicate(variables, mesh), parallel.global_batch(batch, mesh))
+    sums = {name: value for name, value in sums.items() if name != task.work_metric}
+    return metrics.finalize(sums), jax.device_get(outputs)
+
+
+def test_a_padded_row_is_worth_what_it_is_worth_alone(recogniser):
+    task, variables = recogniser
+    whole, out = evaluate(task, variables, make_batch(task.tokenizer))
+    alone = []
+    for row in (0, 7):
+        one = make_batch(task.tokenizer, rows=(row,), seconds=1.3)
+        values, single = evaluate(task, variables, one)
+        alone.append(values["loss"])
+        count = int(single["lengths"][0])
+        assert count == out["lengths"][row]
+        np.testing.assert_array_equal(single["tokens"][0, :count], out["tokens"][row, :count])
+    pair, _ = evaluate(task, variables, make_batch(task.tokenizer, rows=(0, 7)))
+    # Losses of 10 to 100 nats in float32 whose sums run in another order.
+    np.testing.assert_allclose(np.mean(alone), pair["loss"], rtol=1e-5)
+    assert np.isfinite(whole["loss"])
+
+
+def test_masked_rows_count_nothing(recogniser):
+    task, variables = recogniser
+    batch = make_batch(task.tokenizer)
+    batch["mask"][4:] = False
+    batch["audio"][4:] = np.nan
+    masked, out = evaluate(task, variables, batch)
+    four, _ = evaluate(task, variables, make_batch(task.tokenizer, rows=range(4)))
+    np.testing.assert_allclose(masked["loss"], four["loss"], rtol=1e-5)
+    assert not out["lengths"][4:].any()
+
+
+def test_evaluation_on_eight_devices_equals_one(recogniser):
+    task, variables = recogniser
+    batch = make_batch(task.tokenizer)
+    one, out_one = evaluate(task, variables, batch)
+    eight, out_eight = evaluate(task, variables, batch, devices=8)
+    for name in one:
+        np.testing.assert_allclose(one[name], eight[name], rtol=1e-5, err_msg=name)
+    np.testing.assert_array_equal(out_one["tokens"], out_eight["tokens"])
+
+
+def train_step_sums(task, variables, devices):
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    state = parallel.replicate(task.create_state(variables), mesh)
+    step = trainer.make_train_step(task, task.config, mesh)
+    state, sums = step(state, parallel.global_batch(make_batch(task.tokenizer), mesh))
+    sums = {name: value for name, value in sums.items() if name != task.work_metric}
+    return metrics.finalize(sums), jax.device_get(state.params)
+
+
+@pytest.mark.slow
+def test_a_training_step_on_four_devices_equals_one(tmp_path):
+    """With SpecAugment, speed perturbation, dropout and variational noise all on."""
+    config = quickstart.get_config("debug")
+    config.augment.update({"speeds": (0.9, 1.0, 1.1), "freq_masks": 2, "time_masks": 2})
+    config.encoder.dropout_rate = 0.1
+    config.decoder.update({"noise_std": 0.05, "noise_start_step": 0})
+    task = make_task(tmp_path)
+    task = asr_task.AsrTask(workdir.freeze(config), tmp_path, task.tokenizer, None, {})
+    variables = jax.jit(task.init)(jax.random.key(0))
+    one, params = train_step_sums(task, variables, 1)
+    four, params_four = train_step_sums(task, variables, 4)
+    for name in one:
+        # Batch statistics and sums over rows in another order.
+        np.testing.assert_allclose(one[name], four[name], rtol=1e-4, err_msg=name)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(params_four)):
+        # Adam's first step is the sign of the gradient times the rate: gradients that are zero but
+        # for rounding may point either way, so compare all but a few.
+        assert np.mean(np.abs(a - b) > 1e-4) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["transducer", "ctc"])
+def test_it_learns_eight_utterances_by_heart(tmp_path, loss):
+    task = make_task(tmp_path, loss=loss)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    state = parallel.replicate(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
+    step = trainer.make_train_step(task, task.config, mesh)
+    batch = parallel.global_batch(make_batch(task.tokenizer), mesh)
+    for _ in range(500):
+        state, sums = step(state, batch)
+    assert metrics.finalize(sums)["loss"] < 1.0
+    _, out = evaluate(task, state.variables, make_batch(task.tokenizer))
+    assert task.texts(out) == list(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"decoder.loss": "rnnt"}, "choose transducer or ctc"),
+        ({"dtype": "float16"}, "float32 or bfloat16"),
+        ({"encoder.conv": "magic"}, "config.encoder"),
+    ],
+)
+def test_unknown_choices_are_named(tmp_path, changes, words):
+    config = quickstart.get_config("debug")
+    config.update_from_flattened_dict(changes)
+    task = asr_task.AsrTask(
+        workdir.freeze(config), tmp_path, make_task(tmp_path).tokenizer, None, {}
+    )
+    with pytest.raises(errors.UserError, match=words):
+        task.init(jax.random.key(0))
+
+
+def test_bfloat16_keeps_parameters_and_losses_in_float32(tmp_path):
+    config = quickstart.get_config("debug")
+    config.dtype = "bfloat16"
+    task = asr_task.AsrTask(
+        workdir.freeze(config), tmp_path, make_task(tmp_path).tokenizer, None, {}
+    )
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    batch = make_batch(task.tokenizer)
+    total, (count, sums, new) = jax.eval_shape(
+        lambda v, b: task.loss(v, b, None, None, train=False), variables, batch
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves((total, count, sums, new))} == {
+        jnp.dtype("float32")
+    }
