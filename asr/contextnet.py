@@ -307,7 +307,7 @@ class ContextNet(nn.Module):
           lies beyond the lengths is not defined.
         """
         config = self.config
-        dropout = config.dropout_rate if train else 0.0
+        dropout = config.dropout_rate if train and not self.is_initializing() else 0.0
         if dropout and dropout_keys is None:
             raise ValueError("ContextNet with dropout_rate > 0 needs dropout_keys when train=True")
         true_lengths = masking.fold_row_mask(lengths, mask)

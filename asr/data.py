@@ -47,7 +47,7 @@ def open_source(data: Any, names: Sequence[str]) -> records.Source:
             f"config.data.root is empty: set --config.data.root=... to the data of kind "
             f"{data.kind!r} (see the docstring of the config)."
         )
-    root = os.path.expanduser(data.root)
+    root = pathlib.Path(data.root).expanduser()
     if data.kind == "librispeech":
         return librispeech.read_tree(root, list(names))
     if data.kind == "manifest":
@@ -55,7 +55,8 @@ def open_source(data: Any, names: Sequence[str]) -> records.Source:
     if data.kind == "tfds":
         return tfds.TfdsSource(root, "+".join(names))
     raise errors.UserError(
-        f"config.data.kind={data.kind!r} is unknown; choose embedded, librispeech, manifest or tfds."
+        f"config.data.kind={data.kind!r} is unknown; choose embedded, librispeech, "
+        "manifest or tfds."
     )
 
 
@@ -85,9 +86,7 @@ def channel(data: Any) -> str | int:
     return int(data.channel) if str(data.channel).isdigit() else data.channel
 
 
-def batches(
-    split: Split, tokenizer: tokenizer_lib.Tokenizer, config: Any, *, train: bool
-) -> Any:
+def batches(split: Split, tokenizer: tokenizer_lib.Tokenizer, config: Any, *, train: bool) -> Any:
     """The grain dataset of a split: endless and shuffled to train, each record once otherwise.
 
     Recordings whose labels cannot be aligned by CTC (more labels than frames) stay in: the loss

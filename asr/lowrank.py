@@ -7,7 +7,7 @@ Frames come in at 100 Hz unless said otherwise.
 
 import dataclasses
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,17 +21,18 @@ FRAMES_PER_SECOND = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerReport:
-    """One row of the table.
+class LayerCost:
+    """What a layer is and costs; needs shapes only.
 
     Attributes:
       name: of the module in the parameter tree.
-      kind: "pointwise", "separable" (the composed filters of a depthwise and a pointwise layer),
-        "spectro_temporal", "dense", "squeeze_excite" or "norm".
-      shape: of the map whose rank is measured: [c, f], or per filter [k, c].
-      rank: the number of components that the form of the layer allows.
-      stable_rank, entropy_rank: of the map; for filters the mean over the filters. None for layers
-        without one.
+      kind: "depthwise", "pointwise", "spectro_temporal", "dense", "squeeze_excite", "norm", or
+        "separable": the composed filters of a depthwise and a pointwise layer, at no cost.
+      shape: of the map whose rank is measured: [c, f] or, per filter, [k, c].
+      rank: the number of components that the form of the layer allows; None without a map.
+      macs_per_second: multiplications of weights per second of audio. Normalisation, activations
+        and what runs once per utterance (the squeeze over all of it) are left out, as is usual.
+      matrices: computes the map or the maps `[f, k, c]`; None without one.
     """
 
     name: str
@@ -40,111 +41,108 @@ class LayerReport:
     rank: int | None
     parameters: int
     macs_per_second: float
-    stable_rank: float | None
-    entropy_rank: float | None
+    matrices: Callable[[], jax.Array] | None = dataclasses.field(default=None, repr=False)
 
 
-def _ranks(matrices: jax.Array) -> tuple[float, float]:
-    """Mean stable and entropy rank of `[..., m, n]`."""
-    singular = jnp.linalg.svd(matrices, compute_uv=False)
-    return (
-        float(jnp.mean(lowrank.stable_rank(singular))),
-        float(jnp.mean(lowrank.entropy_rank(singular))),
-    )
+@dataclasses.dataclass(frozen=True)
+class LayerReport(LayerCost):
+    """The cost and how much rank is used: the mean over the filters where there are many."""
+
+    stable_rank: float | None = None
+    entropy_rank: float | None = None
+
+
+def layer_costs(
+    config: contextnet.ContextNetConfig,
+    params: Mapping[str, Any],
+    frames_per_second: float = FRAMES_PER_SECOND,
+) -> list[LayerCost]:
+    """All layers in order of computation; `params` may be shapes (`jax.eval_shape`)."""
+    costs, frames = [], frames_per_second
+    for i, block in enumerate(config.blocks):
+        tree = params[f"block_{i}"]
+        for j in range(block.num_convs):
+            unit, name = tree[f"conv_{j}"], f"block_{i}/conv_{j}"
+            after = frames / (block.stride if j == block.num_convs - 1 else 1)
+            costs += _unit_costs(config, name, unit, frames, after)
+            frames = after
+            costs.append(_norm_cost(f"{name}/norm", unit["norm"]))
+        if "se" in tree:
+            # Once per utterance over all of it, but on every frame with a moving mean.
+            moving = config.causal or config.se_window is not None
+            weights = sum(tree["se"][part]["kernel"].size for part in ("squeeze", "excite"))
+            size = contextnet.count_parameters(tree["se"])
+            macs = frames * weights if moving else 0.0
+            costs.append(LayerCost(f"block_{i}/se", "squeeze_excite", (), None, size, macs))
+        if "residual" in tree:
+            name = f"block_{i}/residual"
+            costs.append(
+                _pointwise_cost(f"{name}/projection", tree["residual"]["projection"], frames)
+            )
+            costs.append(_norm_cost(f"{name}/norm", tree["residual"]["norm"]))
+    return costs
+
+
+def _norm_cost(name: str, layer: Mapping[str, Any]) -> LayerCost:
+    size = contextnet.count_parameters(layer)
+    return LayerCost(name, "norm", layer["scale"].shape, None, size, 0.0)
 
 
 def _dense_matrix(layer: Mapping[str, Any]) -> jax.Array:
     return layer["kernel"] if "kernel" in layer else layer["v"] @ layer["u"]
 
 
-def _pointwise_report(name: str, layer: Mapping[str, Any], frames: float) -> LayerReport:
-    matrix = _dense_matrix(layer)
-    rank = layer["v"].shape[1] if "v" in layer else min(matrix.shape)
-    parameters = contextnet.count_parameters(layer)
-    ranks = _ranks(matrix)
-    return LayerReport(
-        name, "pointwise", matrix.shape, rank, parameters, frames * parameters, *ranks
-    )
-
-
-def _filter_report(name, kind, kernel, rank, parameters, macs) -> LayerReport:
-    """`kernel [k, c, f]`: one matrix of k frames by c channels per filter."""
-    return LayerReport(
-        name, kind, kernel.shape[:2], rank, parameters, macs, *_ranks(kernel.transpose(2, 0, 1))
-    )
-
-
-def layer_table(
-    config: contextnet.ContextNetConfig,
-    params: Mapping[str, Any],
-    frames_per_second: float = FRAMES_PER_SECOND,
-) -> list[LayerReport]:
-    """A row per layer in order of computation; parameters and MACs add up to the encoder's.
-
-    MACs are multiplications of weights with frames per second of audio; the squeeze (once per
-    utterance), normalisation and the activations are left out, as is usual. The composed filters of
-    a separable convolution have a row of their own ("separable") that costs nothing.
-    """
-    table, frames = [], frames_per_second
-    for i, block in enumerate(config.blocks):
-        tree = params[f"block_{i}"]
-        for j in range(block.num_convs):
-            unit, name = tree[f"conv_{j}"], f"block_{i}/conv_{j}"
-            after = frames / (block.stride if j == block.num_convs - 1 else 1)
-            table += _unit_reports(config, name, unit, frames, after)
-            frames = after
-            table.append(_norm_report(f"{name}/norm", unit["norm"]))
-        if "se" in tree:
-            size = contextnet.count_parameters(tree["se"])
-            # Once per utterance over all of it, or on every frame with a moving mean.
-            moving = config.causal or config.se_window is not None
-            weights = sum(tree["se"][part]["kernel"].size for part in ("squeeze", "excite"))
-            macs = frames * weights if moving else 0.0
-            table.append(
-                LayerReport(f"block_{i}/se", "squeeze_excite", (), None, size, macs, None, None)
-            )
-        if "residual" in tree:
-            name = f"block_{i}/residual"
-            projection = tree["residual"]["projection"]
-            table.append(_pointwise_report(f"{name}/projection", projection, frames))
-            table.append(_norm_report(f"{name}/norm", tree["residual"]["norm"]))
-    return table
-
-
-def _norm_report(name: str, layer: Mapping[str, Any]) -> LayerReport:
+def _pointwise_cost(name: str, layer: Mapping[str, Any], frames: float) -> LayerCost:
+    if "kernel" in layer:
+        shape = layer["kernel"].shape
+        rank = min(shape)
+    else:
+        shape = (layer["v"].shape[0], layer["u"].shape[1])
+        rank = layer["v"].shape[1]
     size = contextnet.count_parameters(layer)
-    return LayerReport(name, "norm", layer["scale"].shape, None, size, 0.0, None, None)
+    return LayerCost(
+        name, "pointwise", shape, rank, size, frames * size, lambda: _dense_matrix(layer)
+    )
 
 
-def _unit_reports(config, name, unit, before: float, after: float) -> list[LayerReport]:
+def _unit_costs(config, name, unit, before: float, after: float) -> list[LayerCost]:
+    """The layers of one ConvUnit that reads `before` and writes `after` frames per second."""
     if config.conv == "separable":
         taps, mixing = unit["depthwise"]["kernel"], unit["pointwise"]
-        composed = lowrank.compose_separable(taps, _dense_matrix(mixing))
-        rank = min(composed.shape[:2])
+
+        def composed():
+            filters = lowrank.compose_separable(taps, _dense_matrix(mixing))
+            return filters.transpose(2, 0, 1)
+
+        macs = after * taps.size
         return [
-            LayerReport(
-                f"{name}/depthwise",
-                "depthwise",
-                taps.shape,
-                None,
-                taps.size,
-                after * taps.size,
-                None,
-                None,
-            ),
-            _pointwise_report(f"{name}/pointwise", mixing, after),
-            _filter_report(name, "separable", composed, rank, 0, 0.0),
+            LayerCost(f"{name}/depthwise", "depthwise", taps.shape, None, taps.size, macs),
+            _pointwise_cost(f"{name}/pointwise", mixing, after),
+            LayerCost(name, "separable", taps.shape, min(taps.shape), 0, 0.0, composed),
         ]
-    layer = unit["filter"]
+    layer, name = unit["filter"], f"{name}/filter"
     size = contextnet.count_parameters(layer)
     if config.conv == "dense":
-        kernel = layer["kernel"]
-        rank = min(kernel.shape[:2])
-        return [_filter_report(f"{name}/filter", "dense", kernel, rank, size, after * size)]
+        shape = layer["kernel"].shape[:2]
+        return [
+            LayerCost(
+                name,
+                "dense",
+                shape,
+                min(shape),
+                size,
+                after * size,
+                lambda: layer["kernel"].transpose(2, 0, 1),
+            )
+        ]
     # The 1x1 runs on every frame that comes in, the temporal filter on those that go out.
     macs = before * layer["spectral"].size + after * layer["temporal"].size
-    kernel = lowrank.merge_conv(layer, config.rank)["kernel"]
-    return [_filter_report(f"{name}/filter", "spectro_temporal", kernel, config.rank, size, macs)]
+    shape = (layer["temporal"].shape[0], layer["spectral"].shape[0])
+
+    def merged():
+        return lowrank.merge_conv(layer, config.rank)["kernel"].transpose(2, 0, 1)
+
+    return [LayerCost(name, "spectro_temporal", shape, config.rank, size, macs, merged)]
 
 
 def encoder_macs_per_second(
@@ -153,7 +151,28 @@ def encoder_macs_per_second(
     frames_per_second: float = FRAMES_PER_SECOND,
 ) -> float:
     """Multiply-accumulates per second of audio; `params` may be shapes (`jax.eval_shape`)."""
-    return sum(row.macs for row in _costs(config, params, frames_per_second))
+    return sum(c.macs_per_second for c in layer_costs(config, params, frames_per_second))
+
+
+def layer_table(
+    config: contextnet.ContextNetConfig,
+    params: Mapping[str, Any],
+    frames_per_second: float = FRAMES_PER_SECOND,
+) -> list[LayerReport]:
+    """`layer_costs` with the stable and entropy rank of every map; adds up to the encoder's."""
+    table = []
+    for cost in layer_costs(config, params, frames_per_second):
+        ranks = (None, None)
+        if cost.matrices is not None:
+            # On the host: hundreds of small decompositions of different shapes, not worth a jit.
+            singular = np.linalg.svd(np.asarray(cost.matrices()), compute_uv=False)
+            ranks = (
+                float(jnp.mean(lowrank.stable_rank(jnp.asarray(singular)))),
+                float(jnp.mean(lowrank.entropy_rank(jnp.asarray(singular)))),
+            )
+        fields = {f.name: getattr(cost, f.name) for f in dataclasses.fields(cost)}
+        table.append(LayerReport(**fields, stable_rank=ranks[0], entropy_rank=ranks[1]))
+    return table
 
 
 def format_table(table: list[LayerReport]) -> str:
@@ -168,7 +187,8 @@ def format_table(table: list[LayerReport]) -> str:
             f"{row.parameters:>11,d} {row.macs_per_second / 1e6:9.3f} {ranks[0]:>7s} {ranks[1]:>8s}"
         )
     total = sum(row.parameters for row in table)
-    lines.append(f"total: {total:,d} parameters, {macs_per_second(table) / 1e9:.3f} GMAC/s")
+    macs = sum(row.macs_per_second for row in table)
+    lines.append(f"total: {total:,d} parameters, {macs / 1e9:.3f} GMAC/s")
     return "\n".join(lines)
 
 

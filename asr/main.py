@@ -1,7 +1,7 @@
 """Trains or evaluates a recogniser.
 
-    python -m asr.main --config=configs/asr/quickstart.py --workdir=runs/quickstart
-    python -m asr.main --workdir=runs/quickstart --mode=evaluate
+python -m asr.main --config=configs/asr/quickstart.py --workdir=runs/quickstart
+python -m asr.main --workdir=runs/quickstart --mode=evaluate
 """
 
 from asr import task

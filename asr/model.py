@@ -1,28 +1,44 @@
 """The recogniser: front end, ContextNet, and a transducer or CTC on top, from one config."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from asr import contextnet, decode, prediction
+from asr import contextnet, decode, filterbank, prediction
 from common import errors, parallel
 from common.audio import frontend
+from common.nn import masking
 
 
-def feature_config(config: Any) -> frontend.LogMelConfig:
-    """The log-mel front end that `config.features` describes."""
-    features = config.features
-    return frontend.LogMelConfig(
-        sample_rate_hz=config.data.sample_rate_hz,
-        window_ms=features.window_ms,
-        hop_ms=features.hop_ms,
-        num_mels=features.num_mels,
-        normalize=features.normalize,
-        compat=features.compat,
-    )
+def front_end_config(config: Any) -> frontend.LogMelConfig | filterbank.FilterbankConfig:
+    """The front end that `config.features` describes."""
+    features, rate = config.features, config.data.sample_rate_hz
+    try:
+        if features.kind == "learned":
+            return filterbank.FilterbankConfig(
+                num_filters=features.num_mels,
+                window_samples=round(features.window_ms * rate / 1000),
+                hop_samples=round(features.hop_ms * rate / 1000),
+                sample_rate_hz=rate,
+                rank=features.rank or None,
+                axis_name=parallel.AXIS,
+                dtype=jnp.dtype(config.dtype),
+            )
+        if features.kind != "log_mel":
+            raise ValueError(f"kind={features.kind!r} is unknown; choose log_mel or learned")
+        return frontend.LogMelConfig(
+            sample_rate_hz=rate,
+            window_ms=features.window_ms,
+            hop_ms=features.hop_ms,
+            num_mels=features.num_mels,
+            normalize=features.normalize,
+            compat=features.compat,
+        )
+    except ValueError as error:
+        raise errors.UserError(f"config.features: {error}") from error
 
 
 def encoder_config(config: Any) -> contextnet.ContextNetConfig:
@@ -57,11 +73,13 @@ def encoder_config(config: Any) -> contextnet.ContextNetConfig:
 
 
 class Recognizer(nn.Module):
-    """Encoder and decoder networks; audio comes in as features.
+    """Front end, encoder and decoder networks.
 
-    `loss` is "transducer" or "ctc"; `ctc` adds a CTC head beside a transducer.
+    `front_end` is a fixed log-mel spectrum or a learned filter bank; `loss` is "transducer" or
+    "ctc"; `ctc` adds a CTC head beside a transducer.
     """
 
+    front_end: frontend.LogMelConfig | filterbank.FilterbankConfig
     encoder_config: contextnet.ContextNetConfig
     vocab_size: int
     loss: str
@@ -73,6 +91,8 @@ class Recognizer(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
+        if isinstance(self.front_end, filterbank.FilterbankConfig):
+            self.filterbank = filterbank.Filterbank(self.front_end)
         self.encoder = contextnet.ContextNet(self.encoder_config)
         if self.loss == "transducer":
             self.prediction = prediction.PredictionNetwork(
@@ -84,41 +104,72 @@ class Recognizer(nn.Module):
         if self.ctc or self.loss == "ctc":
             self.ctc_head = nn.Dense(self.vocab_size, dtype=self.dtype)
 
-    def __call__(
+    def encode(
         self,
-        features: Float[Array, "b l f"],
+        audio: Float[Array, "b t"],
         lengths: Int[Array, "b"],
-        labels: Int[Array, "b u"],
         *,
         train: bool,
-        mask: Bool[Array, "b"] | None = None,
+        mask: Bool[Array, "b"],
+        distort: Callable[[Array, Array], Array] | None = None,
         dropout_keys: Key[Array, "b"] | None = None,
-    ) -> tuple[Int[Array, "b"], prediction.JointInputs | None, Float[Array, "b n v"] | None]:
-        """Encoded lengths, inputs of the transducer loss, and logits of the CTC head."""
-        encoded, lengths = self.encoder(
-            features, lengths, train=train, mask=mask, dropout_keys=dropout_keys
-        )
+    ) -> tuple[Float[Array, "b n d"], Int[Array, "b"]]:
+        """Encoder frames and their lengths, 0 for masked rows.
+
+        `distort(features, lengths) -> features` comes between front end and encoder (SpecAugment).
+        """
+        lengths = masking.fold_row_mask(lengths, mask)
+        if isinstance(self.front_end, filterbank.FilterbankConfig):
+            features, lengths = self.filterbank(audio, lengths, train=train, mask=mask)
+        else:
+            features, lengths = frontend.log_mel(
+                masking.zero_padding(audio, lengths), lengths, self.front_end
+            )
+        if distort is not None:
+            features = distort(features, lengths)
+        return self.encoder(features, lengths, train=train, mask=mask, dropout_keys=dropout_keys)
+
+    def heads(
+        self, encoded: Float[Array, "b n d"], labels: Int[Array, "b u"]
+    ) -> tuple[prediction.JointInputs | None, Float[Array, "b n v"] | None]:
+        """Inputs of the transducer loss and logits of the CTC head; None for what there is not."""
         joint = logits = None
         if self.loss == "transducer":
             joint = self.joint(encoded, self.prediction(labels))
         if self.ctc or self.loss == "ctc":
             logits = self.ctc_head(encoded).astype(jnp.float32)
-        return lengths, joint, logits
+        return joint, logits
 
-    def greedy(
+    def __call__(
         self,
-        features: Float[Array, "b l f"],
+        audio: Float[Array, "b t"],
         lengths: Int[Array, "b"],
+        labels: Int[Array, "b u"],
+        **options: Any,
+    ) -> tuple[Int[Array, "b"], prediction.JointInputs | None, Float[Array, "b n v"] | None]:
+        """Encoded lengths and `heads`; options as for `encode`."""
+        encoded, lengths = self.encode(audio, lengths, **options)
+        return lengths, *self.heads(encoded, labels)
+
+    def evaluate(
+        self,
+        audio: Float[Array, "b t"],
+        lengths: Int[Array, "b"],
+        labels: Int[Array, "b u"],
         *,
         mask: Bool[Array, "b"],
         max_symbols: int,
-    ) -> decode.Hypotheses:
-        """Best labels by greedy search; masked rows stay empty."""
-        encoded, lengths = self.encoder(features, lengths, train=False, mask=mask)
-        lengths = jnp.where(mask, lengths, 0)
-        if self.loss == "ctc":
-            return decode.ctc_greedy(self.ctc_head(encoded).astype(jnp.float32), lengths)
+    ) -> tuple[tuple[Any, ...], decode.Hypotheses]:
+        """What `__call__` returns, and the greedy hypotheses, from one pass of the encoder."""
+        encoded, lengths = self.encode(audio, lengths, train=False, mask=mask)
+        joint, logits = self.heads(encoded, labels)
+        return (lengths, joint, logits), self._greedy(encoded, lengths, logits, max_symbols)
 
+    def _greedy(
+        self, encoded: Array, lengths: Array, logits: Array | None, max_symbols: int
+    ) -> decode.Hypotheses:
+        if self.loss == "ctc":
+            return decode.ctc_greedy(logits, lengths)
         # Linen modules do not trace inside lax.while_loop; pure functions of their variables do.
         variables = self.variables
         unbound = self.clone(parent=None)
@@ -161,6 +212,7 @@ def make_model(config: Any, vocab_size: int) -> Recognizer:
     if config.dtype not in ("float32", "bfloat16"):
         raise errors.UserError(f"config.dtype={config.dtype!r}: choose float32 or bfloat16.")
     return Recognizer(
+        front_end=front_end_config(config),
         encoder_config=encoder_config(config),
         vocab_size=vocab_size,
         loss=decoder.loss,
@@ -173,10 +225,8 @@ def make_model(config: Any, vocab_size: int) -> Recognizer:
     )
 
 
-def init(model: Recognizer, config: Any, key: Key[Array, ""]) -> dict[str, Any]:
+def init(model: Recognizer, key: Key[Array, ""]) -> dict[str, Any]:
     """Fresh variables of the model."""
-    shape = (1, 4 * model.encoder_config.reduction, config.features.num_mels)
-    features, lengths = jnp.zeros(shape), jnp.full((1,), shape[1], jnp.int32)
-    labels = jnp.zeros((1, 2), jnp.int32)
-    variables = model.init(key, features, lengths, labels, train=False)
-    return jax.tree.map(jnp.asarray, dict(variables))
+    audio, one = jnp.zeros((1, 8000)), jnp.full((1,), 8000, jnp.int32)
+    labels, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1,), bool)
+    return dict(model.init(key, audio, one, labels, train=False, mask=mask))

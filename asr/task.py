@@ -48,10 +48,6 @@ class AsrTask:
         return optim.make_optimizer(self.config.optimizer, self.config.total_steps)
 
     @functools.cached_property
-    def features(self) -> frontend.LogMelConfig:
-        return model.feature_config(self.config)
-
-    @functools.cached_property
     def spec_augment(self) -> augment.SpecAugmentConfig:
         settings = self.config.augment
         return augment.SpecAugmentConfig(
@@ -72,7 +68,7 @@ class AsrTask:
         )
 
     def init(self, key: jax.Array) -> state.Variables:
-        return model.init(self.model, self.config, key)
+        return model.init(self.model, key)
 
     def create_state(self, variables: state.Variables) -> state.TrainState:
         return state.create(variables, self.optimizer[0], ema=self.config.ema_decay > 0)
@@ -83,49 +79,26 @@ class AsrTask:
     def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
         self.tokenizer.check_digest(meta["tokenizer"])
 
-    def _augmented(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Features of the training rows, each distorted by its own keys."""
+    def _distortions(self, batch: Batch, key: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """Audio of training rows at another speed, and what else happens inside the model."""
         settings = self.config.augment
         audio, lengths = batch["audio"], batch["audio_lengths"]
+        keys = [parallel.row_keys(jax.random.fold_in(key, i), batch["row"]) for i in range(3)]
         if settings.speeds:
-            keys = parallel.row_keys(jax.random.fold_in(key, 0), batch["row"])
-            audio, lengths = augment.speed_perturb(audio, lengths, keys, tuple(settings.speeds))
-        features, lengths = frontend.log_mel(audio, lengths, self.features)
+            audio, lengths = augment.speed_perturb(audio, lengths, keys[0], tuple(settings.speeds))
+        options: dict[str, Any] = {"dropout_keys": keys[2]}
         if settings.freq_masks or settings.time_masks:
-            keys = parallel.row_keys(jax.random.fold_in(key, 1), batch["row"])
-            features = augment.spec_augment(features, lengths, keys, self.spec_augment)
-        return features, lengths
-
-    def loss(
-        self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
-    ) -> tuple[jax.Array, tuple[jax.Array, Metrics, state.Variables]]:
-        decoder, mask = self.config.decoder, batch["mask"]
-        dropout_keys = None
-        if train:
-            features, lengths = self._augmented(batch, key)
-            if self.config.encoder.dropout_rate > 0:
-                dropout_keys = parallel.row_keys(jax.random.fold_in(key, 2), batch["row"])
-            if decoder.noise_std > 0 and decoder.loss == "transducer":
-                std = jnp.where(step >= decoder.noise_start_step, decoder.noise_std, 0.0)
-                noisy = prediction.variational_noise(
-                    variables["params"], jax.random.fold_in(key, 3), std
-                )
-                variables = {**variables, "params": noisy}
-        else:
-            features, lengths = frontend.log_mel(
-                batch["audio"], batch["audio_lengths"], self.features
+            options["distort"] = lambda features, lengths: augment.spec_augment(
+                features, lengths, keys[1], self.spec_augment
             )
-        (lengths, joint, logits), new_state = self.model.apply(
-            variables,
-            features,
-            lengths,
-            batch["labels"],
-            train=train,
-            mask=mask,
-            dropout_keys=dropout_keys,
-            mutable=["batch_stats"],
-        )
-        lengths = masking.fold_row_mask(lengths, mask)
+        return audio, lengths, options
+
+    def _sums(
+        self, found: tuple[Any, ...], batch: Batch
+    ) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
+        """The sum of the losses of the real rows, their number, and the metrics."""
+        lengths, joint, logits = found
+        decoder, mask = self.config.decoder, batch["mask"]
         label_lengths = masking.fold_row_mask(batch["labels_lengths"], mask)
         rows, sums = jnp.zeros(mask.shape), {}
         if joint is not None:
@@ -148,21 +121,47 @@ class AsrTask:
         seconds = jnp.sum(seconds) / self.config.data.sample_rate_hz
         sums["audio_seconds"] = metrics.Ratio(seconds, jnp.ones(()))
         total = metrics.ratio(rows, mask)
-        return total.total, (total.count, sums, new_state)
+        return total.total, (total.count, sums)
+
+    def loss(
+        self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
+    ) -> tuple[jax.Array, tuple[jax.Array, Metrics, state.Variables]]:
+        decoder = self.config.decoder
+        audio, lengths, options = batch["audio"], batch["audio_lengths"], {}
+        if train:
+            audio, lengths, options = self._distortions(batch, key)
+            if decoder.noise_std > 0 and decoder.loss == "transducer":
+                std = jnp.where(step >= decoder.noise_start_step, decoder.noise_std, 0.0)
+                noisy = prediction.variational_noise(
+                    variables["params"], jax.random.fold_in(key, 3), std
+                )
+                variables = {**variables, "params": noisy}
+        found, new_state = self.model.apply(
+            variables,
+            audio,
+            lengths,
+            batch["labels"],
+            train=train,
+            mask=batch["mask"],
+            mutable=["batch_stats"],
+            **options,
+        )
+        total, (count, sums) = self._sums(found, batch)
+        return total, (count, sums, new_state)
 
     def eval_step(
         self, variables: state.Variables, batch: Batch
     ) -> tuple[Metrics, Mapping[str, jax.Array]]:
-        total, (count, sums, _) = self.loss(variables, batch, None, None, train=False)
-        features, lengths = frontend.log_mel(batch["audio"], batch["audio_lengths"], self.features)
-        found = self.model.apply(
+        scored, found = self.model.apply(
             variables,
-            features,
-            lengths,
+            batch["audio"],
+            batch["audio_lengths"],
+            batch["labels"],
             mask=batch["mask"],
             max_symbols=self.config.decoder.max_symbols,
-            method="greedy",
+            method="evaluate",
         )
+        total, (count, sums) = self._sums(scored, batch)
         outputs = {"tokens": found.tokens, "lengths": found.lengths, "frames": found.frames}
         return {"loss": metrics.Ratio(total, count), **sums}, outputs
 
@@ -227,8 +226,9 @@ class AsrTask:
         rate = self.config.data.sample_rate_hz
         record = part.source[int(part.index.positions[0])]
         audio = data.records.load_record(record, rate, data.channel(self.config.data))[: 10 * rate]
-        size = jnp.array([len(audio)], jnp.int32)
-        features, _ = frontend.log_mel(jnp.asarray(audio)[None], size, self.features)
+        shown = frontend.LogMelConfig(sample_rate_hz=rate)
+        size = np.array([len(audio)], np.int32)
+        features, _ = jax.jit(frontend.log_mel, static_argnums=2)(audio[None], size, shown)
         return {"features": np.asarray(features[0])}, {"audio": (audio, rate)}
 
     def schedule(self, step: int) -> float:
@@ -263,5 +263,3 @@ def close(task: AsrTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -
         print("These are synthetic voices: the figures say nothing about real speech.")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
     print(f"Next: python -m asr.transcribe --workdir={workdir} YOUR_FILES.wav")
-
-

@@ -21,7 +21,10 @@ from common.task import Task
 log = logging.getLogger(__name__)
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment, e.g. configs/asr/quickstart.py or that plus :debug.", lock_config=True
+    "config",
+    None,
+    "Experiment, e.g. configs/asr/quickstart.py or that plus :debug.",
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; it resumes if it is there.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
@@ -29,7 +32,9 @@ _CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "Evaluate this step (defa
 _MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "Call jax.distributed.initialize() (SLURM, Open MPI, TPU pods, GKE)."
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, without a cluster.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, without a cluster."
+)
 _PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes.")
 _PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: the number of this one.")
 _HOST_DEVICES = flags.DEFINE_integer("host_devices", None, "Pretend that the CPU is N devices.")

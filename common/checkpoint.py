@@ -179,8 +179,10 @@ class Checkpointer:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
             reason = "the disk is full"
         good = [s for s in self.steps() if s != step]
-        last = f"the last good checkpoint is {self.directory / str(good[-1])}" if good else (
-            "there is no earlier checkpoint"
+        last = (
+            f"the last good checkpoint is {self.directory / str(good[-1])}"
+            if good
+            else ("there is no earlier checkpoint")
         )
         return CheckpointError(
             f"Could not save the checkpoint of step {step} in {self.directory}: {reason}. Nothing "
@@ -302,8 +304,8 @@ class Checkpointer:
             tree, meta = self._load(step, mesh, None)
         except Exception as error:
             raise CheckpointError(
-                f"Checkpoint {self.directory / str(step)} is damaged ({' '.join(str(error).split())[:200]}"
-                f"). Choose another with --checkpoint: {', '.join(map(str, self.steps()))}."
+                f"Checkpoint {self.directory / str(step)} is damaged "
+                f"({' '.join(str(error).split())[:200]}). Choose another with --checkpoint: {', '.join(map(str, self.steps()))}."
             ) from error
         if "ema" in tree:
             return tree["ema"], meta

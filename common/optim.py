@@ -39,7 +39,7 @@ def make_schedule(config: ConfigDict, total_steps: int) -> Schedule:
 
     noam: linear warm-up to the peak, then proportional to step^-0.5 (Vaswani et al. 2017, eq. 3,
     scaled so that the peak is `learning_rate`). cosine: linear warm-up, then half a cosine down to
-    `final_ratio` of the peak at `total_steps`. steps: warm-up, then times `factor` at each boundary.
+    `final_ratio` of the peak at `total_steps`. steps: warm-up, then times `factor` at a boundary.
     """
     peak, warmup = config.learning_rate, max(1, config.warmup_steps)
     if config.schedule == "noam":

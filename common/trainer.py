@@ -79,9 +79,9 @@ class _Throttle:
         if bad:
             saved = [int(p.name) for p in self._directory.glob("*") if p.name.isdigit()]
             good = f"{self._directory / str(max(saved))}" if saved else "none was saved yet"
+            names = ", ".join(sorted(bad, key=lambda name: name != "loss"))
             raise TrainingDiverged(
-                f"Step {step}: not finite: {', '.join(sorted(bad, key=lambda n: n != 'loss'))}. Last "
-                f"good checkpoint: {good}. Nothing was saved after it. Lower "
+                f"Step {step}: not finite: {names}. Last good checkpoint: {good}. Nothing was saved after it. Lower "
                 "config.optimizer.learning_rate or set config.optimizer.clip_norm and start again: "
                 "the run resumes from there."
             )
@@ -116,9 +116,7 @@ def make_eval_step(task: Task, config: Any, mesh: Mesh) -> Callable:
         return metrics.psum(sums, parallel.AXIS), outputs
 
     specs = (parallel.REPLICATED, parallel.ROWS)
-    return parallel.data_parallel(
-        step, mesh, in_specs=specs, out_specs=specs, kind=config.parallel
-    )
+    return parallel.data_parallel(step, mesh, in_specs=specs, out_specs=specs, kind=config.parallel)
 
 
 def evaluate(
@@ -232,7 +230,7 @@ def train(
         for step in range(start, config.total_steps + 1):
             last = step == config.total_steps
             stopping = stop.requested(step)
-            if step and step % config.log_every == 0 or last or stopping:
+            if (step and step % config.log_every == 0) or last or stopping:
                 late.flush()
                 if window := late.take():
                     work = window.pop(task.work_metric, None)
@@ -245,7 +243,7 @@ def train(
                     writer.scalars(step, "train", values)
                     shown = {k: values[k] for k in ("loss", f"{task.work_metric}_per_second")}
                     clock = time.monotonic()
-            due = step and step % config.evaluate_every == 0 or last
+            due = (step and step % config.evaluate_every == 0) or last
             if due and step > evaluated and not stopping:
                 late.flush()
                 paused = time.monotonic()

@@ -59,13 +59,13 @@ def load_config(workdir: pathlib.Path, task: str) -> ml_collections.FrozenConfig
         owner, config = saved["task"], saved["config"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise WorkdirError(
-            f"{path} is damaged ({error}). Put it back from metrics or wandb, or start the training "
-            "command again on this directory: it writes the file anew."
+            f"{path} is damaged ({error}). Start the training command again on this directory: it "
+            "writes the file anew."
         ) from error
     if owner != task:
         raise WorkdirError(
-            f"{workdir} belongs to the task {owner!r}, not to {task!r}. Use python -m {owner}.main, "
-            "or another --workdir."
+            f"{workdir} belongs to the task {owner!r}, not to {task!r}. Use python -m "
+            f"{owner}.main, or another --workdir."
         )
     return freeze(config)
 
@@ -118,8 +118,8 @@ class Lock:
             self._file.seek(0)
             owner = self._file.read().strip() or "unknown"
             raise WorkdirError(
-                f"Another process ({owner}) is working in {self._workdir}. Wait for it, stop it, or "
-                "choose another --workdir."
+                f"Another process ({owner}) is working in {self._workdir}. Wait for it, stop it, "
+                "or choose another --workdir."
             ) from None
         self._file.truncate(0)
         self._file.write(f"pid {os.getpid()} on {os.uname().nodename}")

@@ -15,7 +15,7 @@ flags.FLAGS.mark_as_parsed()
 
 @pytest.fixture(scope="session")
 def speech_data() -> pathlib.Path:
-    """The folder of small real corpora named by SPEECH_DATA; tests that need it are skipped without."""
+    """The folder of small real corpora named by SPEECH_DATA; without it such tests are skipped."""
     folder = os.environ.get("SPEECH_DATA")
     if not folder or not pathlib.Path(folder).is_dir():
         pytest.skip("SPEECH_DATA does not name a folder of real corpora")

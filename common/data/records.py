@@ -151,7 +151,7 @@ def build_index(
     What a file holds is remembered in `cache` under its path, size and time of change, so a second
     start costs one `stat` a file, and other limits need no new decoding. Several sources may share
     a cache file. Records that are missing, unreadable, empty, not finite, silent, too short, too
-    long or without transcript go to `rejected_tsv` (id, path, reason, source) and are counted in the log.
+    long or without transcript go to `rejected_tsv` (id, path, reason, source), counted in the log.
     The result depends on neither `num_workers` (threads: decoding releases the GIL) nor the cache.
 
     Raises DataError: empty source, repeated id, nothing usable, more than `max_bad_share` rejected.

@@ -23,7 +23,14 @@ def get_config(size: str = "") -> ConfigDict:
     config.augment.update({"speeds": (0.9, 1.0, 1.1), "freq_masks": 2, "freq_width": 15})
     config.augment.update({"time_masks": 3, "time_ratio": 0.05})
     config.tokenizer.update({"kind": "char", "vocab_size": 0})
-    config.encoder.blocks = ((1, 128, 1), (2, 128, 2), (3, 128, 1), (3, 192, 2), (3, 192, 1), (1, 256, 1))
+    config.encoder.blocks = (
+        (1, 128, 1),
+        (2, 128, 2),
+        (3, 128, 1),
+        (3, 192, 2),
+        (3, 192, 1),
+        (1, 256, 1),
+    )
     config.decoder.update({"embedding": 64, "lstm": 128, "joint": 128, "ctc_weight": 0.3})
     config.optimizer.update({"schedule": "cosine", "learning_rate": 3e-3, "warmup_steps": 300})
     config.optimizer.update({"clip_norm": 5.0, "weight_decay": 1e-3})

@@ -3,8 +3,8 @@
 Paper: Han et al., ContextNet, Interspeech 2020 (arXiv 2005.03191): 1k word pieces, Adam with the
 transformer schedule (peak 0.0025 after 15k steps), SpecAugment, variational noise.
 Data: the LibriSpeech tree as it unpacks (https://www.openslr.org/12).
-Command: python -m asr.main --config=configs/asr/librispeech.py:s --config.data.root=/data/LibriSpeech \
-         --workdir=runs/librispeech_s
+Command: python -m asr.main --config=configs/asr/librispeech.py:s \
+         --config.data.root=/data/LibriSpeech --workdir=runs/librispeech_s
 Argument: s, m or l (alpha 0.5, 1, 2), or debug (tiny, on the embedded corpus).
 Expected: the paper reports 2.9/7.0 (S), 2.4/5.4 (M), 2.1/4.6 (L) % WER on test-clean/test-other
 without a language model. Not yet run by us: it needs accelerators for days.

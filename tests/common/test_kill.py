@@ -21,7 +21,9 @@ def start(workdir: pathlib.Path, *options: str) -> subprocess.Popen:
     workdir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tests.common.toy", f"--workdir={workdir}", *options]
     with (workdir / "stderr.txt").open("a") as log:
-        return subprocess.Popen(command, cwd=ROOT, stderr=log, env={**os.environ, "PYTHONPATH": "."})
+        return subprocess.Popen(
+            command, cwd=ROOT, stderr=log, env={**os.environ, "PYTHONPATH": "."}
+        )
 
 
 def finish(workdir: pathlib.Path, *options: str) -> dict[str, str]:

@@ -98,6 +98,4 @@ def test_ranks_of_known_spectra():
     spectra = jnp.array([[1.0, 1.0, 1.0, 1.0], [2.0, 0.0, 0.0, 0.0], [0.0] * 4, [2.0, 1.0, 0, 0]])
     np.testing.assert_allclose(lowrank.stable_rank(spectra), [4.0, 1.0, 0.0, 1.25], rtol=1e-6)
     entropy = np.exp(-(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3)))
-    np.testing.assert_allclose(
-        lowrank.entropy_rank(spectra), [4.0, 1.0, 0.0, entropy], rtol=1e-5
-    )
+    np.testing.assert_allclose(lowrank.entropy_rank(spectra), [4.0, 1.0, 0.0, entropy], rtol=1e-5)

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from tests.common import toy
 
 from common import errors, parallel, trainer
+from tests.common import toy
 
 STEPS = 5
 

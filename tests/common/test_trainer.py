@@ -6,9 +6,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tests.common import toy
 
 from common import checkpoint, parallel, trainer
+from tests.common import toy
 
 
 def train(workdir, devices=1, task=None, **changes):
