@@ -1,12 +1,19 @@
 """What a ContextNet's layers cost and how much rank they use; factorise and merge a trained one.
 
+    python -m asr.lowrank --workdir=runs/quickstart
+    python -m asr.lowrank --workdir=runs/quickstart --rank_fraction=0.25 --out=runs/quarter
+
 Pure functions on a configuration and the parameter tree of its encoder. The singular values are
 those of composed filters: the factors of a layer have a free scale (v s, u / s), its map has not.
 Frames come in at 100 Hz unless said otherwise.
 """
 
+import argparse
 import dataclasses
 import heapq
+import pathlib
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from asr import contextnet
+from asr import task as asr_task
+from common import app, checkpoint, errors, parallel, workdir
 from common.nn import lowrank
 
 FRAMES_PER_SECOND = 100.0
@@ -360,3 +369,86 @@ def merge(
         config = dataclasses.replace(config, conv="dense", rank=1)
     config = dataclasses.replace(config, pointwise_ranks=(), pointwise_rank_fraction=None)
     return config, _replace(params, new)
+
+
+def _encoder_settings(config: contextnet.ContextNetConfig) -> dict[str, Any]:
+    """The part of `config.encoder` that factorising and merging change."""
+    return {
+        "conv": config.conv,
+        "rank": config.rank,
+        "pointwise_rank_fraction": config.pointwise_rank_fraction or 1.0,
+        "pointwise_ranks": config.pointwise_ranks,
+    }
+
+
+def main() -> None:
+    """The command line: prints the table; with --out also writes a work directory."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asr.lowrank",
+        description="Parameters, MACs and ranks of a trained ContextNet's layers; factorises it.",
+    )
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of a training run")
+    parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--rank_fraction", type=float, help="rank of 1x1 maps over their channels")
+    how.add_argument("--budget_params", type=int, help="parameters that the encoder may have")
+    how.add_argument("--merge", action="store_true", help="factored layers back to dense ones")
+    parser.add_argument("--out", type=pathlib.Path, help="new work directory for the result")
+    parser.add_argument("--steps", type=int, help="total_steps of --out, to train it on")
+    args = parser.parse_args()
+    app.set_up_logging()
+    app.use_compile_cache()
+    try:
+        _run(args)
+    except (errors.UserError, ValueError) as error:
+        sys.exit(f"asr.lowrank: {error}")
+
+
+def _run(args: argparse.Namespace) -> None:
+    changes = args.rank_fraction is not None or args.budget_params is not None or args.merge
+    if changes != (args.out is not None):
+        raise errors.UserError(
+            "--out goes with one of --rank_fraction, --budget_params and --merge."
+        )
+    folder = args.workdir.expanduser().resolve()
+    config = workdir.load_config(folder, "asr")
+    task = asr_task.make_task(config, folder, "use")
+    mesh = parallel.make_mesh()
+    loader = checkpoint.Checkpointer(folder / "checkpoints", read_only=True)
+    variables, meta = loader.load_variables(mesh, step=args.checkpoint)
+    task.check_checkpoint(meta)
+    encoder, params = task.model.encoder_config, variables["params"]["encoder"]
+    frames = 1000.0 / config.features.hop_ms
+    print(f"{folder}, step {meta['step']}\n{format_table(layer_table(encoder, params, frames))}")
+    if not changes:
+        return
+    if args.merge:
+        encoder, params = merge(encoder, params)
+    else:
+        encoder, params = factorize(
+            encoder, params, rank_fraction=args.rank_fraction, budget_params=args.budget_params
+        )
+    out = args.out.expanduser().resolve()
+    print(f"\n{out}\n{format_table(layer_table(encoder, params, frames))}")
+    new = config.to_dict()
+    new["encoder"].update(_encoder_settings(encoder))
+    new["total_steps"] = args.steps or new["total_steps"]
+    with workdir.Lock(out):
+        if (out / "checkpoints").exists():
+            raise errors.UserError(f"{out} has checkpoints already; choose another --out.")
+        workdir.save_config(out, "asr", workdir.freeze(new))
+        shutil.copytree(folder / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+        task = asr_task.make_task(workdir.freeze(new), out, "use")
+        variables = {**variables, "params": {**variables["params"], "encoder": params}}
+        saver = checkpoint.Checkpointer(out / "checkpoints")
+        state = parallel.replicate(task.create_state(variables), mesh)
+        saver.save(0, state, None, {**task.checkpoint_meta(), "evaluated": -1}, None)
+        saver.close()
+    print(
+        f"Evaluate: python -m asr.main --workdir={out} --mode=evaluate\n"
+        f"Train on: python -m asr.main --workdir={out}"
+    )
+
+
+if __name__ == "__main__":
+    main()

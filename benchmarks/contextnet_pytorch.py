@@ -13,6 +13,7 @@ prints the seconds of training steps (forward, backward, Adam) as one JSON objec
 
 import argparse
 import json
+import resource
 import time
 
 import torch
@@ -119,29 +120,100 @@ def build_encoder(alpha: float, features: int = 80) -> Encoder:
     return Encoder(contextnet_table(alpha), features)
 
 
+class Transducer(nn.Module):
+    """Encoder, one LSTM of 640, joint of 640; `forward` is the mean loss of the batch.
+
+    The loss is what PyTorch without an extension offers: logits of the whole lattice, log-softmax,
+    and the forward variables diagonal by diagonal under autograd.
+    """
+
+    def __init__(self, alpha: float, vocab_size: int, features: int = 80, width: int = 640):
+        super().__init__()
+        self.encoder = build_encoder(alpha, features)
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.from_encoder = nn.Linear(self.encoder.channels, width)
+        self.from_prediction = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, vocab_size)
+
+    def forward(self, x, lengths, labels, label_lengths):
+        encoded, lengths = self.encoder(x, lengths)
+        predicted, _ = self.lstm(self.embedding(functional.pad(labels, (1, 0))))
+        hidden = self.from_encoder(encoded)[:, :, None] + self.from_prediction(predicted)[:, None]
+        log_probs = self.output(torch.tanh(hidden)).log_softmax(-1)
+        blank = log_probs[..., 0]
+        index = labels[:, None, :, None].expand(-1, log_probs.shape[1], -1, 1)
+        label = log_probs[:, :, :-1].gather(3, index)[..., 0]
+        return -lattice(blank, label, lengths, label_lengths).mean()
+
+
+def lattice(blank, label, lengths, label_lengths):
+    """Log-probability of the labels from the arcs `[b, l, u + 1]` and `[b, l, u]`."""
+    rows, frames, nodes = blank.shape
+    impossible = -1e30
+    alphas = [functional.pad(blank.new_zeros(rows, 1), (0, nodes - 1), value=impossible)]
+    column = torch.arange(nodes)
+    for diagonal in range(1, frames + nodes - 1):
+        # Node u of a diagonal is frame diagonal - u.
+        frame = diagonal - column
+        inside = (frame >= 0) & (frame < frames)
+        stay = alphas[-1] + torch.where(
+            (frame >= 1) & (frame <= frames), blank[:, (frame - 1).clamp(0, frames - 1), column], 0
+        )
+        stay = torch.where((frame >= 1)[None], stay, impossible)
+        arc = label[:, frame.clamp(0, frames - 1)[1:], column[:-1]]
+        move = functional.pad(alphas[-1][:, :-1] + arc, (1, 0), value=impossible)
+        alphas.append(torch.where(inside[None], torch.logaddexp(stay, move), impossible))
+    alphas = torch.stack(alphas, 1)
+    every, last = torch.arange(rows), lengths - 1
+    final = alphas[every, last + label_lengths, label_lengths]
+    return final + blank[every, last, label_lengths]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--frames", type=int, default=1000)
+    parser.add_argument(
+        "--labels", type=int, default=0, help="train the transducer, not its encoder"
+    )
+    parser.add_argument("--vocab", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    encoder = build_encoder(args.alpha)
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=1e-3)
     x = torch.randn(args.rows, args.frames, 80)
     lengths = torch.full((args.rows,), args.frames)
-    seconds = []
+    if args.labels:
+        model = Transducer(args.alpha, args.vocab)
+        labels = torch.randint(1, args.vocab, (args.rows, args.labels))
+        inputs = (x, lengths, labels, torch.full((args.rows,), args.labels))
+    else:
+        model, inputs = build_encoder(args.alpha), (x, lengths)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    seconds, losses = [], []
     for _ in range(args.steps + 2):
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        encoder(x, lengths)[0].square().mean().backward()
+        out = model(*inputs)
+        loss = out if args.labels else out[0].square().mean()
+        loss.backward()
         optimizer.step()
+        losses.append(float(loss.detach()))
         seconds.append(time.perf_counter() - start)
-    parameters = sum(p.numel() for p in encoder.parameters())
-    print(json.dumps({"framework": "torch", "parameters": parameters, "seconds": seconds[2:]}))
+    print(
+        json.dumps(
+            {
+                "framework": f"torch {torch.__version__}",
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "seconds": seconds[2:],
+                "losses": losses,
+                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

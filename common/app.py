@@ -127,9 +127,12 @@ def _main(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
         step = trainer.make_eval_step(task, config, mesh)
         close(task, folder, trainer.evaluate_all(task, step, variables, mesh, writer, meta["step"]))
         return
-    if _CONFIG.value is None:
+    if _CONFIG.value is not None:
+        config = workdir.freeze(_CONFIG.value)
+    elif (folder / "config.json").is_file():
+        config = workdir.load_config(folder, name)
+    else:
         raise errors.UserError("--config is missing, e.g. --config=configs/asr/quickstart.py")
-    config = workdir.freeze(_CONFIG.value)
     with workdir.Lock(folder) if jax.process_index() == 0 else contextlib.nullcontext():
         if jax.process_index() == 0:
             workdir.save_config(folder, name, config)

@@ -138,19 +138,23 @@ class Checkpointer:
         meta: Mapping[str, Any],
         best: float | None,
     ) -> None:
-        """Starts writing; returns when the state is copied. Raises if an earlier save failed."""
+        """Starts writing; returns when the state is copied. Raises if an earlier save failed.
+
+        Without a `data_iterator` the run that starts from here reads its data from the beginning.
+        """
         tree = _to_tree(train_state)
         # The copy is ours: the next step is given the state's own buffers to overwrite, and on the
         # CPU the writer would read those very buffers.
         tree = jax.tree.map(jnp.copy, tree)
+        data = {}
+        if data_iterator is not None:
+            data["data"] = grain.PyGrainCheckpointSave(data_iterator)
         meta = {**meta, "step": step, "fingerprint": fingerprint(tree)}
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(tree),
-                    data=grain.PyGrainCheckpointSave(data_iterator),
-                    meta=ocp.args.JsonSave(meta),
+                    state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta), **data
                 ),
                 metrics=None if best is None else {"best": best},
             )
@@ -222,7 +226,7 @@ class Checkpointer:
     ) -> tuple[state.TrainState, dict[str, Any]]:
         wanted = traverse_util.flatten_dict(_to_tree(template), sep="/")
         tree, meta = self._load(step, mesh, wanted)
-        if data_iterator is not None:
+        if data_iterator is not None and (self.directory / str(step) / "data").exists():
             self._manager.restore(
                 step, args=ocp.args.Composite(data=grain.PyGrainCheckpointRestore(data_iterator))
             )
@@ -305,7 +309,8 @@ class Checkpointer:
         except Exception as error:
             raise CheckpointError(
                 f"Checkpoint {self.directory / str(step)} is damaged "
-                f"({' '.join(str(error).split())[:200]}). Choose another with --checkpoint: {', '.join(map(str, self.steps()))}."
+                f"({' '.join(str(error).split())[:200]}). Choose another with --checkpoint: "
+                f"{', '.join(map(str, self.steps()))}."
             ) from error
         if "ema" in tree:
             return tree["ema"], meta

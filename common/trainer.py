@@ -81,9 +81,9 @@ class _Throttle:
             good = f"{self._directory / str(max(saved))}" if saved else "none was saved yet"
             names = ", ".join(sorted(bad, key=lambda name: name != "loss"))
             raise TrainingDiverged(
-                f"Step {step}: not finite: {names}. Last good checkpoint: {good}. Nothing was saved after it. Lower "
-                "config.optimizer.learning_rate or set config.optimizer.clip_norm and start again: "
-                "the run resumes from there."
+                f"Step {step}: not finite: {names}. Last good checkpoint: {good}. Nothing was "
+                "saved after it. Lower config.optimizer.learning_rate or set "
+                "config.optimizer.clip_norm and start again: the run resumes from there."
             )
         self.window = metrics.merge([self.window, host])
 

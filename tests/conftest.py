@@ -3,6 +3,9 @@
 import os
 import pathlib
 
+# Compiling takes most of the tests' time and what is compiled runs for milliseconds.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
 import jax
 import pytest
 from absl import flags

@@ -84,14 +84,14 @@ def test_budget_is_kept_and_more_is_better(batch, kind):
     total = contextnet.count_parameters(params)
     reference = encode(config, params, variables, batch)
     errors = []
-    for share in (0.7, 0.85, 1.0):
+    for share in (0.7, 1.0):
         new, smaller = lowrank.factorize(config, params, budget_params=int(share * total))
         assert contextnet.count_parameters(smaller) <= share * total
         errors.append(float(jnp.abs(encode(new, smaller, variables, batch) - reference).mean()))
-    assert errors[0] > errors[2]
+    assert errors[0] > errors[1]
     if kind == "separable":
         assert contextnet.count_parameters(smaller) == total
-        assert errors[2] == 0.0
+        assert errors[1] == 0.0
 
 
 def test_greedy_choice_by_hand():

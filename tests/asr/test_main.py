@@ -179,3 +179,19 @@ def test_every_config_has_a_debug_run(tmp_path, config):
     done = command("asr.main", *options, "--config.total_steps=8")
     assert done.returncode == 0, done.stderr
     assert "dev WER" in done.stdout
+
+
+@pytest.mark.slow
+def test_lowrank_prints_factorises_and_trains_on(trained, tmp_path):
+    out = tmp_path / "half"
+    done = command(
+        "asr.lowrank", f"--workdir={trained}", "--rank_fraction=0.5", f"--out={out}", "--steps=2"
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = [line for line in done.stdout.splitlines() if line.startswith("total:")]
+    assert int(after.split()[1].replace(",", "")) < int(before.split()[1].replace(",", ""))
+    done = command("asr.main", f"--workdir={out}")
+    assert done.returncode == 0, done.stderr
+    assert "dev WER" in done.stdout
+    again = (f"--workdir={trained}", "--merge", f"--out={out}")
+    assert "has checkpoints already" in fails(*again, module="asr.lowrank")
