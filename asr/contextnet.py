@@ -172,20 +172,22 @@ class ConvUnit(nn.Module):
     place: str
 
     @nn.compact
-    def __call__(self, x: Array, lengths: Array, *, train: bool) -> tuple[Array, Array]:
+    def __call__(self, x: Array, lengths: Array, mask: Array, *, train: bool) -> Array:
+        """`lengths` are those of the input, `mask` is that of the output."""
         config = self.config
         where = (self.kernel_size, self.stride, config.causal, config.dtype)
         if config.conv == "separable":
-            x, lengths = conv.DepthwiseConv(*where, name="depthwise")(x, lengths)
+            x, _ = conv.DepthwiseConv(*where, zero_padded=True, name="depthwise")(x, lengths)
             x = _pointwise(config, self.place, "pointwise", x, self.features)
         elif config.conv == "spectro_temporal":
-            unit = lowrank.SpectroTemporalConv(self.features, config.rank, *where, name="filter")
-            x, lengths = unit(x, lengths)
+            unit = lowrank.SpectroTemporalConv(
+                self.features, config.rank, *where, zero_padded=True, name="filter"
+            )
+            x, _ = unit(x, lengths)
         else:
-            unit = conv.Conv(self.features, *where[:3], dtype=config.dtype, name="filter")
-            x, lengths = unit(x, lengths)
-        x = _batch_norm(config)(x, masking.length_mask(lengths, x.shape[1]), train=train)
-        return nn.swish(x), lengths
+            unit = conv.Conv(self.features, *where, zero_padded=True, name="filter")
+            x, _ = unit(x, lengths)
+        return nn.swish(_batch_norm(config)(x, mask, train=train))
 
 
 class Residual(nn.Module):
@@ -197,10 +199,9 @@ class Residual(nn.Module):
     place: str
 
     @nn.compact
-    def __call__(self, x: Array, lengths: Array, *, train: bool) -> Array:
-        """`lengths` are those of the output."""
+    def __call__(self, x: Array, mask: Array, *, train: bool) -> Array:
+        """`mask` is that of the output."""
         x = _pointwise(self.config, self.place, "projection", x, self.features, self.stride)
-        mask = masking.length_mask(lengths, x.shape[1])
         return _batch_norm(self.config)(x, mask, train=train)
 
 
@@ -208,7 +209,7 @@ class SqueezeExcite(nn.Module):
     """Scales channels by what the whole utterance holds (equations 4-6 of the paper).
 
     The squeeze is the mean over true frames: all of them, those within `se_window` around each
-    frame, or with `causal` those up to each frame.
+    frame, or with `causal` those up to each frame. x is 0 beyond its true ends.
     """
 
     config: ContextNetConfig
@@ -219,7 +220,8 @@ class SqueezeExcite(nn.Module):
         if config.causal or config.se_window is not None:
             context = moving_mean(x, lengths, config.se_window, config.causal)
         else:
-            context = masking.masked_mean(x, lengths)[:, None]
+            count = jnp.maximum(lengths, 1).astype(jnp.float32)[:, None, None]
+            context = jnp.sum(x, axis=1, keepdims=True, dtype=jnp.float32) / count
         context = context.astype(config.dtype)
         bottleneck = max(1, d // config.se_reduction)
         context = nn.swish(nn.Dense(bottleneck, dtype=config.dtype, name="squeeze")(context))
@@ -231,7 +233,8 @@ def moving_mean(
 ) -> Float[Array, "b l d"]:
     """Mean of the true frames in a window that ends at (causal) or is centred on each frame.
 
-    In float32; a frame without a true frame in its window gets 0. None means no limit.
+    In float32, of x that is 0 beyond its true ends. A frame without a true frame in its window
+    gets 0. A window of None has no limit.
     """
     num_frames = x.shape[1]
     ends = jnp.arange(num_frames)
@@ -240,8 +243,7 @@ def moving_mean(
     else:
         window = 2 * num_frames if window is None else window
         first, last = ends - (window - 1) // 2, ends + window // 2
-    x = masking.zero_padding(x, lengths).astype(jnp.float32)
-    sums = jnp.pad(jnp.cumsum(x, axis=1), ((0, 0), (1, 0), (0, 0)))
+    sums = jnp.pad(jnp.cumsum(x.astype(jnp.float32), axis=1), ((0, 0), (1, 0), (0, 0)))
     first = jnp.clip(first, 0, num_frames)
     last = jnp.clip(last + 1, 0, num_frames)
     true = lengths[:, None]
@@ -256,27 +258,32 @@ class Block(nn.Module):
     block: BlockConfig
 
     @nn.compact
-    def __call__(self, x: Array, lengths: Array, *, train: bool) -> tuple[Array, Array]:
-        block, y, new_lengths = self.block, x, lengths
+    def __call__(self, x: Array, lengths: Array, mask: Array, *, train: bool) -> Array:
+        """`lengths` are those of the input, `mask` is that of the output."""
+        block, y = self.block, x
         for j in range(block.num_convs):
-            stride = block.stride if j == block.num_convs - 1 else 1
+            last = j == block.num_convs - 1
             unit = ConvUnit(
                 self.config,
                 block.channels,
                 block.kernel_size,
-                stride,
+                block.stride if last else 1,
                 f"{self.name}/conv_{j}",
                 name=f"conv_{j}",
             )
-            y, new_lengths = unit(y, new_lengths, train=train)
+            unit_mask = mask
+            if block.stride > 1 and not last:
+                unit_mask = masking.float_mask(lengths, x.shape[1])
+            y = unit(y, lengths, unit_mask, train=train)
+        new_lengths = masking.conv_lengths(lengths, block.stride)
         if self.config.se_reduction is not None:
             y = SqueezeExcite(self.config, name="se")(y, new_lengths)
         if block.residual:
             residual = Residual(
                 self.config, block.channels, block.stride, f"{self.name}/residual", name="residual"
             )
-            y = y + residual(x, new_lengths, train=train)
-        return nn.swish(y), new_lengths
+            y = y + residual(x, mask, train=train)
+        return nn.swish(y)
 
 
 class ContextNet(nn.Module):
@@ -303,8 +310,8 @@ class ContextNet(nn.Module):
           dropout_keys: one key per row (parallel.row_keys); needed if train and dropout_rate > 0.
 
         Returns:
-          Frames in `config.dtype` and their lengths, ceil(length / stride) for each stride. What
-          lies beyond the lengths is not defined.
+          Frames in `config.dtype`, 0 beyond the true ends and in rows that are not real, and their
+          lengths, ceil(length / stride) for each stride.
         """
         config = self.config
         dropout = config.dropout_rate if train and not self.is_initializing() else 0.0
@@ -312,9 +319,17 @@ class ContextNet(nn.Module):
             raise ValueError("ContextNet with dropout_rate > 0 needs dropout_keys when train=True")
         true_lengths = masking.fold_row_mask(lengths, mask)
         x = masking.zero_padding(features.astype(config.dtype), true_lengths)
+        # From here on x is 0 beyond its true ends: normalisation multiplies with the mask, and
+        # every other layer maps 0 to 0. So no convolution has to mask its input.
+        masks = {}
         for i, block in enumerate(config.blocks):
+            new_lengths = masking.conv_lengths(true_lengths, block.stride)
+            num_frames = -(-x.shape[1] // block.stride)
+            if num_frames not in masks:
+                masks[num_frames] = masking.float_mask(new_lengths, num_frames)
             layer = Block(config, block, name=f"block_{i}")
-            x, true_lengths = layer(x, true_lengths, train=train)
+            x = layer(x, true_lengths, masks[num_frames], train=train)
+            true_lengths = new_lengths
             lengths = masking.conv_lengths(lengths, block.stride)
             if dropout:
                 x = drop(x, jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, i), dropout)

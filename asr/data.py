@@ -102,10 +102,12 @@ def batches(split: Split, tokenizer: tokenizer_lib.Tokenizer, config: Any, *, tr
         "audio": samples + 1,  # seconds are float32: one sample more is always enough
         "labels": np.asarray([max(1, len(row)) for row in labels], np.int64),
     }
+    # A program more for evaluation is worth its compilation only if many recordings use it.
+    most = len(split.index) if train else max(1, len(split.index) // 200)
     shapes = buckets.choose_buckets(
         sizes,
         primary="audio",
-        num_buckets=min(data.num_buckets, len(split.index)),
+        num_buckets=min(data.num_buckets, most),
         max_total=int(data.batch_seconds * data.sample_rate_hz),
         rows_multiple_of=jax.device_count() * (config.accumulate if train else 1),
     )

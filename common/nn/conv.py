@@ -128,6 +128,7 @@ class DepthwiseConv(nn.Module):
     stride: int = 1
     causal: bool = False
     dtype: Any = jnp.float32
+    zero_padded: bool = False  # the caller's word that x is 0 beyond its true ends
 
     @nn.compact
     def __call__(
@@ -136,7 +137,9 @@ class DepthwiseConv(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.lecun_normal(), (self.kernel_size, x.shape[-1]), jnp.float32
         )
-        x = masking.zero_padding(x.astype(self.dtype), lengths)
+        x = x.astype(self.dtype)
+        if not self.zero_padded:
+            x = masking.zero_padding(x, lengths)
         y = depthwise_conv(x, kernel.astype(self.dtype), self.stride, self.causal)
         return y, masking.conv_lengths(lengths, self.stride)
 
@@ -148,8 +151,9 @@ class Conv(nn.Module):
     kernel_size: int
     stride: int = 1
     causal: bool = False
-    use_bias: bool = False
     dtype: Any = jnp.float32
+    zero_padded: bool = False  # the caller's word that x is 0 beyond its true ends
+    use_bias: bool = False
 
     @nn.compact
     def __call__(
@@ -157,7 +161,9 @@ class Conv(nn.Module):
     ) -> tuple[Float[Array, "b n d"], Int[Array, "b"]]:
         shape = (self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        x = masking.zero_padding(x.astype(self.dtype), lengths)
+        x = x.astype(self.dtype)
+        if not self.zero_padded:
+            x = masking.zero_padding(x, lengths)
         y = jax.lax.conv_general_dilated(
             _pad(x, self.kernel_size, left_padding(self.kernel_size, self.causal)),
             kernel.astype(self.dtype),

@@ -51,6 +51,7 @@ class SpectroTemporalConv(nn.Module):
     stride: int = 1
     causal: bool = False
     dtype: Any = jnp.float32
+    zero_padded: bool = False  # the caller's word that x is 0 beyond its true ends
 
     @nn.compact
     def __call__(
@@ -67,7 +68,9 @@ class SpectroTemporalConv(nn.Module):
             (self.kernel_size, wide),
             jnp.float32,
         )
-        x = masking.zero_padding(x.astype(self.dtype), lengths)  # the 1x1 has no bias: zeros stay
+        x = x.astype(self.dtype)
+        if not self.zero_padded:
+            x = masking.zero_padding(x, lengths)  # the 1x1 has no bias: zeros stay
         y = conv.pointwise(x, spectral.astype(self.dtype))
         y = conv.depthwise_conv(y, temporal.astype(self.dtype), self.stride, self.causal)
         y = y.reshape(*y.shape[:2], self.rank, self.features).sum(axis=2)

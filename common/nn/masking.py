@@ -14,6 +14,16 @@ def length_mask(lengths: Int[Array, "b"], num_frames: int) -> Bool[Array, "b l"]
     return frames < lengths[:, None]
 
 
+def float_mask(lengths: Int[Array, "b"], num_frames: int) -> Float[Array, "b l"]:
+    """`length_mask` as 0.0 and 1.0, in memory: for masks that many layers multiply with.
+
+    XLA:CPU computes a cheap comparison anew inside every loop that reads it, barrier or not, which
+    doubles the time that ContextNet takes to compile. The result of a dot product it keeps.
+    """
+    mask = length_mask(lengths, num_frames).astype(jnp.float32)
+    return jnp.stack([mask, mask], axis=-1) @ jnp.array([0.5, 0.5], jnp.float32)
+
+
 def conv_lengths(lengths: Int[Array, "b"], stride: int) -> Int[Array, "b"]:
     """Lengths after a SAME-padded convolution or pooling: `ceil(length / stride)`."""
     return -(-lengths // stride)

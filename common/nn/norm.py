@@ -1,7 +1,7 @@
 """Batch normalisation whose statistics see true frames only, on one device or many."""
 
 import functools
-from typing import Any
+import math
 
 import flax.linen as nn
 import jax
@@ -9,21 +9,35 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def _sum(x: Array, axis_name: str | None) -> Array:
-    """Sum over all axes but the last, then over the devices of `axis_name`."""
-    total = jnp.sum(x, axis=tuple(range(x.ndim - 1)), dtype=jnp.float32)
-    return total if axis_name is None else jax.lax.psum(total, axis_name)
-
-
 def _channels(vector: Array, like: Array) -> Array:
     """Reshapes `[d]` to `[1, ..., d]`: rank promotion is never left to NumPy's rule."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
+def _weighted_sum(x: Array, mask: Array | None) -> Array:
+    """Sum over all axes but the last in float32, as a product with the mask.
+
+    It reads x once, where XLA:CPU writes a masked copy of x before it reduces.
+    """
+    if mask is None:
+        return jnp.sum(x, axis=tuple(range(x.ndim - 1)), dtype=jnp.float32)
+    weights = jnp.broadcast_to(mask, x.shape[:-1]).reshape(-1).astype(x.dtype)
+    return jnp.matmul(
+        weights,
+        x.reshape(-1, x.shape[-1]),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _masked(x: Array, mask: Array | None) -> Array:
+    return x if mask is None else x * mask[..., None]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def normalize_batch(
     x: Float[Array, "b *n d"],
-    mask: Bool[Array, "..."],
+    mask: Float[Array, "..."] | None,
     scale: Float[Array, "d"],
     bias: Float[Array, "d"],
     epsilon: float,
@@ -34,48 +48,48 @@ def normalize_batch(
     The gradient is the closed form of Ioffe and Szegedy (2015, section 3): two column sums, which
     are added over the devices because every device's output depends on every device's frames. The
     gradients of scale and bias are left local, as those of any other replicated parameter. The
-    statistics carry no gradient. The output is 0 where the mask is False.
+    statistics carry no gradient. The output is 0 where the mask (0.0 or 1.0, broadcast to
+    `x.shape[:-1]`) is 0; x has to be finite there.
     """
     return _normalize_forward(x, mask, scale, bias, epsilon, axis_name)[0]
 
 
 def _normalize_forward(x, mask, scale, bias, epsilon, axis_name):
-    mask = jnp.broadcast_to(mask, (*x.shape[:-1], 1))
-    weights = mask.reshape(-1).astype(x.dtype)
-    # A product with the mask: it reads x once, where a masked reduction writes a masked copy.
-    sums = jnp.matmul(
-        weights,
-        x.reshape(-1, x.shape[-1]),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-    count = jnp.sum(mask, dtype=jnp.float32)
+    frames = x.shape[:-1]
+    if mask is None:
+        count = jnp.full((), math.prod(frames), jnp.float32)
+    else:
+        # Each entry of a broadcast mask stands for several frames.
+        count = jnp.sum(mask) * (math.prod(frames) // mask.size)
+    sums = _weighted_sum(x, mask)
     if axis_name is not None:
         count, sums = jax.lax.psum((count, sums), axis_name)
     safe_count = jnp.maximum(count, 1.0)
     mean = sums / safe_count
     # Two passes: E[x^2] - E[x]^2 cancels when the mean is large beside the deviation.
-    centred = jnp.where(mask, x.astype(jnp.float32) - _channels(mean, x), 0.0)
-    variance = _sum(centred * centred, axis_name) / safe_count
+    centred = _masked(x.astype(jnp.float32) - _channels(mean, x), mask)
+    squares = jnp.sum(centred * centred, axis=tuple(range(x.ndim - 1)))
+    if axis_name is not None:
+        squares = jax.lax.psum(squares, axis_name)
+    variance = squares / safe_count
     inverse = jax.lax.rsqrt(variance + epsilon)
-    y = centred * _channels(inverse * scale, x) + _channels(bias, x)
-    y = jnp.where(mask, y, 0.0).astype(x.dtype)
-    return (y, (count, mean, variance)), (centred, mask, scale, safe_count, inverse)
+    offset = jnp.broadcast_to(_channels(bias, x), x.shape)
+    y = centred * _channels(inverse * scale, x) + _masked(offset, mask)
+    return (y.astype(x.dtype), (count, mean, variance)), (centred, mask, scale, safe_count, inverse)
 
 
 def _normalize_backward(epsilon, axis_name, residuals, cotangents):
     centred, mask, scale, count, inverse = residuals
-    dtype = cotangents[0].dtype
-    dy = jnp.where(mask, cotangents[0].astype(jnp.float32), 0.0)
-    d_bias = _sum(dy, None)
-    d_scale = _sum(dy * centred, None) * inverse
+    dy = cotangents[0].astype(jnp.float32)
+    d_bias = _weighted_sum(dy, mask)
+    d_scale = jnp.sum(dy * centred, axis=tuple(range(dy.ndim - 1))) * inverse
     sums = jnp.stack([d_bias, d_scale * inverse])
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
     sums = sums / count
     through = _channels(sums[0], dy) + centred * _channels(sums[1], dy)
-    dx = jnp.where(mask, (dy - through) * _channels(inverse * scale, dy), 0.0)
-    return dx.astype(dtype), None, d_scale, d_bias
+    dx = _masked((dy - through) * _channels(inverse * scale, dy), mask)
+    return dx.astype(cotangents[0].dtype), None, d_scale, d_bias
 
 
 normalize_batch.defvjp(_normalize_forward, _normalize_backward)
@@ -96,28 +110,37 @@ class MaskedBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b *n d"], mask: Bool[Array, "..."] | None = None, *, train: bool
+        self,
+        x: Float[Array, "b *n d"],
+        mask: Bool[Array, "..."] | Float[Array, "..."] | None = None,
+        *,
+        train: bool,
     ) -> Float[Array, "b *n d"]:
-        """Args: mask broadcasts to `x.shape[:-1]`, e.g. `[b, l]`, or `[b, l, 1]` beside `[b, l, f,
-        d]`; None means that every frame counts. train: batch statistics, else running averages."""
+        """Normalises x.
+
+        Args:
+          x: finite everywhere, padding included.
+          mask: true frames as booleans or as 0.0 and 1.0; as many axes as x less one, each of x's
+            size or 1: `[b, l]`, or `[b, l, 1]` beside `[b, l, f, d]`. None: every frame counts.
+          train: batch statistics, otherwise running averages.
+        """
         d = x.shape[-1]
         mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(d, jnp.float32))
         variance = self.variable("batch_stats", "var", lambda: jnp.ones(d, jnp.float32))
         scale = self.param("scale", nn.initializers.ones, (d,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (d,), jnp.float32)
+        if mask is not None:
+            mask = mask.astype(jnp.float32)
         if not train:
             slope = jax.lax.rsqrt(variance.value + self.epsilon) * scale
             y = (x.astype(jnp.float32) - _channels(mean.value, x)) * _channels(slope, x)
-            y = (y + _channels(bias, x)).astype(x.dtype)
-            return y if mask is None else jnp.where(mask[..., None], y, jnp.zeros((), y.dtype))
-        if mask is None:
-            mask = jnp.ones((1,) * (x.ndim - 1), bool)
+            return _masked(y + _channels(bias, x), mask).astype(x.dtype)
         # At initialisation there is no mapped axis to sum over.
         axis_name = None if self.is_initializing() else self.axis_name
-        y, statistics = normalize_batch(x, mask[..., None], scale, bias, self.epsilon, axis_name)
+        y, statistics = normalize_batch(x, mask, scale, bias, self.epsilon, axis_name)
         if not self.is_initializing():
             count, batch_mean, batch_variance = jax.lax.stop_gradient(statistics)
-            step: Any = jnp.where(count > 0, 1.0 - self.momentum, 0.0)
+            step = jnp.where(count > 0, 1.0 - self.momentum, 0.0)
             mean.value += step * (batch_mean - mean.value)
             variance.value += step * (batch_variance - variance.value)
         return y

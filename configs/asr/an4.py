@@ -24,17 +24,18 @@ def get_config(size: str = "") -> ConfigDict:
     config.augment.update({"time_masks": 3, "time_ratio": 0.05})
     config.tokenizer.update({"kind": "char", "vocab_size": 0})
     config.encoder.blocks = (
-        (1, 128, 1),
+        (1, 96, 2),
         (2, 128, 2),
-        (3, 128, 1),
-        (3, 192, 2),
+        (3, 192, 1),
+        (3, 192, 1),
         (3, 192, 1),
         (1, 256, 1),
     )
-    config.decoder.update({"embedding": 64, "lstm": 128, "joint": 128, "ctc_weight": 0.3})
-    config.optimizer.update({"schedule": "cosine", "learning_rate": 3e-3, "warmup_steps": 300})
-    config.optimizer.update({"clip_norm": 5.0, "weight_decay": 1e-3})
-    config.update({"total_steps": 5000, "log_every": 50, "evaluate_every": 500})
+    config.encoder.dropout_rate = 0.15
+    config.decoder.update({"embedding": 64, "lstm": 128, "joint": 96, "ctc_weight": 0.5})
+    config.optimizer.update({"schedule": "cosine", "learning_rate": 4e-3, "warmup_steps": 200})
+    config.optimizer.update({"clip_norm": 5.0, "weight_decay": 0.02})
+    config.update({"total_steps": 4000, "log_every": 50, "evaluate_every": 500})
     config.update({"checkpoint_every": 500, "ema_decay": 0.998})
     if size == "debug":
         quickstart.shrink(config)

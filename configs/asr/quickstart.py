@@ -1,6 +1,6 @@
 """A small ContextNet with a transducer on the embedded corpus, in minutes on a laptop.
 
-Data: two hours of eSpeak NG's synthetic voices, rendered on first use. Evaluated on voices and on
+Data: three hours of eSpeak NG's synthetic voices, rendered on first use. Evaluated on voices and on
 sentences that are not in training. Synthetic speech: the figure says nothing about real speech.
 Command: make quickstart, or
          python -m asr.main --config=configs/asr/quickstart.py --workdir=runs/quickstart
@@ -19,16 +19,26 @@ def get_config(size: str = "") -> ConfigDict:
     if size not in ("", "debug"):
         raise ValueError(f"quickstart.py:{size}: the argument is debug or nothing")
     config = settings.default_config()
-    config.data.update({"hours": 2.0, "eval_hours": 0.1, "num_buckets": 3, "batch_seconds": 48.0})
+    config.data.update({"hours": 3.0, "eval_hours": 0.1, "num_buckets": 3, "batch_seconds": 48.0})
     config.features.num_mels = 40
-    config.augment.update({"freq_masks": 0, "time_masks": 0})
-    config.tokenizer.update({"kind": "unigram", "vocab_size": 256})
-    config.encoder.blocks = ((1, 96, 2), (2, 96, 2), (2, 128, 2), (2, 128, 1), (1, 160, 1))
-    config.decoder.update({"embedding": 64, "lstm": 96, "joint": 128, "ctc_weight": 0.2})
+    config.augment.update({"speeds": (0.85, 1.0, 1.15), "freq_masks": 2, "freq_width": 8})
+    config.augment.update({"time_masks": 2, "time_ratio": 0.05})
+    config.tokenizer.update({"kind": "unigram", "vocab_size": 128})
+    config.encoder.blocks = (
+        (1, 64, 2),
+        (1, 96, 2),
+        (2, 160, 2),
+        (3, 224, 1),
+        (3, 224, 1),
+        (3, 224, 1),
+        (1, 256, 1),
+    )
+    config.encoder.dropout_rate = 0.1
+    config.decoder.update({"embedding": 64, "lstm": 96, "joint": 64, "ctc_weight": 0.3})
     config.optimizer.update({"schedule": "cosine", "learning_rate": 4e-3, "warmup_steps": 100})
-    config.optimizer.clip_norm = 5.0
-    config.update({"total_steps": 1500, "log_every": 25, "evaluate_every": 500})
-    config.update({"checkpoint_every": 250, "ema_decay": 0.99})
+    config.optimizer.update({"clip_norm": 5.0, "weight_decay": 0.01})
+    config.update({"total_steps": 4500, "log_every": 25, "evaluate_every": 1500})
+    config.update({"checkpoint_every": 500, "ema_decay": 0.995})
     if size == "debug":
         shrink(config)
     return config
@@ -41,6 +51,9 @@ def shrink(config: ConfigDict) -> None:
     config.data.update({"batch_seconds": 24.0, "max_seconds": 30.0})
     config.tokenizer.update({"kind": "char", "vocab_size": 0})
     config.encoder.update({"blocks": ((1, 24, 2), (2, 24, 2), (1, 32, 1)), "pointwise_ranks": ()})
+    config.encoder.dropout_rate = 0.0
+    config.augment.update({"speeds": (), "freq_masks": 0, "time_masks": 0})
+    config.optimizer.weight_decay = 0.0
     config.decoder.update({"embedding": 8, "lstm": 16, "joint": 24, "noise_start_step": 5})
     config.optimizer.update({"schedule": "constant", "learning_rate": 2e-3, "warmup_steps": 5})
     config.update({"total_steps": 30, "log_every": 5, "evaluate_every": 15, "checkpoint_every": 10})

@@ -50,3 +50,10 @@ def test_fold_row_mask():
     lengths, mask = jnp.array([3, 4]), jnp.array([True, False])
     np.testing.assert_array_equal(masking.fold_row_mask(lengths, mask), [3, 0])
     assert masking.fold_row_mask(lengths, None) is lengths
+
+
+def test_float_mask_is_the_mask_exactly():
+    lengths = jnp.array([0, 2, 9])
+    mask = masking.float_mask(lengths, 5)
+    assert mask.dtype == jnp.float32
+    np.testing.assert_array_equal(mask, masking.length_mask(lengths, 5).astype(np.float32))

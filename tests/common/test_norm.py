@@ -35,9 +35,10 @@ def problem():
 
 def test_value_and_closed_form_gradient(problem):
     x, mask, scale, bias, weight = problem
+    weights = mask[..., 0].astype(jnp.float32)
 
     def ours(x, scale, bias):
-        y, (count, mean, variance) = norm.normalize_batch(x, mask, scale, bias, 1e-5, None)
+        y, (count, mean, variance) = norm.normalize_batch(x, weights, scale, bias, 1e-5, None)
         return jnp.sum(jnp.sin(y) * weight), (y, count, mean, variance)
 
     def theirs(x, scale, bias):
@@ -52,8 +53,7 @@ def test_value_and_closed_form_gradient(problem):
 
 def test_large_mean_does_not_cancel():
     x = 1000.0 + jax.random.normal(jax.random.key(0), (4, 500, 2))
-    mask = jnp.ones((1, 1, 1), bool)
-    _, (_, _, variance) = norm.normalize_batch(x, mask, jnp.ones(2), jnp.zeros(2), 0.0, None)
+    _, (_, _, variance) = norm.normalize_batch(x, None, jnp.ones(2), jnp.zeros(2), 0.0, None)
     # E[x^2] - E[x]^2 in float32 would be wrong by about 1e6 * 6e-8 * few = 0.1 and more.
     np.testing.assert_allclose(variance, np.var(np.asarray(x, np.float64), (0, 1)), rtol=1e-3)
 
@@ -112,8 +112,7 @@ def test_running_averages_and_empty_batch(problem):
 def test_bfloat16_input_has_float32_statistics():
     # Whole numbers up to 256 are exact in bfloat16: only the accumulation can be wrong.
     x = jax.random.randint(jax.random.key(0), (8, 500, 2), 0, 200).astype(jnp.bfloat16)
-    mask = jnp.ones((1, 1, 1), bool)
-    y, (count, mean, variance) = norm.normalize_batch(x, mask, jnp.ones(2), jnp.zeros(2), 0.0, None)
+    y, (count, mean, variance) = norm.normalize_batch(x, None, jnp.ones(2), jnp.zeros(2), 0.0, None)
     assert y.dtype == jnp.bfloat16
     exact = np.asarray(x, np.float64)
     assert count == 4000
@@ -142,5 +141,6 @@ def test_hessian_vector_product_goes_through(problem):
         gradient = jax.grad(functools.partial(loss, fn))
         return jax.jit(lambda s: jax.jvp(gradient, (s,), (jnp.ones(3),))[1])(scale)
 
-    ours = hvp(lambda x, m, s, b, e: norm.normalize_batch(x, m, s, b, e, None))
+    weights = mask[..., 0].astype(jnp.float32)
+    ours = hvp(lambda x, m, s, b, e: norm.normalize_batch(x, weights, s, b, e, None))
     np.testing.assert_allclose(ours, hvp(definition), rtol=1e-4, atol=1e-4)
