@@ -128,7 +128,10 @@ def _main(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
         close(task, folder, trainer.evaluate_all(task, step, variables, mesh, writer, meta["step"]))
         return
     if _CONFIG.value is not None:
-        config = workdir.freeze(_CONFIG.value)
+        try:
+            config = workdir.freeze(_CONFIG.value)
+        except OSError as error:  # ml_collections: no such file
+            raise errors.UserError(f"--config: {' '.join(str(error).split())}") from error
     elif (folder / "config.json").is_file():
         config = workdir.load_config(folder, name)
     else:

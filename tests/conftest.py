@@ -23,3 +23,10 @@ def speech_data() -> pathlib.Path:
     if not folder or not pathlib.Path(folder).is_dir():
         pytest.skip("SPEECH_DATA does not name a folder of real corpora")
     return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Programs of one file are of no use to the next; kept, they add up to gigabytes."""
+    yield
+    jax.clear_caches()
