@@ -67,9 +67,9 @@ def set_up_jax() -> None:
 
 
 def use_compile_cache() -> None:
-    """Compiled programs are kept in $SPEECH_CACHE (default ~/.cache/speech)/xla."""
-    root = os.environ.get("SPEECH_CACHE") or pathlib.Path.home() / ".cache" / "speech"
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(root) / "xla"))
+    """Compiled programs are kept in $SPEECH_CACHE (default ~/.cache/speech-jax)/xla."""
+    root = pathlib.Path(os.environ.get("SPEECH_CACHE") or "~/.cache/speech-jax").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
@@ -98,6 +98,8 @@ def run(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
             _main(name, make_task, close)
         except errors.UserError as error:
             sys.exit(f"{name}: {error}")
+        except KeyboardInterrupt:
+            sys.exit(f"{name}: interrupted before there was anything to save.")
 
     app.run(main, flags_parser=parse)
 
@@ -137,8 +139,7 @@ def _main(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
     else:
         raise errors.UserError("--config is missing, e.g. --config=configs/asr/quickstart.py")
     with workdir.Lock(folder) if jax.process_index() == 0 else contextlib.nullcontext():
-        if jax.process_index() == 0:
-            workdir.save_config(folder, name, config)
+        workdir.check_owner(folder, name)
         task = make_task(config, folder, "train")
         _, reports = trainer.train(task, config, folder, mesh)
         if reports is not None and jax.process_index() == 0:

@@ -25,6 +25,7 @@ from common import (
     state,
     writers,
 )
+from common import workdir as workdir_lib
 from common.task import Metrics, Report, Task
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ def default_config() -> ConfigDict:
 class _Throttle:
     """Metrics one step late: the host never waits for the step that it has just started."""
 
-    def __init__(self, directory: pathlib.Path) -> None:
-        self._directory = directory
+    def __init__(self, saver: checkpoint.Checkpointer) -> None:
+        self._saver = saver
         self._pending: tuple[int, Metrics] | None = None
         self.window: dict[str, metrics.Ratio] = {}
 
@@ -77,8 +78,9 @@ class _Throttle:
         host = metrics.merge([sums])
         bad = [name for name, value in host.items() if not math.isfinite(value.total)]
         if bad:
-            saved = [int(p.name) for p in self._directory.glob("*") if p.name.isdigit()]
-            good = f"{self._directory / str(max(saved))}" if saved else "none was saved yet"
+            self._saver.wait()
+            saved = self._saver.steps()
+            good = self._saver.directory / str(saved[-1]) if saved else "none was saved yet"
             names = ", ".join(sorted(bad, key=lambda name: name != "loss"))
             raise TrainingDiverged(
                 f"Step {step}: not finite: {names}. Last good checkpoint: {good}. Nothing was "
@@ -206,6 +208,8 @@ def train(
             task.check_checkpoint(meta)
             start = int(train_state.step)
             log.info("Resumed at step %d from %s.", start, saver.directory / str(start))
+        if jax.process_index() == 0:  # Only now: a config that does not fit must not replace one.
+            workdir_lib.save_config(workdir, task.name, config)
         writer = stack.enter_context(
             writers.Writers(
                 workdir,
@@ -221,7 +225,7 @@ def train(
         stop = stack.enter_context(preemption.Preemption())
         train_step = make_train_step(task, config, mesh)
         eval_step = make_eval_step(task, config, mesh)
-        late = _Throttle(saver.directory)
+        late = _Throttle(saver)
         evaluated, best, reports = int(meta["evaluated"]), None, None
         shown: dict[str, float] = {}
         clock = time.monotonic()
@@ -279,6 +283,12 @@ def train(
                 _stop_trace()
             bar.update(step + 1, shown)
         saver.wait()
+        if start == config.total_steps:
+            log.info(
+                "This run had all its %d steps. Raise config.total_steps to train on, or use "
+                "--mode=evaluate.",
+                start,
+            )
         log.info(
             "Trained %d steps; %d compilations took %.0f s.",
             config.total_steps - start,

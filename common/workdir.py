@@ -70,6 +70,16 @@ def load_config(workdir: pathlib.Path, task: str) -> ml_collections.FrozenConfig
     return freeze(config)
 
 
+def check_owner(workdir: pathlib.Path, task: str) -> None:
+    """Raises WorkdirError if the directory belongs to another task; a damaged config is passed."""
+    if (workdir / "config.json").is_file():
+        try:
+            load_config(workdir, task)
+        except WorkdirError as error:
+            if "damaged" not in str(error):
+                raise
+
+
 def save_config(workdir: pathlib.Path, task: str, config: Any) -> None:
     """Writes config.json; logs each key that differs from the one that lies there."""
     path = pathlib.Path(workdir) / "config.json"

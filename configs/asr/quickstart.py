@@ -19,26 +19,24 @@ def get_config(size: str = "") -> ConfigDict:
     if size not in ("", "debug"):
         raise ValueError(f"quickstart.py:{size}: the argument is debug or nothing")
     config = settings.default_config()
-    config.data.update({"hours": 3.0, "eval_hours": 0.1, "num_buckets": 3, "batch_seconds": 48.0})
+    config.data.update({"hours": 3.0, "eval_hours": 0.1, "num_buckets": 2, "batch_seconds": 48.0})
     config.features.num_mels = 40
-    config.augment.update({"speeds": (0.85, 1.0, 1.15), "freq_masks": 2, "freq_width": 8})
-    config.augment.update({"time_masks": 2, "time_ratio": 0.05})
-    config.tokenizer.update({"kind": "unigram", "vocab_size": 128})
+    config.augment.update({"freq_masks": 2, "freq_width": 8, "time_masks": 2, "time_ratio": 0.05})
+    config.tokenizer.update({"kind": "unigram", "vocab_size": 256})
     config.encoder.blocks = (
-        (1, 64, 2),
         (1, 96, 2),
-        (2, 160, 2),
-        (3, 224, 1),
-        (3, 224, 1),
-        (3, 224, 1),
-        (1, 256, 1),
+        (2, 96, 2),
+        (2, 128, 2),
+        (3, 160, 1),
+        (3, 160, 1),
+        (1, 192, 1),
     )
     config.encoder.dropout_rate = 0.1
-    config.decoder.update({"embedding": 64, "lstm": 96, "joint": 64, "ctc_weight": 0.3})
+    config.decoder.update({"embedding": 64, "lstm": 96, "joint": 96, "ctc_weight": 0.3})
     config.optimizer.update({"schedule": "cosine", "learning_rate": 4e-3, "warmup_steps": 100})
     config.optimizer.update({"clip_norm": 5.0, "weight_decay": 0.01})
-    config.update({"total_steps": 4500, "log_every": 25, "evaluate_every": 1500})
-    config.update({"checkpoint_every": 500, "ema_decay": 0.995})
+    config.update({"total_steps": 3400, "log_every": 25, "evaluate_every": 1700})
+    config.update({"checkpoint_every": 850, "ema_decay": 0.995})
     if size == "debug":
         shrink(config)
     return config

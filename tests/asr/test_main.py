@@ -136,6 +136,7 @@ def test_a_second_process_is_turned_away(trained):
 def test_a_config_that_does_not_fit_the_checkpoint(trained):
     message = fails(CONFIG, f"--workdir={trained}", "--config.decoder.joint=32")
     assert "params/joint/kernel: checkpoint float32[24, " in message
+    assert json.loads((trained / "config.json").read_text())["config"]["decoder"]["joint"] == 24
 
 
 @pytest.mark.slow

@@ -85,9 +85,9 @@ def test_every_kind_of_bad_recording_gets_its_reason(corpus, tmp_path, caplog):
     np.testing.assert_array_equal(found.positions, [0, len(corpus) - 1])
     np.testing.assert_allclose(found.seconds, [1.0, 0.5])
     lines = (tmp_path / "rejected.tsv").read_text().splitlines()
-    assert lines[0] == "id\tpath\treason"
+    assert lines[0] == "id\tpath\treason\tsource"
     assert [line.split("\t")[0] for line in lines[1:]] == list(EXPECTED)
-    assert all(len(line.split("\t")) == 3 for line in lines)
+    assert all(len(line.split("\t")) == 4 for line in lines)
     (message,) = [r.getMessage() for r in caplog.records]
     assert "11 of 13 records rejected" in message
     assert "2 not finite" in message
