@@ -51,7 +51,8 @@ def open_source(data: Any, names: Sequence[str]) -> records.Source:
     if data.kind == "librispeech":
         return librispeech.read_tree(root, list(names))
     if data.kind == "manifest":
-        return manifest.read_manifest(root, where={data.split_column: list(names)})
+        where = {data.split_column: list(names)}
+        return manifest.read_manifest(root, root=data.audio_root or None, where=where)
     if data.kind == "tfds":
         return tfds.TfdsSource(root, "+".join(names))
     raise errors.UserError(

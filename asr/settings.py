@@ -14,6 +14,7 @@ def default_config() -> ConfigDict:
         {
             "kind": "embedded",  # embedded, librispeech (tree), manifest (tsv, jsonl), tfds
             "root": "",  # tree, manifest file, or prepared tfds folder; ~ is expanded
+            "audio_root": "",  # manifest: where relative paths start; default: its own folder
             # Subsets of a tree, values of `split_column` of a manifest, or splits of a data set.
             "train": ("train",),
             "eval": ("dev",),

@@ -1,6 +1,7 @@
 """A small ContextNet with a transducer on AN4 (CMU census data, 0.8 h of training speech).
 
-Data: a manifest with the columns path, split (train, dev) and text.
+Data: a manifest with the columns path, split (train, dev) and text; relative paths start at
+      --config.data.audio_root, by default the manifest's folder.
 Command: python -m asr.main --config=configs/asr/an4.py --config.data.root=/data/an4/an4.tsv \
          --workdir=runs/an4
 Argument: debug (tiny, on the embedded corpus).
