@@ -396,6 +396,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="new work directory for the result")
     parser.add_argument("--steps", type=int, help="total_steps of --out, to train it on")
     args = parser.parse_args()
+    app.keep_memory()
     app.set_up_logging()
     app.use_compile_cache()
     try:

@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
     parser.add_argument("files", nargs="+", metavar="FILE")
     args = parser.parse_args()
+    app.keep_memory()
     app.set_up_logging()
     app.use_compile_cache()
     try:
