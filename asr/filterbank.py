@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from common.audio import framing
 from common.nn import lowrank, masking, norm
 
 NONLINEARITIES = ("log_energy", "log_square", "log_abs", "linear")
@@ -89,22 +90,6 @@ def mel_filters(config: FilterbankConfig) -> Float[np.ndarray, "w m"]:
     return np.concatenate([window * part for part in parts], axis=1).astype(np.float32)
 
 
-def frame_signal(
-    audio: Float[Array, "b t"], lengths: Int[Array, "b"], window: int, hop: int
-) -> tuple[Float[Array, "b l w"], Int[Array, "b"]]:
-    """Frames that start at `i * hop`, ceil(t / hop) of them; zeros beyond the true end.
-
-    Cut by reshaping into hops and setting neighbours side by side: no gather.
-    """
-    num_frames = -(-audio.shape[1] // hop)
-    blocks = -(-window // hop)
-    total = (num_frames + blocks - 1) * hop
-    audio = jnp.pad(masking.zero_padding(audio, lengths), ((0, 0), (0, total - audio.shape[1])))
-    hops = audio.reshape(audio.shape[0], -1, hop)
-    frames = jnp.concatenate([hops[:, i : i + num_frames] for i in range(blocks)], axis=2)
-    return frames[:, :, :window], masking.conv_lengths(lengths, hop)
-
-
 class Filterbank(nn.Module):
     """Audio to features through learned FIR filters; padded equals alone."""
 
@@ -124,9 +109,13 @@ class Filterbank(nn.Module):
         Returns features, zero beyond the true end, and their lengths, ceil(samples / hop).
         """
         config = self.config
-        frames, frame_lengths = frame_signal(
-            audio, lengths, config.window_samples, config.hop_samples
+        frames = framing.frame(
+            masking.zero_padding(audio, lengths),
+            window_size=config.window_samples,
+            hop_size=config.hop_samples,
+            num_frames=-(-audio.shape[1] // config.hop_samples),
         )
+        frame_lengths = masking.conv_lengths(lengths, config.hop_samples)
         y = self._filter(frames.astype(config.dtype)).astype(jnp.float32)
         if config.nonlinearity == "log_energy":
             cosine, sine = jnp.split(y, 2, axis=-1)
