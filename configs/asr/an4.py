@@ -36,7 +36,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.decoder.update({"embedding": 64, "lstm": 128, "joint": 96, "ctc_weight": 0.5})
     config.optimizer.update({"schedule": "cosine", "learning_rate": 4e-3, "warmup_steps": 200})
     config.optimizer.update({"clip_norm": 5.0, "weight_decay": 0.02})
-    config.update({"total_steps": 4000, "log_every": 50, "evaluate_every": 500})
+    config.update({"total_steps": 2500, "log_every": 50, "evaluate_every": 500})
     config.update({"checkpoint_every": 500, "ema_decay": 0.998})
     if size == "debug":
         quickstart.shrink(config)
