@@ -71,7 +71,7 @@ def keep_memory() -> None:
     """Makes glibc keep the memory that XLA frees after each step, instead of returning it.
 
     XLA:CPU allocates its temporary buffers anew in every step; by default glibc maps and unmaps
-    them, and the kernel clears every page again: a third of the time of a step of the quickstart.
+    them, and the kernel clears every page again: a quarter of the quickstart's CPU time.
     Has to come before the first thread. Does nothing where there is no mallopt (macOS, musl).
     """
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h

@@ -35,8 +35,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.decoder.update({"embedding": 64, "lstm": 96, "joint": 96, "ctc_weight": 0.3})
     config.optimizer.update({"schedule": "cosine", "learning_rate": 4e-3, "warmup_steps": 100})
     config.optimizer.update({"clip_norm": 5.0, "weight_decay": 0.01})
-    config.update({"total_steps": 4400, "log_every": 25, "evaluate_every": 2200})
-    config.update({"checkpoint_every": 1100, "ema_decay": 0.995})
+    config.update({"total_steps": 3400, "log_every": 25, "evaluate_every": 1700})
+    config.update({"checkpoint_every": 850, "ema_decay": 0.995})
     if size == "debug":
         shrink(config)
     return config
