@@ -1,4 +1,4 @@
-"""A small ContextNet with a transducer on AN4 (CMU census data, 0.8 h of training speech).
+"""A small ContextNet with a transducer on AN4 (CMU census data, 0.63 h of training speech).
 
 Data: a manifest with the columns path, split (train, dev) and text; relative paths start at
       --config.data.audio_root, by default the manifest's folder.

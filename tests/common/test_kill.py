@@ -115,7 +115,7 @@ def killed_and_resumed(run: pathlib.Path) -> dict[str, str]:
 def test_two_processes_of_two_devices_killed_and_resumed(tmp_path):
     """The same bits as an unbroken run of two processes.
 
-    Two attempts: in one of ten trials, on a machine with four times more work than cores, the two
+    Two attempts: in one of seven trials, on a machine with four times more work than cores, the two
     differed, for a reason not found (see the changelog); a fault in resuming fails both.
     """
     differing = []
