@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 
 from asr import tokenizer as tokenizer_lib
 from common import errors
-from common.data import buckets, espeak, librispeech, manifest, pipeline, records, tfds
+from common.data import buckets, clips, espeak, librispeech, manifest, pipeline, records, tfds
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +82,47 @@ def open_split(config: Any, names: Sequence[str], workdir: pathlib.Path) -> Spli
     return Split(name, source, index)
 
 
+def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Companion]:
+    """Noise and room responses of `config.augment`, validated like any other recording."""
+    rate, found = config.data.sample_rate_hz, {}
+    for name in ("noise", "rir"):
+        settings = config.augment[name]
+        if not settings.root:
+            continue
+        source = clips.read_folder(settings.root)
+        index = records.build_index(
+            source,
+            cache=workdir / "index.json",
+            rejected_tsv=workdir / "rejected.tsv",
+            min_seconds=0.01,
+            max_seconds=1e9,
+            require_text=False,
+            max_bad_share=config.data.max_bad_share,
+            num_workers=os.cpu_count() or 1,
+            progress=jax.process_index() == 0,
+        )
+        length = round(settings.max_seconds * rate) if name == "rir" else None
+        drawn = clips.Clips(source, index, rate, crop=name == "noise")
+        found[name] = pipeline.Companion(drawn, length)
+    return found
+
+
 def channel(data: Any) -> str | int:
     """`config.data.channel`: "mean" or a channel number."""
     return int(data.channel) if str(data.channel).isdigit() else data.channel
 
 
-def batches(split: Split, tokenizer: tokenizer_lib.Tokenizer, config: Any, *, train: bool) -> Any:
+def batches(
+    split: Split,
+    tokenizer: tokenizer_lib.Tokenizer,
+    config: Any,
+    *,
+    train: bool,
+    beside: Mapping[str, pipeline.Companion] | None = None,
+) -> Any:
     """The grain dataset of a split: endless and shuffled to train, each record once otherwise.
 
+    `beside` is what training rows draw at random (`companions`).
     Recordings whose labels cannot be aligned by CTC (more labels than frames) stay in: the loss
     counts them.
     """
@@ -128,6 +161,12 @@ def batches(split: Split, tokenizer: tokenizer_lib.Tokenizer, config: Any, *, tr
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     if train:
         return pipeline.train_batches(
-            examples, shapes, sizes, seed=config.seed, num_workers=data.num_workers, **share
+            examples,
+            shapes,
+            sizes,
+            seed=config.seed,
+            num_workers=data.num_workers,
+            companions=beside,
+            **share,
         )
     return pipeline.eval_batches(examples, shapes, sizes, num_workers=data.num_workers, **share)

@@ -45,6 +45,7 @@ def transducer_greedy(
     *,
     max_labels: int,
     max_symbols_per_frame: int = 5,
+    blank_penalty: float = 0.0,
 ) -> Hypotheses:
     """Greedy transducer search by label looping.
 
@@ -56,7 +57,9 @@ def transducer_greedy(
     The outer loop runs once per label (of the row with most labels), the inner one skips blanks:
     the prediction network, the slow part, does not run once per frame. After
     `max_symbols_per_frame` labels a row moves to the next frame without a blank; after `max_labels`
-    it stops, marked `truncated` if frames are left. Source: label looping, arXiv:2406.06220.
+    it stops, marked `truncated` if frames are left. `blank_penalty` (nats) is taken off blank's
+    score before the choice, against a model that leaves words out; log_probs are those of the
+    model. Source: label looping, arXiv:2406.06220.
     """
     batch, length, _ = encoder.shape
     rows = jnp.arange(batch)
@@ -67,8 +70,9 @@ def transducer_greedy(
         def step(search: _Search) -> _Search:
             at = jnp.minimum(search.frame, length - 1)
             logits = joint(encoder[rows, at], output).astype(jnp.float32)
-            best = jnp.argmax(logits, axis=1)
-            log_prob = jnp.max(logits, axis=1) - jax.nn.logsumexp(logits, axis=1)
+            best = jnp.argmax(logits.at[:, BLANK].add(-blank_penalty), axis=1)
+            chosen = jnp.take_along_axis(logits, best[:, None], axis=1)[:, 0]
+            log_prob = chosen - jax.nn.logsumexp(logits, axis=1)
             blank = search.searching & (best == BLANK)
             frame = search.frame + blank
             return _Search(

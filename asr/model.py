@@ -159,14 +159,16 @@ class Recognizer(nn.Module):
         *,
         mask: Bool[Array, "b"],
         max_symbols: int,
+        blank_penalty: float = 0.0,
     ) -> tuple[tuple[Any, ...], decode.Hypotheses]:
         """What `__call__` returns, and the greedy hypotheses, from one pass of the encoder."""
         encoded, lengths = self.encode(audio, lengths, train=False, mask=mask)
         joint, logits = self.heads(encoded, labels)
-        return (lengths, joint, logits), self._greedy(encoded, lengths, logits, max_symbols)
+        search = {"max_symbols_per_frame": max_symbols, "blank_penalty": blank_penalty}
+        return (lengths, joint, logits), self._greedy(encoded, lengths, logits, search)
 
     def _greedy(
-        self, encoded: Array, lengths: Array, logits: Array | None, max_symbols: int
+        self, encoded: Array, lengths: Array, logits: Array | None, search: dict[str, Any]
     ) -> decode.Hypotheses:
         if self.loss == "ctc":
             return decode.ctc_greedy(logits, lengths)
@@ -187,7 +189,7 @@ class Recognizer(nn.Module):
             joint,
             self.prediction.initial_state(encoded.shape[0]),
             max_labels=2 * encoded.shape[1] + 8,
-            max_symbols_per_frame=max_symbols,
+            **search,
         )
 
     def predict_step(self, state: Any, tokens: Int[Array, "b"]) -> tuple[Any, Float[Array, "b h"]]:

@@ -46,10 +46,15 @@ def default_config() -> ConfigDict:
     config.augment = ConfigDict(
         {
             "speeds": (),  # e.g. (0.9, 1.0, 1.1)
+            # Vocal tract length: lowest and highest factor of frequency, e.g. (0.85, 1.18).
+            "warps": (),
             "freq_masks": 1,
             "freq_width": 27,
             "time_masks": 10,
             "time_ratio": 0.05,  # widest time mask over the utterance
+            # Folders of audio files, searched in depth; empty: none. Mixed into the waveform.
+            "noise": {"root": "", "probability": 0.5, "snr_db": (5.0, 25.0)},
+            "rir": {"root": "", "probability": 0.5, "max_seconds": 1.0},
         }
     )
     config.tokenizer = ConfigDict({"kind": "unigram", "vocab_size": 1000})  # char, unigram, bpe
@@ -82,6 +87,7 @@ def default_config() -> ConfigDict:
             "noise_std": 0.0,  # variational noise on the prediction network's weights
             "noise_start_step": 0,
             "max_symbols": 5,  # greedy search: labels per frame at most
+            "blank_penalty": 0.0,  # greedy search: nats off blank, against left out words
         }
     )
     config.dtype = "float32"  # of the computation: or bfloat16; parameters stay float32

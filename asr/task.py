@@ -80,17 +80,40 @@ class AsrTask:
         self.tokenizer.check_digest(meta["tokenizer"])
 
     def _distortions(self, batch: Batch, key: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Audio of training rows at another speed, and what else happens inside the model."""
+        """Audio of training rows, distorted, and what else is to happen inside the model."""
         settings = self.config.augment
         audio, lengths = batch["audio"], batch["audio_lengths"]
-        keys = [parallel.row_keys(jax.random.fold_in(key, i), batch["row"]) for i in range(3)]
+        keys = {
+            name: parallel.row_keys(jax.random.fold_in(key, i), batch["row"])
+            for i, name in enumerate(("speed", "masks", "dropout", "warp", "rir", "noise"))
+        }
         if settings.speeds:
-            audio, lengths = augment.speed_perturb(audio, lengths, keys[0], tuple(settings.speeds))
-        options: dict[str, Any] = {"dropout_keys": keys[2]}
-        if settings.freq_masks or settings.time_masks:
-            options["distort"] = lambda features, lengths: augment.spec_augment(
-                features, lengths, keys[1], self.spec_augment
+            audio, lengths = augment.speed_perturb(
+                audio, lengths, keys["speed"], tuple(settings.speeds)
             )
+        if "rir" in batch:
+            audio = augment.reverberate(
+                *(audio, lengths, batch["rir"], batch["rir_lengths"], keys["rir"]),
+                probability=settings.rir.probability,
+            )
+        if "noise" in batch:
+            audio = augment.add_noise(
+                *(audio, lengths, batch["noise"], batch["noise_lengths"], keys["noise"]),
+                snr_db=tuple(settings.noise.snr_db),
+                probability=settings.noise.probability,
+            )
+        options: dict[str, Any] = {"dropout_keys": keys["dropout"]}
+
+        def distort(features: jax.Array, lengths: jax.Array) -> jax.Array:
+            if settings.warps:
+                centres_hz = self.model.front_end.centres_hz()
+                features = augment.warp_frequency(
+                    features, keys["warp"], centres_hz, settings.warps
+                )
+            return augment.spec_augment(features, lengths, keys["masks"], self.spec_augment)
+
+        if settings.warps or settings.freq_masks or settings.time_masks:
+            options["distort"] = distort
         return audio, lengths, options
 
     def _sums(
@@ -133,7 +156,7 @@ class AsrTask:
             if decoder.noise_std > 0 and decoder.loss == "transducer":
                 std = jnp.where(step >= decoder.noise_start_step, decoder.noise_std, 0.0)
                 noisy = prediction.variational_noise(
-                    variables["params"], jax.random.fold_in(key, 3), std
+                    variables["params"], jax.random.fold_in(key, 100), std
                 )
                 variables = {**variables, "params": noisy}
         found, new_state = self.model.apply(
@@ -159,6 +182,7 @@ class AsrTask:
             batch["labels"],
             mask=batch["mask"],
             max_symbols=self.config.decoder.max_symbols,
+            blank_penalty=self.config.decoder.blank_penalty,
             method="evaluate",
         )
         total, (count, sums) = self._sums(scored, batch)
@@ -166,7 +190,10 @@ class AsrTask:
         return {"loss": metrics.Ratio(total, count), **sums}, outputs
 
     def train_data(self) -> Any:
-        return data.batches(self.train_split, self.tokenizer, self.config, train=True)
+        beside = data.companions(self.config, self.workdir)
+        return data.batches(
+            self.train_split, self.tokenizer, self.config, train=True, beside=beside
+        )
 
     @functools.cached_property
     def _eval_batches(self) -> dict[str, Any]:

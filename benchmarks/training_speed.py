@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from asr import contextnet, prediction, transducer
+from common import app
 
 
 def ours(args: argparse.Namespace) -> dict:
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
+        app.keep_memory()
         print(json.dumps(ours(args)))
         return
     names = ("alpha", "rows", "frames", "labels", "vocab", "steps")

@@ -1,4 +1,6 @@
-"""Counts XLA compilations, so that a loop that recompiles is seen."""
+"""Counts XLA compilations, so that a loop that recompiles is seen; and cheap ones."""
+
+from collections.abc import Callable
 
 import jax
 
@@ -23,3 +25,9 @@ class CompileCounter:
         if event == _EVENT:
             self.count += 1
             self.seconds += seconds
+
+
+def jit_once(fn: Callable) -> Callable:
+    """`jax.jit` for a program that runs once: on a CPU compiling it is what takes the time."""
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(fn, compiler_options=quick)

@@ -81,10 +81,12 @@ def make_optimizer(
     steps = []
     if config.clip_norm > 0:
         steps.append(optax.clip_by_global_norm(config.clip_norm))
+    # On one vector of all parameters: a hundred small arrays cost a hundred small programs, a fifth
+    # of the quickstart's compilation.
     if config.name == "adam":
-        steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
+        steps.append(optax.flatten(optax.scale_by_adam(config.b1, config.b2, config.eps)))
     elif config.name == "sgd":
-        steps.append(optax.trace(config.momentum, nesterov=False))
+        steps.append(optax.flatten(optax.trace(config.momentum, nesterov=False)))
     else:
         raise errors.UserError(f"optimizer.name={config.name!r} is unknown; choose adam or sgd.")
     if config.weight_decay > 0:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
@@ -64,7 +65,9 @@ def supervised(
 
             ((grads, sums), model_state), _ = jax.lax.scan(body, (zeros, model_state), parts)
 
-        grads, (total, count, sums) = jax.lax.psum((grads, sums), parallel.AXIS)
+        # As one vector: a device waits for the others once, not once for every array.
+        vector, unravel = jax.flatten_util.ravel_pytree((grads, sums))
+        grads, (total, count, sums) = unravel(jax.lax.psum(vector, parallel.AXIS))
         divisor = jnp.maximum(count, 1.0)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         updates, opt_state = tx.update(grads, train_state.opt_state, params)

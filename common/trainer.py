@@ -198,7 +198,7 @@ def train(
         template = jax.eval_shape(task.create_state, variables)
         restored = saver.restore(template, mesh, iterator)
         if restored is None:
-            variables = jax.jit(task.init)(state.stream_key(config.seed, "init", 0))
+            variables = compiles.jit_once(task.init)(state.stream_key(config.seed, "init", 0))
             train_state, meta = task.create_state(variables), {"evaluated": -1}
             # Copies each leaf: `ema` starts as the parameters, but a buffer is donated only once.
             train_state = parallel.replicate(train_state, mesh)

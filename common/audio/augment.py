@@ -79,6 +79,35 @@ def _spans(
     return inside.any(axis=1)
 
 
+def warp_frequency(
+    features: Float[Array, "b l m"],
+    keys: Key[Array, "b"],
+    centres_hz: Float[np.ndarray, "m"],
+    factors: tuple[float, float],
+    *,
+    bend_hz: float = 4800.0,
+) -> Float[Array, "b l m"]:
+    """Log-mel spectra as if the vocal tract were shorter or longer by a factor drawn for the row.
+
+    Vocal tract length perturbation (Jaitly and Hinton, 2013, equation 1): band m takes what stands
+    at `factor` times its centre frequency; above `bend_hz` the map bends so that the highest band
+    stays in place. Values between two bands are interpolated linearly in the order of the bands.
+    `centres_hz` ascends; the factor is uniform in its logarithm within `factors`.
+    """
+    low, high = np.log(factors)
+    draw = jax.vmap(lambda key: jax.random.uniform(key))(keys)
+    factor = jnp.exp(low + draw * (high - low)).astype(jnp.float32)[:, None]
+    centres, top = jnp.asarray(centres_hz, jnp.float32)[None, :], float(centres_hz[-1])
+    bend = min(bend_hz, 0.6 * top)
+    knee = bend * jnp.minimum(factor, 1.0)
+    above = top - (top - knee) / (top - knee / factor) * (top - centres)
+    wanted = jnp.where(centres <= knee / factor, centres * factor, above)
+    bands = jnp.arange(len(centres_hz), dtype=jnp.float32)
+    place = jax.vmap(lambda hz: jnp.interp(hz, centres[0], bands))(wanted)
+    weights = jnp.maximum(0.0, 1.0 - jnp.abs(place[:, None, :] - bands[None, :, None]))
+    return jnp.einsum("blm,bmn->bln", features, weights.astype(features.dtype))
+
+
 def speed_perturb(
     audio: Float[Array, "b t"],
     lengths: Int[Array, "b"],

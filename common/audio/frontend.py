@@ -87,6 +87,12 @@ class LogMelConfig:
             norm=self.mel_norm,
         )
 
+    def centres_hz(self) -> Float[np.ndarray, "m"]:
+        """The centre frequencies of the mel bands."""
+        low, high = mel.hz_to_mel([self.min_hz, self.max_hz or self.sample_rate_hz / 2])
+        edges = np.linspace(low, high, self.num_mels + 2)
+        return mel.mel_to_hz(edges[1:-1])
+
     def kaldi(self) -> kaldi.KaldiConfig:
         """The Kaldi options of the same sizes, for `compat="kaldi"`."""
         return kaldi.KaldiConfig(

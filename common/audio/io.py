@@ -18,6 +18,8 @@ from common import errors
 from common.audio import mp3
 
 PathLike = str | os.PathLike
+# What a search for recordings takes for one.
+SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", ".sph")
 _BLOCK = 1 << 20  # samples decoded at a time: a header may claim any length
 _RESAMPLE_CONTEXT_SECONDS = 0.05  # beyond the reach of soxr's filter, for partial reads
 

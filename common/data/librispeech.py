@@ -8,9 +8,8 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from common.audio import io
 from common.data import records
-
-_AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", ".sph")
 
 
 def read_tree(root: str | os.PathLike, subsets: Sequence[str] | None = None) -> records.RecordList:
@@ -57,7 +56,7 @@ def _read_subset(folder: pathlib.Path) -> list[records.Record]:
                 utterance, _, text = line.strip().partition(" ")
                 if utterance:
                     texts[utterance] = text.strip()
-        paths = {p.stem: p for p in sorted(chapter.iterdir()) if p.suffix in _AUDIO_SUFFIXES}
+        paths = {p.stem: p for p in sorted(chapter.iterdir()) if p.suffix in io.SUFFIXES}
         for utterance in sorted(texts.keys() | paths.keys()):
             record = {
                 "id": utterance,

@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,6 +46,25 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class Clips(Protocol):
+    """See `common.data.clips.Clips`."""
+
+    def draw(self, rng: np.random.Generator, max_samples: int) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Companion:
+    """What is drawn beside each row (noise, a room): at most `length` samples.
+
+    A `length` of None is that of the sequence `like` in the row's bucket.
+    """
+
+    clips: Clips
+    length: int | None = None
+    like: str = "audio"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +126,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     max_failed_share: float | int = 1.0,
+    companions: Mapping[str, "Companion"] | None = None,
 ) -> grain.IterDataset:
     """An endless stream of batches; every epoch holds each example once, newly shuffled.
 
@@ -122,11 +143,19 @@ def train_batches(
     An example that cannot be read (io.AudioError, OSError) or no longer fits its bucket is named in
     a warning, and its row is left empty. It stops the run when all of several rows of a batch fail,
     or more than `max_failed_share` of the examples (counted in each worker by itself).
+
+    For every name in `companions` each real row also gets a recording drawn at random, as
+    `name: f32[b, length]` and `<name>_lengths`; the draw follows from the seed, the batch's number
+    and the row's. One that cannot be read is named in a warning and has length 0.
+
     Raises records.DataError for examples that fit no bucket, and for rows that the processes cannot
     share evenly.
     """
     source = _source(examples, buckets, sizes, seed, True, process_index, process_count)
-    return _Stream(dataclasses.replace(source, max_failed_share=max_failed_share), num_workers)
+    source = dataclasses.replace(
+        source, max_failed_share=max_failed_share, companions=dict(companions or {})
+    )
+    return _Stream(source, num_workers)
 
 
 def eval_batches(
@@ -179,6 +208,7 @@ class _BatchSource:
     max_failed_share: float | int = 1.0
     start: int = 0
     failed: dict[int, str] = dataclasses.field(default_factory=dict)
+    companions: Mapping[str, Companion] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return (_FOREVER if self.plan.shuffle else self.plan.batches_per_epoch) - self.start
@@ -197,7 +227,27 @@ class _BatchSource:
                 f"none of its {wanted} recordings can be read any more; the first: "
                 f"{self.failed.get(i, '')}. Is the disk still there?",
             )
-        return _assemble(loaded, lengths, next(filter(None, loaded), None) or self._like(rows))
+        batch = _assemble(loaded, lengths, next(filter(None, loaded), None) or self._like(rows))
+        first = self.process_index * share
+        for name, companion in self.companions.items():
+            length = companion.length or lengths[companion.like]
+            drawn = [
+                self._draw(name, companion, length, self.start + k, first + row) if real else None
+                for row, real in enumerate(batch["mask"])
+            ]
+            batch |= _padded(name, drawn, length)
+        return batch
+
+    def _draw(
+        self, name: str, companion: Companion, length: int, number: int, row: int
+    ) -> np.ndarray | None:
+        stream = zlib.crc32(name.encode())
+        rng = np.random.default_rng([self.plan.seed, stream, number, row])
+        try:
+            return companion.clips.draw(rng, length)
+        except (io.AudioError, OSError) as error:
+            log.warning("A row of batch %d goes without %s: %s", number, name, error)
+            return None
 
     def _load(self, i: int, lengths: Mapping[str, int]) -> Mapping[str, Any] | None:
         """The example, or None (and a warning) if it cannot be used."""
@@ -257,6 +307,17 @@ def _assemble(
             counts = [0 if row is None else len(row[name]) for row in rows]
             batch[f"{name}_lengths"] = np.array(counts, np.int32)
     return batch
+
+
+def _padded(name: str, rows: Sequence[np.ndarray | None], length: int) -> dict[str, np.ndarray]:
+    """Sequences under their name, padded with zeros to `length`, and their lengths; None is 0."""
+    stacked = np.zeros((len(rows), length), np.float32)
+    counts = np.zeros(len(rows), np.int32)
+    for i, row in enumerate(rows):
+        if row is not None:
+            stacked[i, : len(row)] = row
+            counts[i] = len(row)
+    return {name: stacked, f"{name}_lengths": counts}
 
 
 class _Stream(grain.IterDataset):

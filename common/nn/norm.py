@@ -62,8 +62,9 @@ def _normalize_forward(x, mask, scale, bias, epsilon, axis_name):
         # Each entry of a broadcast mask stands for several frames.
         count = jnp.sum(mask) * (math.prod(frames) // mask.size)
     sums = _weighted_sum(x, mask)
-    if axis_name is not None:
-        count, sums = jax.lax.psum((count, sums), axis_name)
+    if axis_name is not None:  # One message, because each costs the wait for the last device.
+        both = jax.lax.psum(jnp.append(sums, count), axis_name)
+        sums, count = both[:-1], both[-1]
     safe_count = jnp.maximum(count, 1.0)
     mean = sums / safe_count
     # Two passes: E[x^2] - E[x]^2 cancels when the mean is large beside the deviation.

@@ -41,10 +41,12 @@ def greedy(weights, encoder, lengths, **limits):
     return decode.transducer_greedy(encoder, lengths, predict, joint, initial, **limits)
 
 
-jitted_greedy = jax.jit(greedy, static_argnames=("max_labels", "max_symbols_per_frame"))
+jitted_greedy = jax.jit(
+    greedy, static_argnames=("max_labels", "max_symbols_per_frame", "blank_penalty")
+)
 
 
-def one_utterance(weights, encoder, length):
+def one_utterance(weights, encoder, length, blank_penalty=0.0):
     """Frame by frame, label by label, in NumPy."""
 
     def predict(hidden, token):
@@ -55,7 +57,7 @@ def one_utterance(weights, encoder, length):
     for frame in range(length):
         for _ in range(MAX_SYMBOLS):
             logits = np.tanh(encoder[frame] + hidden) @ weights["output"] + weights["bias"]
-            token = int(np.argmax(logits))
+            token = int(np.argmax(logits - blank_penalty * (np.arange(len(logits)) == 0)))
             score += logits[token] - np.logaddexp.reduce(logits)
             if token == 0:
                 break
@@ -74,11 +76,14 @@ def rows_of(hypotheses):
     ]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_transducer_equals_a_loop_over_utterances(seed):
+@pytest.mark.parametrize(("seed", "penalty"), [(0, 0.0), (1, 0.0), (2, 0.0), (0, 0.3)])
+def test_transducer_equals_a_loop_over_utterances(seed, penalty):
     weights, encoder = network(seed)
-    got = jitted_greedy(weights, encoder, jnp.asarray(LENGTHS))
-    expected = [one_utterance(weights, encoder[b], LENGTHS[b]) for b in range(BATCH)]
+    got = jitted_greedy(weights, encoder, jnp.asarray(LENGTHS), blank_penalty=penalty)
+    expected = [one_utterance(weights, encoder[b], LENGTHS[b], penalty) for b in range(BATCH)]
+    if penalty:
+        plain = jitted_greedy(weights, encoder, jnp.asarray(LENGTHS))
+        assert got.lengths.sum() > plain.lengths.sum()
     assert rows_of(got) == [row[:2] for row in expected]
     # Sums of at most a few dozen float32 log-probabilities.
     np.testing.assert_allclose(got.log_probs, [row[2] for row in expected], rtol=1e-5)

@@ -106,16 +106,57 @@ def train_step_sums(task, variables, devices):
     mesh = parallel.make_mesh(jax.devices()[:devices])
     state = parallel.replicate(task.create_state(variables), mesh)
     step = trainer.make_train_step(task, task.config, mesh)
-    state, sums = step(state, parallel.global_batch(make_batch(task.tokenizer), mesh))
+    batch = {**make_batch(task.tokenizer), **noise_and_rooms()}
+    state, sums = step(state, parallel.global_batch(batch, mesh))
     sums = {name: value for name, value in sums.items() if name != task.work_metric}
     return metrics.finalize(sums), jax.device_get(state.params)
 
 
+def noise_and_rooms():
+    rng = np.random.default_rng(1)
+    rooms = rng.normal(size=(ROWS, 800)) * np.exp(-np.arange(800) / 100)
+    return {
+        "noise": rng.normal(size=(ROWS, 4000)).astype(np.float32),
+        "noise_lengths": np.full(ROWS, 4000, np.int32),
+        "rir": rooms.astype(np.float32),
+        "rir_lengths": np.full(ROWS, 800, np.int32),
+    }
+
+
+def test_noise_rooms_and_warps_reach_the_training_loss_only(recogniser):
+    task, variables = recogniser
+    config = quickstart.get_config("debug")
+    config.augment.warps = (0.8, 1.25)
+    config.augment.noise.probability = config.augment.rir.probability = 1.0
+    distorted = asr_task.AsrTask(workdir.freeze(config), task.workdir, task.tokenizer, None, {})
+    batch = {**make_batch(task.tokenizer), "row": np.arange(ROWS, dtype=np.int32)}
+    extra = noise_and_rooms()
+
+    def loss(task, batch, train):
+        key = jax.random.key(3)
+        mesh = parallel.make_mesh(jax.devices()[:1])
+        specs = (parallel.REPLICATED, parallel.ROWS)
+        step = parallel.data_parallel(
+            lambda v, b: task.loss(v, b, key, jnp.zeros((), jnp.int32), train=train)[0],
+            mesh,
+            in_specs=specs,
+            out_specs=parallel.REPLICATED,
+        )
+        return float(step(parallel.replicate(variables, mesh), parallel.global_batch(batch, mesh)))
+
+    plain = loss(task, batch, True)
+    warped = loss(distorted, batch, True)
+    noisy = loss(distorted, {**batch, **extra}, True)
+    assert len({round(value, 2) for value in (plain, warped, noisy)}) == 3
+    assert loss(task, batch, False) == loss(distorted, {**batch, **extra}, False)
+
+
 @pytest.mark.slow
 def test_a_training_step_on_four_devices_equals_one(tmp_path):
-    """With SpecAugment, speed perturbation, dropout and variational noise all on."""
+    """With every distortion, dropout and variational noise all on."""
     config = quickstart.get_config("debug")
     config.augment.update({"speeds": (0.9, 1.0, 1.1), "freq_masks": 2, "time_masks": 2})
+    config.augment.warps = (0.8, 1.25)
     config.encoder.dropout_rate = 0.1
     config.decoder.update({"noise_std": 0.05, "noise_start_step": 0})
     task = make_task(tmp_path)

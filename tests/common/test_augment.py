@@ -9,7 +9,7 @@ import pytest
 import scipy.signal
 import soxr
 
-from common.audio import augment, io
+from common.audio import augment, frontend, io
 from common.audio.augment import SpecAugmentConfig
 
 RATE_HZ = 16000
@@ -215,3 +215,49 @@ def test_rows_do_not_depend_on_the_number_of_devices():
     np.testing.assert_array_equal(one[1], many[1])
     # Same draws; sums in another order.
     np.testing.assert_allclose(one[0], many[0], atol=1e-5)
+
+
+CENTRES_HZ = frontend.LogMelConfig(num_mels=40).centres_hz()
+
+
+def test_a_warp_takes_each_band_from_its_frequency_times_the_factor():
+    """Against the piecewise linear map of Jaitly and Hinton written out for one row at a time."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(6, 5, 40)).astype(np.float32)
+    warped = np.asarray(
+        augment.warp_frequency(jnp.asarray(features), keys(6), CENTRES_HZ, (0.7, 1.4))
+    )
+    draws = [float(jax.random.uniform(key)) for key in keys(6)]
+    top, bend = CENTRES_HZ[-1], min(4800.0, 0.6 * CENTRES_HZ[-1])
+    mel = np.arange(40.0)
+    for row, draw in enumerate(draws):
+        factor = 0.7 * (1.4 / 0.7) ** draw
+        knee = bend * min(factor, 1.0)
+        wanted = np.interp(CENTRES_HZ, [0, knee / factor, top], [0, knee, top])
+        bands = np.interp(wanted, CENTRES_HZ, mel)
+        for frame in range(5):
+            expected = np.interp(bands, mel, features[row, frame])
+            # Places of bands are float32: 40 bands times its epsilon, on values near 1.
+            np.testing.assert_allclose(warped[row, frame], expected, atol=1e-4)
+        np.testing.assert_allclose(warped[row, :, -1], features[row, :, -1], atol=1e-4)
+
+
+def test_no_warp_is_the_identity_and_rows_are_their_own():
+    features = noise_rows(3, 4 * 40).reshape(3, 4, 40)
+    same = augment.warp_frequency(features, keys(3), CENTRES_HZ, (1.0, 1.0))
+    np.testing.assert_allclose(same, features, atol=1e-6)
+    whole = augment.warp_frequency(features, keys(3), CENTRES_HZ, (0.8, 1.25))
+    alone = augment.warp_frequency(features[1:2], keys(3)[1:2], CENTRES_HZ, (0.8, 1.25))
+    np.testing.assert_allclose(whole[1:2], alone, atol=1e-6)
+    assert np.abs(np.asarray(whole) - np.asarray(features)).max() > 0.01
+
+
+def test_a_warp_moves_formants_of_real_log_mel_spectra():
+    """A tone of 1000 Hz seen with factor 1.25 stands where 800 Hz stood."""
+    time = np.arange(8000) / RATE_HZ
+    tones = np.stack([np.sin(2 * np.pi * hz * time) for hz in (1000.0, 800.0)]).astype(np.float32)
+    config = frontend.LogMelConfig(num_mels=40, normalize="none")
+    features, _ = frontend.log_mel(jnp.asarray(tones), jnp.full((2,), 8000), config)
+    warped = augment.warp_frequency(features[:1], keys(1), CENTRES_HZ, (1.25, 1.25))
+    assert abs(int(warped[0, 25].argmax()) - int(features[1, 25].argmax())) <= 1
+    assert int(features[0, 25].argmax()) != int(features[1, 25].argmax())

@@ -1,0 +1,58 @@
+"""Folders of noise, music or room responses, of which a training row draws one at random."""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+from jaxtyping import Float
+
+from common.audio import io
+from common.data import records
+
+
+def read_folder(root: str | os.PathLike) -> records.RecordList:
+    """A record for every audio file under a folder (MUSAN, RIRS_NOISES, your own), sorted.
+
+    Raises records.DataError for a missing folder and for one without audio files.
+    """
+    root = pathlib.Path(root).expanduser()
+    if not root.is_dir():
+        raise records.DataError(f"There is no folder {root}: name one that holds audio files.")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in io.SUFFIXES and p.is_file())
+    if not paths:
+        raise records.DataError(f"{root} holds no audio files ({', '.join(io.SUFFIXES)}).")
+    rows = ({"id": p.relative_to(root).as_posix(), "audio": str(p)} for p in paths)
+    return records.RecordList(str(root), tuple(rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Random stretches of usable recordings, reading no more of a file than they need.
+
+    `crop` True: a stretch begins anywhere (noise); False: at the start (room responses).
+    """
+
+    source: records.Source
+    index: records.Index
+    sample_rate_hz: int
+    crop: bool
+
+    def draw(self, rng: np.random.Generator, max_samples: int) -> Float[np.ndarray, "n"]:
+        """The whole of a recording drawn from `rng`, or `max_samples` of it; may raise AudioError.
+
+        Consumes the same numbers of `rng` whatever it finds.
+        """
+        choice, place = rng.random(2)
+        i = int(choice * len(self.index))
+        record = self.source[int(self.index.positions[i])]
+        duration = max_samples / self.sample_rate_hz
+        spare = max(0.0, float(self.index.seconds[i]) - duration)
+        audio = io.load_audio(
+            record["audio"],
+            sample_rate_hz=self.sample_rate_hz,
+            source_rate_hz=record.get("sample_rate"),
+            start=place * spare if self.crop else 0.0,
+            duration=duration,
+        )
+        return audio[:max_samples]
