@@ -13,7 +13,7 @@ import numpy as np
 
 from asr import tokenizer as tokenizer_lib
 from common import errors
-from common.data import buckets, clips, espeak, librispeech, manifest, pipeline, records, tfds
+from common.data import buckets, clips, embedded, librispeech, manifest, pipeline, records, tfds
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +35,13 @@ class Split:
 def open_source(data: Any, names: Sequence[str]) -> records.Source:
     """The source that `config.data` describes, restricted to the subsets `names`."""
     if data.kind == "embedded":
-        settings = espeak.CorpusSettings(hours=data.hours, eval_hours=data.eval_hours)
+        settings = embedded.CorpusSettings(hours=data.hours, eval_hours=data.eval_hours)
         if len(names) != 1:
             raise errors.UserError(
                 f"config.data names the splits {tuple(names)} together; the embedded corpus gives "
                 "one at a time: train, dev or test."
             )
-        return espeak.EmbeddedCorpus(names[0], settings)
+        return embedded.EmbeddedCorpus(names[0], settings)
     if not data.root:
         raise errors.UserError(
             f"config.data.root is empty: set --config.data.root=... to the data of kind "

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from common.audio import io
-from common.data import espeak
+from common.data import embedded
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "--config=configs/asr/quickstart.py:debug"
@@ -84,8 +84,8 @@ def test_evaluate_repeats_the_figure(trained):
 
 @pytest.mark.slow
 def test_transcribe_goes_on_after_bad_files(trained, tmp_path):
-    corpus = espeak.EmbeddedCorpus(
-        "dev", espeak.CorpusSettings(hours=0.02, eval_hours=0.01), progress=False
+    corpus = embedded.EmbeddedCorpus(
+        "dev", embedded.CorpusSettings(hours=0.02, eval_hours=0.01), progress=False
     )
     speech = corpus[0]["audio"].astype(np.float32) / 32768
     io.write_wav(tmp_path / "good.wav", speech, 16000)

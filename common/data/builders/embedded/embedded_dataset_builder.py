@@ -4,7 +4,7 @@
     builder.download_and_prepare()
     source = builder.as_data_source("train")
 
-Downloads nothing: the speech is rendered by eSpeak NG (see common/data/espeak.py). Audio is an
+Downloads nothing: the speech is rendered by eSpeak NG (see common/data/embedded.py). Audio is an
 int16 tensor, because the Audio feature would import TensorFlow, and is stored as bytes, because
 numbers would become 64-bit integers.
 """
@@ -17,14 +17,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from common.data import espeak
+from common.data import embedded
 
 
 @dataclasses.dataclass
 class EmbeddedConfig(tfds.core.BuilderConfig):
     """`settings` decide voices, sentences and length of the corpus."""
 
-    settings: espeak.CorpusSettings = dataclasses.field(default_factory=espeak.CorpusSettings)
+    settings: embedded.CorpusSettings = dataclasses.field(default_factory=embedded.CorpusSettings)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -35,11 +35,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 (tfds reads a plain dict)
     BUILDER_CONFIGS = [  # noqa: RUF012
-        EmbeddedConfig(name="small", description="2 hours", settings=espeak.CorpusSettings()),
+        EmbeddedConfig(name="small", description="2 hours", settings=embedded.CorpusSettings()),
         EmbeddedConfig(
             name="large",
             description="50 hours",
-            settings=espeak.CorpusSettings(hours=50.0, eval_hours=1.0, train_voices=1000),
+            settings=embedded.CorpusSettings(hours=50.0, eval_hours=1.0, train_voices=1000),
         ),
     ]
 
@@ -63,11 +63,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # nothing to download
         settings = self.builder_config.settings
         return {
-            split: self._generate_examples(espeak.EmbeddedCorpus(split, settings))
-            for split in espeak.SPLITS
+            split: self._generate_examples(embedded.EmbeddedCorpus(split, settings))
+            for split in embedded.SPLITS
         }
 
-    def _generate_examples(self, source: espeak.EmbeddedCorpus) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(self, source: embedded.EmbeddedCorpus) -> Iterator[tuple[str, dict]]:
         for index in range(len(source)):
             record = source[index]
             del record["phones"]

@@ -17,23 +17,25 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.data import espeak, espeak_tree, espeak_worker, sentences, voices
+from common.data import embedded, espeak, espeak_worker, sentences, voices
 from common.data.builders.embedded import embedded_dataset_builder
 
-TINY = espeak.CorpusSettings(hours=0.01, eval_hours=0.003, seed=1, train_voices=10, eval_voices=5)
+TINY = embedded.CorpusSettings(hours=0.01, eval_hours=0.003, seed=1, train_voices=10, eval_voices=5)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("cache")
-    espeak.render(TINY, folder, num_workers=2, progress=False)
+    embedded.render(TINY, folder, num_workers=2, progress=False)
     return folder
 
 
-def _utterance(text="WHERE IS THE YELLOW UMBRELLA", question=False, **changes) -> espeak.Utterance:
+def _utterance(
+    text="WHERE IS THE YELLOW UMBRELLA", question=False, **changes
+) -> embedded.Utterance:
     settings = {"variant": "m3", "accent": "en-us", "pitch": 45, "rate_wpm": 140, "range": 50}
     voice = voices.Voice(**(settings | {"level_dbfs": -24} | changes))
-    return espeak.Utterance("x", voice, text, question)
+    return embedded.Utterance("x", voice, text, question)
 
 
 def _level_dbfs(audio: np.ndarray) -> float:
@@ -75,7 +77,7 @@ def test_a_larger_draw_begins_with_the_smaller():
 
 def test_importing_loads_neither_espeak_nor_jax():
     code = (
-        "import sys; from common.data import espeak;"
+        "import sys; from common.data import embedded;"
         "print([m for m in ('jax', 'espeakng_loader', 'tensorflow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -85,8 +87,8 @@ def test_importing_loads_neither_espeak_nor_jax():
 def test_samples_depend_on_voice_and_text_alone():
     first, second = _utterance(), _utterance("THREE TINY FROGS SANG", variant="f2", accent="en-029")
     third = _utterance("HELLO NORA", variant="Mr_serious", accent="en-gb")
-    forward = espeak.speak([first, second, third])
-    backward = espeak.speak([third, second, first], num_workers=2)
+    forward = embedded.speak([first, second, third])
+    backward = embedded.speak([third, second, first], num_workers=2)
     for (audio, phones), (other, other_phones) in zip(forward, backward[::-1]):
         np.testing.assert_array_equal(audio, other)
         assert phones == other_phones
@@ -94,12 +96,12 @@ def test_samples_depend_on_voice_and_text_alone():
 
 
 def test_phones_lie_within_the_audio_in_order():
-    [(audio, phones)] = espeak.speak([_utterance("SIX ZEBRAS")])
+    [(audio, phones)] = embedded.speak([_utterance("SIX ZEBRAS")])
     times = [ms for ms, _ in phones]
     names = "".join(phone.strip("',") for _, phone in phones if not phone.startswith("_"))
     assert times == sorted(times)
     assert times[0] >= 0
-    assert times[-1] <= 1e3 * audio.size / espeak.SAMPLE_RATE_HZ
+    assert times[-1] <= 1e3 * audio.size / embedded.SAMPLE_RATE_HZ
     assert names.startswith("sIks")
     # The stressed vowel of SIX is louder than the s before it, so the times are those of the audio.
     ms = dict((phone.strip("',"), time) for time, phone in reversed(phones))
@@ -119,14 +121,14 @@ def _fundamental_hz(audio: np.ndarray) -> float:
         correlation = np.fft.irfft(spectrum)[:1600]
         lag = 40 + int(np.argmax(correlation[40:267]))
         if correlation[lag] > 0.5 * correlation[0] > 0:
-            found.append(espeak.SAMPLE_RATE_HZ / lag)
+            found.append(embedded.SAMPLE_RATE_HZ / lag)
     return float(np.median(found))
 
 
 def test_pitch_rate_and_level_do_what_they_say():
     low, high, fast, loud = (
         audio
-        for audio, _ in espeak.speak(
+        for audio, _ in embedded.speak(
             [
                 _utterance(pitch=25),
                 _utterance(pitch=75),
@@ -164,10 +166,10 @@ def test_finish_trims_resamples_and_scales():
 
 
 def test_a_failing_worker_says_which_voice_and_text():
-    with pytest.raises(espeak.RenderError, match="no voice variant mxx"):
-        espeak.speak([_utterance(variant="mxx")])
-    with pytest.raises(espeak.RenderError, match=r"'hello nora.' as 'en-zz\+m3': .*no voice"):
-        espeak.speak([_utterance("HELLO NORA", accent="en-zz")])
+    with pytest.raises(embedded.RenderError, match="no voice variant mxx"):
+        embedded.speak([_utterance(variant="mxx")])
+    with pytest.raises(embedded.RenderError, match=r"'hello nora.' as 'en-zz\+m3': .*no voice"):
+        embedded.speak([_utterance("HELLO NORA", accent="en-zz")])
 
 
 # ---- corpus
@@ -175,8 +177,8 @@ def test_a_failing_worker_says_which_voice_and_text():
 
 def test_records_fulfil_the_contract(cache):
     said = {}
-    for split in espeak.SPLITS:
-        source = espeak.EmbeddedCorpus(split, TINY, cache)
+    for split in embedded.SPLITS:
+        source = embedded.EmbeddedCorpus(split, TINY, cache)
         records = [source[i] for i in range(len(source))]
         assert len({record["id"] for record in records}) == len(records)
         for record in records:
@@ -193,18 +195,18 @@ def test_records_fulfil_the_contract(cache):
         said[split] = {record["text"] for record in records}
     assert not said["train"] & (said["dev"] | said["test"])
     with pytest.raises(IndexError):
-        espeak.EmbeddedCorpus("dev", TINY, cache)[10_000]
+        embedded.EmbeddedCorpus("dev", TINY, cache)[10_000]
 
 
 def test_every_voice_speaks(cache):
-    source = espeak.EmbeddedCorpus("train", TINY, cache)
+    source = embedded.EmbeddedCorpus("train", TINY, cache)
     turns = collections.Counter(source[i]["speaker"] for i in range(len(source)))
     assert len(turns) == TINY.train_voices
     assert max(turns.values()) - min(turns.values()) <= 1
 
 
 def test_pickles_small_and_lazily(cache):
-    source = espeak.EmbeddedCorpus("test", TINY, cache)
+    source = embedded.EmbeddedCorpus("test", TINY, cache)
     expected = source[1]
     data = pickle.dumps(source)
     assert len(data) < 1000
@@ -215,8 +217,8 @@ def test_pickles_small_and_lazily(cache):
 
 
 def test_same_bytes_for_any_number_of_workers(cache, tmp_path):
-    other = espeak.render(TINY, tmp_path, num_workers=1, progress=False)
-    first = espeak.render(TINY, cache, progress=False)
+    other = embedded.render(TINY, tmp_path, num_workers=1, progress=False)
+    first = embedded.render(TINY, cache, progress=False)
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
     for file in files:
@@ -224,51 +226,51 @@ def test_same_bytes_for_any_number_of_workers(cache, tmp_path):
 
 
 def test_settings_decide_the_key_and_the_cache_is_used_again(cache, monkeypatch):
-    assert TINY.key() != espeak.CorpusSettings().key()
-    monkeypatch.setattr(espeak, "_RENDER_VERSION", -1)
+    assert TINY.key() != embedded.CorpusSettings().key()
+    monkeypatch.setattr(embedded, "_RENDER_VERSION", -1)
     changed = TINY.key()
     monkeypatch.undo()
     assert TINY.key() != changed
-    monkeypatch.setattr(espeak, "render_into", lambda *_: pytest.fail("rendered again"))
-    assert len(espeak.EmbeddedCorpus("train", TINY, cache)) > 0
+    monkeypatch.setattr(embedded, "render_into", lambda *_: pytest.fail("rendered again"))
+    assert len(embedded.EmbeddedCorpus("train", TINY, cache)) > 0
 
 
 def test_default_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path))
-    assert espeak.cache_folder() == tmp_path
+    assert embedded.cache_folder() == tmp_path
     monkeypatch.delenv("SPEECH_CACHE")
-    assert espeak.cache_folder() == pathlib.Path.home() / ".cache/speech-jax"
+    assert embedded.cache_folder() == pathlib.Path.home() / ".cache/speech-jax"
 
 
 @pytest.mark.parametrize("hours", [0.0, -1.0, float("nan"), 1e6])
 def test_bad_hours(hours):
-    with pytest.raises(espeak.RenderError, match="hours"):
-        espeak.CorpusSettings(hours=hours)
+    with pytest.raises(embedded.RenderError, match="hours"):
+        embedded.CorpusSettings(hours=hours)
 
 
 def test_too_many_voices():
-    with pytest.raises(espeak.RenderError, match="5000 voices for dev: give 1 to 288"):
-        espeak.CorpusSettings(eval_voices=5000)
+    with pytest.raises(embedded.RenderError, match="5000 voices for dev: give 1 to 288"):
+        embedded.CorpusSettings(eval_voices=5000)
 
 
 def test_a_shortened_file_is_named(cache, tmp_path):
-    folder = shutil.copytree(espeak.render(TINY, cache), tmp_path / "corpus") / "dev"
+    folder = shutil.copytree(embedded.render(TINY, cache), tmp_path / "corpus") / "dev"
     os.truncate(folder / "audio-00000.i16", 1000)
     with pytest.raises(OSError, match=r"audio-00000\.i16 is cut short: delete"):
-        espeak.EmbeddedCorpus.at(folder)[1]
+        embedded.EmbeddedCorpus.at(folder)[1]
 
 
 def test_two_renderers_do_not_collide_and_rubbish_goes(tmp_path, monkeypatch):
-    settings = espeak.CorpusSettings(0.001, 0.001, train_voices=3, eval_voices=3)
+    settings = embedded.CorpusSettings(0.001, 0.001, train_voices=3, eval_voices=3)
     stale = tmp_path / "embedded" / f"{settings.key()}.tmp-1"
     stale.mkdir(parents=True)
     (stale / "audio").write_bytes(b"half")
     calls = []
-    original = espeak.render_into
-    monkeypatch.setattr(espeak, "render_into", lambda *a: (calls.append(1), original(*a)))
+    original = embedded.render_into
+    monkeypatch.setattr(embedded, "render_into", lambda *a: (calls.append(1), original(*a)))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         futures = [
-            pool.submit(espeak.render, settings, tmp_path, num_workers=1, progress=False)
+            pool.submit(embedded.render, settings, tmp_path, num_workers=1, progress=False)
             for _ in range(2)
         ]
         folders = {future.result() for future in futures}
@@ -277,16 +279,16 @@ def test_two_renderers_do_not_collide_and_rubbish_goes(tmp_path, monkeypatch):
 
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(espeak, "plan", lambda *_: [_utterance(variant="mxx")])
-    with pytest.raises(espeak.RenderError, match="mxx"):
-        espeak.render(TINY, tmp_path, num_workers=2, progress=False)
+    monkeypatch.setattr(embedded, "plan", lambda *_: [_utterance(variant="mxx")])
+    with pytest.raises(embedded.RenderError, match="mxx"):
+        embedded.render(TINY, tmp_path, num_workers=2, progress=False)
     assert [path.suffix for path in (tmp_path / "embedded").iterdir()] == [".lock"]
 
 
 def test_a_killed_renderer_leaves_no_corpus_and_no_workers(tmp_path):
     code = (
-        "import pathlib, sys; from common.data import espeak;"
-        "espeak.render(espeak.CorpusSettings(hours=20), pathlib.Path(sys.argv[1]), num_workers=2)"
+        "import pathlib, sys; from common.data import embedded; out = pathlib.Path(sys.argv[1]);"
+        "embedded.render(embedded.CorpusSettings(hours=20), out, num_workers=2)"
     )
     # The workers inherit stderr, so its end tells that they are gone.
     process = subprocess.Popen(
@@ -304,21 +306,21 @@ def test_a_killed_renderer_leaves_no_corpus_and_no_workers(tmp_path):
 
 def test_clear_errors_for_the_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(espeak.RenderError, match=r"cannot be written .* SPEECH_CACHE"):
-        espeak.render(TINY, tmp_path / "file", progress=False)
+    with pytest.raises(embedded.RenderError, match=r"cannot be written .* SPEECH_CACHE"):
+        embedded.render(TINY, tmp_path / "file", progress=False)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     with monkeypatch.context() as patch:
-        patch.setattr(espeak.shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(espeak.RenderError, match="GiB free"):
-            espeak.render(TINY, tmp_path, progress=False)
+        patch.setattr(embedded.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(embedded.RenderError, match="GiB free"):
+            embedded.render(TINY, tmp_path, progress=False)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(espeak, "render_into", full)
-        with pytest.raises(espeak.RenderError, match="No space left on device"):
-            espeak.render(TINY, tmp_path, progress=False)
+        patch.setattr(embedded, "render_into", full)
+        with pytest.raises(embedded.RenderError, match="No space left on device"):
+            embedded.render(TINY, tmp_path, progress=False)
     assert not list(tmp_path.rglob("*.tmp-*"))
 
 
@@ -344,13 +346,13 @@ def test_command_line_writes_a_tree(tmp_path):
             said += 1
     assert said == len(list(out.rglob("*.flac")))
     rows = (out / "SPEAKERS.TXT").read_text().splitlines()[1:]
-    assert {row.split(" | ")[2] for row in rows} == set(espeak.SPLITS)
+    assert {row.split(" | ")[2] for row in rows} == set(embedded.SPLITS)
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
 
 
 def test_command_line_errors(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        espeak_tree.main(["--out", str(tmp_path / "new"), "--hours", "-3"])
+        espeak.main(["--out", str(tmp_path / "new"), "--hours", "-3"])
     assert stopped.value.code == 2
     assert "hours=-3.0 is out of range" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
@@ -359,7 +361,7 @@ def test_command_line_errors(tmp_path, capsys):
         (tmp_path / "file" / "new", "cannot be written: File exists"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            espeak_tree.main(["--out", str(out), "--hours", "1"])
+            espeak.main(["--out", str(out), "--hours", "1"])
         assert message in str(stopped.value.code)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -372,8 +374,8 @@ def test_tfds_builder_writes_and_reads_array_record(cache, tmp_path, monkeypatch
         data_dir=tmp_path, config=config, file_format="array_record"
     )
     builder.download_and_prepare()
-    for split in espeak.SPLITS:
-        source = espeak.EmbeddedCorpus(split, TINY, cache)
+    for split in embedded.SPLITS:
+        source = embedded.EmbeddedCorpus(split, TINY, cache)
         built = builder.as_data_source(split)
         assert len(built) == len(source)
         by_id = {source[i]["id"]: source[i] for i in range(len(source))}
@@ -396,13 +398,13 @@ def test_no_two_words_sound_alike():
     words = sentences.vocabulary()
     sounds = collections.defaultdict(list)
     for word, (_, phones) in zip(
-        words, espeak.speak([_utterance(w) for w in words], num_workers=2)
+        words, embedded.speak([_utterance(w) for w in words], num_workers=2)
     ):
         spelled = " ".join(p.strip("',%") for _, p in phones if not p.startswith("_"))
         sounds[spelled].append(word)
     assert [same for same in sounds.values() if len(same) > 1] == []
     # The check would see one.
-    twins = espeak.speak([_utterance("TWO"), _utterance("TO")])
+    twins = embedded.speak([_utterance("TWO"), _utterance("TO")])
     assert [p for _, p in twins[0][1]] == [p for _, p in twins[1][1]]
 
 
@@ -418,7 +420,7 @@ def test_every_variant_and_accent_speaks_audibly_and_differently():
         if accent != "en-us"
     ]
     heard = set()
-    for utterance, (audio, _) in zip(utterances, espeak.speak(utterances, num_workers=2)):
+    for utterance, (audio, _) in zip(utterances, embedded.speak(utterances, num_workers=2)):
         name = utterance.voice.espeak_name
         assert 1.5 < audio.size / 16_000 < 4.5, name
         assert np.abs(audio).max() < 32_000, name
