@@ -48,12 +48,19 @@ def set_up_logging() -> None:
     """Our own lines on stderr, above the progress bar; libraries only when they warn."""
     handler = writers.TerminalHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(_is_news)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     for name in ("common", "asr", "speaker", "separation", "generation", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the tracebacks of a failed save, logged by Orbax and asyncio: it is also raised."""
+    theirs = "orbax" in record.pathname or record.name == "asyncio"
+    return not (record.exc_info and theirs)
 
 
 def set_up_jax() -> None:

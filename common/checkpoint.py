@@ -142,10 +142,16 @@ class Checkpointer:
 
         Without a `data_iterator` the run that starts from here reads its data from the beginning.
         """
+        self.wait()  # An error of the save before is that save's, by name.
         tree = _to_tree(train_state)
         # The copy is ours: the next step is given the state's own buffers to overwrite, and on the
         # CPU the writer would read those very buffers.
         tree = jax.tree.map(jnp.copy, tree)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:  # Found out in the middle of it, it is a hundred lines of tracebacks.
+            full = f"the disk is full ({needed >> 20} MiB needed, {free >> 20} MiB free)"
+            raise self._save_error(step, OSError(errno.ENOSPC, full))
         data = {}
         if data_iterator is not None:
             data["data"] = grain.PyGrainCheckpointSave(data_iterator)
@@ -181,7 +187,8 @@ class Checkpointer:
         text = " ".join(str(error).split())
         reason = text if len(text) < 300 else text[:300] + " ..."
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
-            reason = "the disk is full"
+            said = str(getattr(error, "strerror", ""))
+            reason = said if said.startswith("the disk is full") else "the disk is full"
         good = [s for s in self.steps() if s != step]
         last = (
             f"the last good checkpoint is {self.directory / str(good[-1])}"

@@ -118,12 +118,19 @@ def test_best_and_every_nth_are_kept(tmp_path):
 
 def test_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch):
     train(tmp_path, total_steps=5, evaluate_every=100)
-    saver = checkpoint.Checkpointer
-
-    def full(self, step, *args, **kwargs):
-        raise self._save_error(step, OSError(28, "No space left on device"))
-
-    monkeypatch.setattr(saver, "save", full)
-    with pytest.raises(checkpoint.CheckpointError, match="the disk is full") as error:
-        train(tmp_path, total_steps=10)
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(checkpoint.CheckpointError, match=r"the disk is full .*free") as error:
+            train(tmp_path, total_steps=10)
+    assert "step 10" in str(error.value)
     assert str(tmp_path / "checkpoints" / "5") in str(error.value)
+
+    def full(*args, **kwargs):  # as another program fills it meanwhile
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
+        with pytest.raises(checkpoint.CheckpointError, match="the disk is full"):
+            train(tmp_path, total_steps=10)
+    assert train(tmp_path, total_steps=10)[0].step == 10
