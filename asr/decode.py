@@ -44,6 +44,7 @@ def transducer_greedy(
     initial_state: Any,
     *,
     max_labels: int,
+    label_limits: Int[Array, "b"] | None = None,
     max_symbols_per_frame: int = 5,
     blank_penalty: float = 0.0,
 ) -> Hypotheses:
@@ -57,12 +58,14 @@ def transducer_greedy(
     The outer loop runs once per label (of the row with most labels), the inner one skips blanks:
     the prediction network, the slow part, does not run once per frame. After
     `max_symbols_per_frame` labels a row moves to the next frame without a blank; after `max_labels`
-    it stops, marked `truncated` if frames are left. `blank_penalty` (nats) is taken off blank's
-    score before the choice, against a model that leaves words out; log_probs are those of the
-    model. Source: label looping, arXiv:2406.06220.
+    (or its own of `label_limits`, which unlike the size of the output should not hang on how far
+    the row is padded) it stops, marked `truncated` if frames are left. `blank_penalty` (nats) is
+    taken off blank's score before the choice, against a model that leaves words out; log_probs are
+    those of the model. Source: label looping, arXiv:2406.06220.
     """
     batch, length, _ = encoder.shape
     rows = jnp.arange(batch)
+    limits = max_labels if label_limits is None else jnp.minimum(label_limits, max_labels)
 
     def find_label(output: Array, search: _Search) -> _Search:
         """Moves every row to its next label or to its end."""
@@ -86,7 +89,7 @@ def transducer_greedy(
         return lax.while_loop(lambda s: jnp.any(s.searching), step, search)
 
     def active(search: _Search, lengths: Array) -> Array:
-        return (search.frame < frame_lengths) & (lengths < max_labels)
+        return (search.frame < frame_lengths) & (lengths < limits)
 
     def emit(carry):
         search, lengths, tokens, frames, state, output = carry

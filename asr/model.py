@@ -189,6 +189,7 @@ class Recognizer(nn.Module):
             joint,
             self.prediction.initial_state(encoded.shape[0]),
             max_labels=2 * encoded.shape[1] + 8,
+            label_limits=2 * lengths + 8,
             **search,
         )
 

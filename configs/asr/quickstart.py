@@ -55,5 +55,6 @@ def shrink(config: ConfigDict) -> None:
     config.augment.update({"speeds": (), "warps": (), "freq_masks": 0, "time_masks": 0})
     config.optimizer.weight_decay = 0.0
     config.decoder.update({"embedding": 8, "lstm": 16, "joint": 24, "noise_start_step": 5})
+    config.decoder.blank_penalty = 0.0
     config.optimizer.update({"schedule": "constant", "learning_rate": 2e-3, "warmup_steps": 5})
     config.update({"total_steps": 30, "log_every": 5, "evaluate_every": 15, "checkpoint_every": 10})

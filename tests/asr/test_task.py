@@ -64,8 +64,12 @@ def evaluate(task, variables, batch, devices=1):
     return metrics.finalize(sums), jax.device_get(outputs)
 
 
-def test_a_padded_row_is_worth_what_it_is_worth_alone(recogniser):
+@pytest.mark.parametrize("blank_penalty", [0.0, 1.0])
+def test_a_padded_row_is_worth_what_it_is_worth_alone(recogniser, blank_penalty):
+    """With the penalty the untrained network writes as many labels as it may."""
     task, variables = recogniser
+    if blank_penalty:
+        task = make_task(task.workdir, blank_penalty=blank_penalty)
     whole, out = evaluate(task, variables, make_batch(task.tokenizer))
     alone = []
     for row in (0, 7):
