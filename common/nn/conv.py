@@ -154,6 +154,7 @@ class Conv(nn.Module):
     dtype: Any = jnp.float32
     zero_padded: bool = False  # the caller's word that x is 0 beyond its true ends
     use_bias: bool = False
+    dilation: int = 1  # frames from one tap to the next
 
     @nn.compact
     def __call__(
@@ -164,11 +165,13 @@ class Conv(nn.Module):
         x = x.astype(self.dtype)
         if not self.zero_padded:
             x = masking.zero_padding(x, lengths)
+        extent = (self.kernel_size - 1) * self.dilation + 1
         y = jax.lax.conv_general_dilated(
-            _pad(x, self.kernel_size, left_padding(self.kernel_size, self.causal)),
+            _pad(x, extent, left_padding(extent, self.causal)),
             kernel.astype(self.dtype),
             (self.stride,),
             "VALID",
+            rhs_dilation=(self.dilation,),
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
         if self.use_bias:
@@ -187,14 +190,19 @@ def pointwise(x: Float[Array, "b l c"], kernel: Float[Array, "c d"]) -> Float[Ar
 
 
 class Pointwise(nn.Module):
-    """A linear map of every `stride`-th frame: a convolution of one tap, without bias."""
+    """A linear map of every `stride`-th frame: a convolution of one tap."""
 
     features: int
     stride: int = 1
     dtype: Any = jnp.float32
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b n d"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        return pointwise(x[:, :: self.stride].astype(self.dtype), kernel.astype(self.dtype))
+        y = pointwise(x[:, :: self.stride].astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)[None, None, :]
+        return y

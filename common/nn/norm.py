@@ -108,6 +108,8 @@ class MaskedBatchNorm(nn.Module):
     momentum: float = 0.99
     epsilon: float = 1e-5
     axis_name: str | None = None
+    affine: bool = True  # False: no scale and bias, as Kaldi's BatchNormComponent
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(
@@ -128,8 +130,11 @@ class MaskedBatchNorm(nn.Module):
         d = x.shape[-1]
         mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(d, jnp.float32))
         variance = self.variable("batch_stats", "var", lambda: jnp.ones(d, jnp.float32))
-        scale = self.param("scale", nn.initializers.ones, (d,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (d,), jnp.float32)
+        if self.affine:
+            scale = self.param("scale", self.scale_init, (d,), jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, (d,), jnp.float32)
+        else:
+            scale, bias = jnp.ones(d, jnp.float32), jnp.zeros(d, jnp.float32)
         if mask is not None:
             mask = mask.astype(jnp.float32)
         if not train:

@@ -72,6 +72,28 @@ def test_padded_equals_alone(kind, stride, causal):
         np.testing.assert_allclose(y[row, : new_lengths[row]], alone[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("k", "stride", "dilation"), [(3, 1, 2), (3, 1, 4), (5, 2, 3), (4, 1, 2)])
+def test_dilated_conv_is_one_with_zeros_between_its_taps(k, stride, dilation, causal):
+    """Value against loops, a padded row against the row alone; 7 frames are fewer than the taps."""
+    module = conv.Conv(2, k, stride, causal, use_bias=True, dilation=dilation)
+    x = jax.random.normal(jax.random.key(0), (2, 12, 4)).at[1, 7:].set(jnp.nan)
+    lengths = jnp.array([12, 7])
+    variables = module.init(jax.random.key(1), x, lengths)
+    assert variables["params"]["kernel"].shape == (k, 4, 2)
+    y, new_lengths = module.apply(variables, x, lengths)
+    np.testing.assert_array_equal(new_lengths, -(-np.array([12, 7]) // stride))
+    spread = np.zeros(((k - 1) * dilation + 1, 4, 2))
+    spread[::dilation] = variables["params"]["kernel"]
+    left = conv.left_padding(len(spread), causal)
+    for row, length in enumerate([12, 7]):
+        expected = naive(np.asarray(x[row, :length]), spread, stride, left)
+        # Sums of up to 20 products in float32.
+        np.testing.assert_allclose(y[row, : len(expected)], expected, rtol=1e-5, atol=1e-5)
+        alone, _ = module.apply(variables, x[row : row + 1, :length], lengths[row : row + 1])
+        np.testing.assert_allclose(y[row, : len(expected)], alone[0], rtol=1e-5, atol=1e-6)
+
+
 def test_causal_sees_no_future():
     module = conv.DepthwiseConv(5, 2, causal=True)
     x, lengths = jax.random.normal(jax.random.key(0), (1, 12, 2)), jnp.array([12])
@@ -88,6 +110,11 @@ def test_pointwise_takes_every_stride_th_frame():
     variables = module.init(jax.random.key(1), x)
     expected = np.asarray(x)[:, ::2] @ np.asarray(variables["params"]["kernel"])
     np.testing.assert_allclose(module.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
+    biased = conv.Pointwise(3, stride=2, use_bias=True)
+    params = {**variables["params"], "bias": jnp.array([1.0, -2.0, 3.0])}
+    assert set(biased.init(jax.random.key(1), x)["params"]) == set(params)
+    got = biased.apply({"params": params}, x)
+    np.testing.assert_allclose(got, expected + np.array([1.0, -2.0, 3.0]), rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_gradient_of_taps_sums_in_float32():

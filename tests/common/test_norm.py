@@ -144,3 +144,26 @@ def test_hessian_vector_product_goes_through(problem):
     weights = mask[..., 0].astype(jnp.float32)
     ours = hvp(lambda x, m, s, b, e: norm.normalize_batch(x, weights, s, b, e, None))
     np.testing.assert_allclose(ours, hvp(definition), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_without_affine_is_scale_one_and_bias_zero(problem, train):
+    x, mask, *_ = problem
+    frames = mask[..., 0]
+    plain = norm.MaskedBatchNorm(affine=False)
+    variables = plain.init(jax.random.key(0), x, frames, train=False)
+    assert "params" not in variables
+    options = {"train": train, "mutable": ["batch_stats"]}
+    y, new = plain.apply(variables, x, frames, **options)
+    affine = norm.MaskedBatchNorm()
+    ones = affine.init(jax.random.key(0), x, frames, train=False)
+    z, expected = affine.apply(ones, x, frames, **options)
+    np.testing.assert_array_equal(y, z)
+    jax.tree.map(np.testing.assert_array_equal, new, {"batch_stats": expected["batch_stats"]})
+
+
+def test_scale_starts_as_told(problem):
+    x, mask, *_ = problem
+    module = norm.MaskedBatchNorm(scale_init=jax.nn.initializers.zeros)
+    variables = module.init(jax.random.key(0), x, mask[..., 0], train=False)
+    np.testing.assert_array_equal(variables["params"]["scale"], 0.0)

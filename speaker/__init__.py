@@ -1,0 +1,1 @@
+"""Speaker recognition: x-vector, ResNet and ECAPA-TDNN embeddings."""

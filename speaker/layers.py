@@ -1,0 +1,82 @@
+"""Layers that the speaker encoders share: the TDNN's frame layer and the embedding layer."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from common.nn import conv, norm
+
+
+class FrameLayer(nn.Module):
+    """BN(relu(conv(x))): one layer of a time-delay network (Snyder et al., 2018, table 1).
+
+    Taps are `dilation` frames apart and centred on the frame; beyond the ends of the utterance they
+    see zeros, so that no frame is lost.
+    """
+
+    features: int
+    kernel_size: int = 1
+    dilation: int = 1
+    affine: bool = True
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b l c"],
+        lengths: Int[Array, "b"],
+        mask: Float[Array, "b l"],
+        *,
+        train: bool,
+    ) -> Float[Array, "b l d"]:
+        """x is 0 beyond `lengths`, and so is what it returns; `mask` is 1.0 on the true frames."""
+        if self.kernel_size == 1:
+            layer = conv.Pointwise(self.features, dtype=self.dtype, use_bias=True, name="conv")
+            x = layer(x)
+        else:
+            layer = conv.Conv(
+                self.features,
+                self.kernel_size,
+                dilation=self.dilation,
+                dtype=self.dtype,
+                zero_padded=True,
+                use_bias=True,
+                name="conv",
+            )
+            x, _ = layer(x, lengths)
+        batch_norm = norm.MaskedBatchNorm(
+            self.momentum, self.epsilon, self.axis_name, self.affine, name="norm"
+        )
+        return batch_norm(nn.relu(x), mask, train=train)
+
+
+class EmbeddingLayer(nn.Module):
+    """An affine map of the pooled statistics in float32, optionally batch normalised.
+
+    In float32 whatever the encoder computes in: it costs nothing beside the frames, and cosines of
+    bfloat16 embeddings differ in the third digit.
+    """
+
+    features: int
+    batch_norm: bool = False
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, pooled: Float[Array, "b c"], real: Bool[Array, "b"], *, train: bool
+    ) -> Float[Array, "b d"]:
+        """The embedding, exactly 0 in rows that are not `real`."""
+        x = nn.Dense(self.features, name="affine")(pooled.astype(jnp.float32))
+        if self.batch_norm:
+            batch_norm = norm.MaskedBatchNorm(
+                self.momentum, self.epsilon, self.axis_name, name="norm"
+            )
+            x = batch_norm(x, real, train=train)
+        return jnp.where(real[:, None], x, 0.0)

@@ -1,0 +1,228 @@
+"""Thin ResNet over time and frequency (He et al., 2016; the widths and pooling are wespeaker's).
+
+Features are a picture of one channel: a 3x3 stem without stride or pooling, four stages that halve
+time and frequency at the entry of the last three, statistics over time of every channel and
+frequency, one affine map. ResNet34 with 80 features and 256 dimensions: 6,634,336 parameters.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from common.nn import masking, norm
+from speaker import layers, pooling
+
+# Blocks of each stage, and whether they are bottlenecks.
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+    221: ((6, 16, 48, 3), True),
+    293: ((10, 20, 64, 3), True),
+}
+EXPANSION = 4  # a bottleneck's output channels over its width
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """The network; the defaults are ResNet34. `resnet(depth)` fills in the others.
+
+    Attributes:
+      num_blocks: of each stage; all but the first stage start with a stride of 2.
+      widths: channels of each stage (a bottleneck's output has four times as many).
+      bottleneck: blocks of 1x1, 3x3, 1x1 convolutions instead of two 3x3.
+      pooling: statistics over time of `channels * frequencies`, see `speaker.pooling`.
+      embedding_norm: batch normalisation of the embedding.
+      zero_init_residual: every block starts as its shortcut (Goyal et al., 2017, section 5.1).
+      axis_name: mapped axis whose devices share the statistics of batch normalisation.
+      dtype: of the stages; parameters, statistics and what follows the pooling are float32.
+    """
+
+    num_blocks: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    bottleneck: bool = False
+    pooling: str = "mean+std"
+    attention_bottleneck: int = 128
+    embedding_size: int = 256
+    embedding_norm: bool = False
+    zero_init_residual: bool = True
+    norm_momentum: float = 0.9
+    norm_epsilon: float = 1e-5
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if not self.num_blocks or len(self.num_blocks) != len(self.widths):
+            raise ValueError(
+                f"ResNetConfig has {len(self.num_blocks)} num_blocks and {len(self.widths)} "
+                "widths: give one of each per stage"
+            )
+        pooling.parse_kinds(self.pooling)
+
+    @property
+    def reduction(self) -> int:
+        """Input frames (and features) per output frame (and frequency)."""
+        return 2 ** (len(self.num_blocks) - 1)
+
+
+def resnet(depth: int, width: int = 32, **options: Any) -> ResNetConfig:
+    """A ResNet of the usual names: 18, 34 (basic), 50, 101, 152, 221, 293 (bottleneck).
+
+    Args:
+      depth: a key of `DEPTHS`.
+      width: channels of the first stage; each next stage doubles them.
+      options: go to ResNetConfig.
+    """
+    if depth not in DEPTHS:
+        raise ValueError(f"resnet depth is {depth}: choose one of {tuple(DEPTHS)}")
+    num_blocks, bottleneck = DEPTHS[depth]
+    widths = tuple(width * 2**stage for stage in range(len(num_blocks)))
+    return ResNetConfig(num_blocks, widths, bottleneck, **options)
+
+
+class Conv2D(nn.Module):
+    """A square convolution over time and frequency, without bias: `[b, l, f, c] -> [b, n, g, d]`.
+
+    Output (i, j) is centred on input (i, j) * stride, so that the alignment hangs on the true start
+    of a row and not on its padding; n and g are l and f over the stride, rounded up. The input is 0
+    beyond its true end.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l f c"]) -> Float[Array, "b n g d"]:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        # He et al. (2015), equation 14: the variance of the gradients is kept through ReLUs.
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        kernel = self.param("kernel", init, shape, jnp.float32)
+        before = (self.kernel_size - 1) // 2
+        return jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride, self.stride),
+            [(before, self.kernel_size - 1 - before)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class NormalizedConv(nn.Module):
+    """BN(conv(x)), the statistics over true frames and all frequencies."""
+
+    config: ResNetConfig
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    last: bool = False  # of a block: starts at 0 if the configuration wants it
+
+    @nn.compact
+    def __call__(self, x: Array, frames: Array, *, train: bool) -> Array:
+        """`frames` is the mask of the output, `[b, n, 1]`."""
+        config = self.config
+        x = Conv2D(self.features, self.kernel_size, self.stride, config.dtype, name="conv")(x)
+        zero = self.last and config.zero_init_residual
+        batch_norm = norm.MaskedBatchNorm(
+            config.norm_momentum,
+            config.norm_epsilon,
+            config.axis_name,
+            scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
+            name="norm",
+        )
+        return batch_norm(x, frames, train=train)
+
+
+class Block(nn.Module):
+    """relu(F(x) + shortcut(x)): two 3x3 convolutions, or 1x1, 3x3, 1x1 (figure 5 of the paper).
+
+    The stride is that of the first 3x3 convolution. The shortcut is the identity where shapes
+    agree, else a 1x1 convolution with that stride.
+    """
+
+    config: ResNetConfig
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Array, before: Array, after: Array, *, train: bool) -> Array:
+        """`before` and `after` are the masks of input and output frames."""
+        config, features = self.config, self.width * (EXPANSION if self.config.bottleneck else 1)
+        if config.bottleneck:
+            rows = ((self.width, 1, 1), (self.width, 3, self.stride), (features, 1, 1))
+        else:
+            rows = ((features, 3, self.stride), (features, 3, 1))
+        y, mask = x, before
+        for i, (channels, kernel_size, stride) in enumerate(rows):
+            last = i == len(rows) - 1
+            mask = after if kernel_size == 3 else mask  # the first 3x3 has the stride
+            layer = NormalizedConv(config, channels, kernel_size, stride, last, name=f"conv{i + 1}")
+            y = layer(y, mask, train=train)
+            y = y if last else nn.relu(y)
+        if self.stride != 1 or x.shape[-1] != features:
+            shortcut = NormalizedConv(config, features, 1, self.stride, name="shortcut")
+            x = shortcut(x, after, train=train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Features in, one embedding per utterance out."""
+
+    config: ResNetConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        features: Float[Array, "b l f"],
+        lengths: Int[Array, "b"],
+        *,
+        train: bool,
+        mask: Bool[Array, "b"] | None = None,
+    ) -> Float[Array, "b d"]:
+        """Embeds a padded batch.
+
+        Args:
+          features: frames, anything beyond `lengths`.
+          train: batch statistics (True) or running averages in `batch_stats` (False).
+          mask: real rows; others have no part in the statistics.
+
+        Returns:
+          Embeddings in float32, of no particular length; 0 in rows that are not real or empty.
+        """
+        config = self.config
+        lengths = masking.fold_row_mask(lengths, mask)
+        real = lengths > 0
+        x = masking.zero_padding(features.astype(config.dtype), lengths)[..., None]
+        # From here on x is 0 beyond its true ends: normalisation multiplies with the mask, ReLU and
+        # sums map 0 to 0. So no convolution has to mask its input.
+        frames = masking.float_mask(lengths, x.shape[1])[..., None]
+        stem = NormalizedConv(config, config.widths[0], name="stem")
+        x = nn.relu(stem(x, frames, train=train))
+        for stage, (num_blocks, width) in enumerate(zip(config.num_blocks, config.widths)):
+            for i in range(num_blocks):
+                stride, before = (2 if stage > 0 and i == 0 else 1), frames
+                if stride > 1:
+                    lengths = masking.conv_lengths(lengths, stride)
+                    frames = masking.float_mask(lengths, -(-x.shape[1] // stride))[..., None]
+                block = Block(config, width, stride, name=f"stage{stage + 1}_block{i + 1}")
+                x = block(x, before, frames, train=train)
+        pool = pooling.Pooling(
+            config.pooling, config.attention_bottleneck, config.dtype, name="pooling"
+        )
+        x = pool(x.reshape(*x.shape[:2], -1), lengths)
+        embedding = layers.EmbeddingLayer(
+            config.embedding_size,
+            config.embedding_norm,
+            config.norm_momentum,
+            config.norm_epsilon,
+            config.axis_name,
+            name="embedding",
+        )
+        return embedding(x, real, train=train)

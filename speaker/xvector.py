@@ -1,0 +1,129 @@
+"""x-vector: a time-delay network over frames (Snyder et al., 2018, "X-vectors", table 1).
+
+The table is that of Kaldi's `run_xvector_1a.sh`. 4,610,524 parameters with 80 features and 512
+channels: the weights and biases of tdnn1 to tdnn7; batch normalisation has none, as in Kaldi.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from common.nn import masking, norm
+from speaker import layers, pooling
+
+EMBEDDING_LAYERS = ("tdnn6", "tdnn7")
+
+
+@dataclasses.dataclass(frozen=True)
+class XVectorConfig:
+    """The network; the defaults are the paper's.
+
+    Attributes:
+      frame_layers: (channels, kernel_size, dilation) of tdnn1 to tdnn5; kernels are odd.
+      pooling: statistics over the frames, see `speaker.pooling`.
+      attention_bottleneck: channels of attention, if `pooling` has "attentive".
+      embedding_size: channels of tdnn6 and tdnn7.
+      embedding_layer: which affine map the embedding comes from. "tdnn7", the last: train with it
+        (the classifier's layer). "tdnn6": Kaldi's x-vector, before ReLU; the variables of a network
+        trained with "tdnn7" serve it too.
+      norm_affine: trained scale and bias in batch normalisation; Kaldi has none.
+      axis_name: mapped axis whose devices share the statistics of batch normalisation.
+      dtype: of the frame layers; parameters, statistics and what follows the pooling are float32.
+    """
+
+    frame_layers: tuple[tuple[int, int, int], ...] = (
+        (512, 5, 1),
+        (512, 3, 2),
+        (512, 3, 3),
+        (512, 1, 1),
+        (1500, 1, 1),
+    )
+    pooling: str = "mean+std"
+    attention_bottleneck: int = 128
+    embedding_size: int = 512
+    embedding_layer: str = "tdnn7"
+    norm_affine: bool = False
+    norm_momentum: float = 0.9
+    norm_epsilon: float = 1e-5
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.embedding_layer not in EMBEDDING_LAYERS:
+            raise ValueError(
+                f"XVectorConfig.embedding_layer is {self.embedding_layer!r}: "
+                f"choose one of {EMBEDDING_LAYERS}"
+            )
+        if not self.frame_layers:
+            raise ValueError(
+                "XVectorConfig.frame_layers is empty: give (channels, kernel, dilation)"
+            )
+        for layer in self.frame_layers:
+            if len(layer) != 3 or min(layer) < 1 or layer[1] % 2 == 0:
+                raise ValueError(
+                    f"XVectorConfig.frame_layers has {layer}: give (channels, odd kernel_size, "
+                    "dilation), all positive"
+                )
+        pooling.parse_kinds(self.pooling)
+
+    @property
+    def context_frames(self) -> int:
+        """Input frames that one frame before the pooling sees: 15 for the paper's table."""
+        return 1 + sum((kernel - 1) * dilation for _, kernel, dilation in self.frame_layers)
+
+
+class XVector(nn.Module):
+    """Features in, one embedding per utterance out."""
+
+    config: XVectorConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        features: Float[Array, "b l f"],
+        lengths: Int[Array, "b"],
+        *,
+        train: bool,
+        mask: Bool[Array, "b"] | None = None,
+    ) -> Float[Array, "b d"]:
+        """Embeds a padded batch.
+
+        Args:
+          features: frames, anything beyond `lengths`.
+          train: batch statistics (True) or running averages in `batch_stats` (False).
+          mask: real rows; others have no part in the statistics.
+
+        Returns:
+          Embeddings in float32, of no particular length; 0 in rows that are not real or empty.
+        """
+        config = self.config
+        lengths = masking.fold_row_mask(lengths, mask)
+        frames = masking.float_mask(lengths, features.shape[1])
+        real = lengths > 0
+        x = masking.zero_padding(features.astype(config.dtype), lengths)
+        norm_options = (config.norm_momentum, config.norm_epsilon, config.axis_name)
+        for i, (channels, kernel_size, dilation) in enumerate(config.frame_layers):
+            layer = layers.FrameLayer(
+                channels,
+                kernel_size,
+                dilation,
+                config.norm_affine,
+                *norm_options,
+                config.dtype,
+                name=f"tdnn{i + 1}",
+            )
+            x = layer(x, lengths, frames, train=train)
+        pool = pooling.Pooling(
+            config.pooling, config.attention_bottleneck, config.dtype, name="pooling"
+        )
+        tdnn6 = layers.EmbeddingLayer(config.embedding_size, name="tdnn6")
+        x = tdnn6(pool(x, lengths), real, train=train)
+        if config.embedding_layer == "tdnn6":
+            return x
+        batch_norm = norm.MaskedBatchNorm(*norm_options, config.norm_affine, name="norm6")
+        x = batch_norm(nn.relu(x), real, train=train)
+        tdnn7 = layers.EmbeddingLayer(config.embedding_size, name="tdnn7")
+        return tdnn7(x, real, train=train)
