@@ -1,1 +1,1 @@
-"""Speaker recognition: x-vector, ResNet and ECAPA-TDNN embeddings."""
+"""Speaker recognition: embeddings, margin losses, verification."""
