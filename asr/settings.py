@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from common import optim, trainer
+from common.data import splits
 
 
 def default_config() -> ConfigDict:
@@ -10,26 +11,12 @@ def default_config() -> ConfigDict:
     config = trainer.default_config()
     config.optimizer = optim.default_config()
     config.optimizer.update({"schedule": "noam", "learning_rate": 2.5e-3, "warmup_steps": 15000})
-    config.data = ConfigDict(
+    config.data = splits.default_config()
+    config.data.update(
         {
-            "kind": "embedded",  # embedded, librispeech (tree), manifest (tsv, jsonl), tfds
-            "root": "",  # tree, manifest file, or prepared tfds folder; ~ is expanded
-            "audio_root": "",  # manifest: where relative paths start; default: its own folder
-            # Subsets of a tree, values of `split_column` of a manifest, or splits of a data set.
-            "train": ("train",),
-            "eval": ("dev",),
-            "split_column": "split",
-            "hours": 2.0,  # embedded: training speech to render
-            "eval_hours": 0.15,
-            "sample_rate_hz": 16000,
-            "channel": "mean",  # or the number of a channel, as text
             "case": "upper",  # of transcripts: upper, lower, keep
-            "min_seconds": 0.1,
-            "max_seconds": 30.0,
-            "max_bad_share": 0.05,  # of rejected recordings; more stops the run
             "num_buckets": 4,
             "batch_seconds": 240.0,  # audio in one global batch, padding included
-            "num_workers": 0,  # processes; 0 decodes in threads of the main one
         }
     )
     config.features = ConfigDict(
@@ -52,11 +39,9 @@ def default_config() -> ConfigDict:
             "freq_width": 27,
             "time_masks": 10,
             "time_ratio": 0.05,  # widest time mask over the utterance
-            # Folders of audio files, searched in depth; empty: none. Mixed into the waveform.
-            "noise": {"root": "", "probability": 0.5, "snr_db": (5.0, 25.0)},
-            "rir": {"root": "", "probability": 0.5, "max_seconds": 1.0},
         }
     )
+    config.augment.update(splits.default_augment())
     config.tokenizer = ConfigDict({"kind": "unigram", "vocab_size": 1000})  # char, unigram, bpe
     config.encoder = ConfigDict(
         {

@@ -15,6 +15,7 @@ from asr import ctc, data, model, prediction, transducer, wer
 from asr import tokenizer as tokenizer_lib
 from common import metrics, optim, parallel, state, steps
 from common.audio import augment, frontend
+from common.data import records, splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
 
@@ -30,8 +31,8 @@ class AsrTask:
     config: Any
     workdir: pathlib.Path
     tokenizer: tokenizer_lib.Tokenizer
-    train_split: data.Split | None
-    eval_splits: Mapping[str, data.Split]
+    train_split: splits.Split | None
+    eval_splits: Mapping[str, splits.Split]
     name: str = "asr"
     work_metric: str = "audio_seconds"
 
@@ -91,17 +92,7 @@ class AsrTask:
             audio, lengths = augment.speed_perturb(
                 audio, lengths, keys["speed"], tuple(settings.speeds)
             )
-        if "rir" in batch:
-            audio = augment.reverberate(
-                *(audio, lengths, batch["rir"], batch["rir_lengths"], keys["rir"]),
-                probability=settings.rir.probability,
-            )
-        if "noise" in batch:
-            audio = augment.add_noise(
-                *(audio, lengths, batch["noise"], batch["noise_lengths"], keys["noise"]),
-                snr_db=tuple(settings.noise.snr_db),
-                probability=settings.noise.probability,
-            )
+        audio = augment.add_rooms_and_noise(audio, lengths, batch, keys, settings)
         options: dict[str, Any] = {"dropout_keys": keys["dropout"]}
 
         def distort(features: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -190,7 +181,7 @@ class AsrTask:
         return {"loss": metrics.Ratio(total, count), **sums}, outputs
 
     def train_data(self) -> Any:
-        beside = data.companions(self.config, self.workdir)
+        beside = splits.companions(self.config, self.workdir)
         return data.batches(
             self.train_split, self.tokenizer, self.config, train=True, beside=beside
         )
@@ -252,7 +243,7 @@ class AsrTask:
         part = self.eval_splits[split]
         rate = self.config.data.sample_rate_hz
         record = part.source[int(part.index.positions[0])]
-        audio = data.records.load_record(record, rate, data.channel(self.config.data))[: 10 * rate]
+        audio = records.load_record(record, rate, splits.channel(self.config.data))[: 10 * rate]
         shown = frontend.LogMelConfig(sample_rate_hz=rate)
         size = np.array([len(audio)], np.int32)
         features, _ = jax.jit(frontend.log_mel, static_argnums=2)(audio[None], size, shown)
@@ -269,7 +260,7 @@ def make_task(config: Any, workdir: pathlib.Path, mode: str) -> AsrTask:
     )
     if mode == "train":
         (workdir / "rejected.tsv").unlink(missing_ok=True)
-        training = data.open_split(config, config.data.train, workdir)
+        training = splits.open_split(config, config.data.train, workdir, require_text=True)
         tokenizer = tokenizer_lib.train_tokenizer(
             training.texts, tokenizer_config, workdir / "tokenizer"
         )
@@ -277,7 +268,9 @@ def make_task(config: Any, workdir: pathlib.Path, mode: str) -> AsrTask:
         training = None
         tokenizer = tokenizer_lib.load_tokenizer(workdir / "tokenizer")
     names = () if mode == "use" else config.data.eval
-    evaluation = {name: data.open_split(config, (name,), workdir) for name in names}
+    evaluation = {
+        name: splits.open_split(config, (name,), workdir, require_text=True) for name in names
+    }
     return AsrTask(config, workdir, tokenizer, training, evaluation)
 
 

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from asr import data as asr_data
 from asr import task as asr_task
 from common import app, checkpoint, errors, parallel, trainer, workdir
 from common.audio import io
+from common.data import splits
 
 LENGTHS_SECONDS = (4.0, 8.0, 16.0, 32.0)  # one compilation each
 BATCH_SECONDS = 64.0
@@ -85,7 +85,7 @@ class Transcriber:
 
     def load(self, path: str) -> Float[np.ndarray, "t"]:
         """The samples of a file at the model's rate; raises io.AudioError."""
-        channel = asr_data.channel(self._config.data)
+        channel = splits.channel(self._config.data)
         return io.load_audio(path, sample_rate_hz=self.sample_rate_hz, channel=channel)
 
     def __call__(self, recordings: Sequence[Float[np.ndarray, "t"]]) -> list[str]:

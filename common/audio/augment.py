@@ -7,7 +7,8 @@ number of devices. Shapes are static; rows stay zero beyond their lengths.
 import dataclasses
 import fractions
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -225,6 +226,40 @@ def reverberate(
     draw = jax.vmap(lambda key: jax.random.uniform(key))(keys)
     used = (_energy(rir) > 1e-20) & (rir_lengths > 0) & (draw < probability)
     return jnp.where(used[:, None], (gain * wet).astype(audio.dtype), audio)
+
+
+def add_rooms_and_noise(
+    audio: Float[Array, "b t"],
+    lengths: Int[Array, "b"],
+    batch: Mapping[str, Array],
+    keys: Mapping[str, Key[Array, "b"]],
+    settings: Any,
+) -> Float[Array, "b t"]:
+    """`reverberate`, then `add_noise`, with what the batch holds of `rir` and `noise`.
+
+    `settings` is `config.augment` (`common.data.splits.default_augment`), `keys` has "rir" and
+    "noise". A batch without them is returned as it is.
+    """
+    if "rir" in batch:
+        audio = reverberate(
+            audio,
+            lengths,
+            batch["rir"],
+            batch["rir_lengths"],
+            keys["rir"],
+            probability=settings.rir.probability,
+        )
+    if "noise" in batch:
+        audio = add_noise(
+            audio,
+            lengths,
+            batch["noise"],
+            batch["noise_lengths"],
+            keys["noise"],
+            snr_db=tuple(settings.noise.snr_db),
+            probability=settings.noise.probability,
+        )
+    return audio
 
 
 def _true_samples(audio: Float[Array, "b t"], lengths: Int[Array, "b"]) -> Float[Array, "b t"]:

@@ -49,6 +49,13 @@ class Examples(Protocol):
 
 
 @runtime_checkable
+class Crops(Examples, Protocol):
+    """Examples of which training takes a random stretch, see `common.data.records.SpeechCrops`."""
+
+    def draw(self, i: int, rng: np.random.Generator, max_samples: int) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
 class Clips(Protocol):
     """See `common.data.clips.Clips`."""
 
@@ -148,6 +155,9 @@ def train_batches(
     `name: f32[b, length]` and `<name>_lengths`; the draw follows from the seed, the batch's number
     and the row's. One that cannot be read is named in a warning and has length 0.
 
+    Examples that are `Crops` are drawn with as many samples as their bucket's "audio" has; their
+    `sizes` are those after cropping.
+
     Raises records.DataError for examples that fit no bucket, and for rows that the processes cannot
     share evenly.
     """
@@ -218,7 +228,11 @@ class _BatchSource:
         share = len(rows) // self.process_count
         mine = rows[self.process_index * share : (self.process_index + 1) * share]
         lengths = self.buckets[b].lengths
-        loaded = [self._load(int(i), lengths) if i >= 0 else None for i in mine]
+        first = self.process_index * share
+        loaded = [
+            self._load(int(i), lengths, (self.start + k, first + row)) if i >= 0 else None
+            for row, i in enumerate(mine)
+        ]
         wanted = int((mine >= 0).sum())
         if wanted > 1 and not any(loaded):
             i = int(mine[0])
@@ -228,31 +242,37 @@ class _BatchSource:
                 f"{self.failed.get(i, '')}. Is the disk still there?",
             )
         batch = _assemble(loaded, lengths, next(filter(None, loaded), None) or self._like(rows))
-        first = self.process_index * share
         for name, companion in self.companions.items():
             length = companion.length or lengths[companion.like]
             drawn = [
-                self._draw(name, companion, length, self.start + k, first + row) if real else None
+                self._draw(name, companion, length, (self.start + k, first + row)) if real else None
                 for row, real in enumerate(batch["mask"])
             ]
             batch |= _padded(name, drawn, length)
         return batch
 
     def _draw(
-        self, name: str, companion: Companion, length: int, number: int, row: int
+        self, name: str, companion: Companion, length: int, place: tuple[int, int]
     ) -> np.ndarray | None:
-        stream = zlib.crc32(name.encode())
-        rng = np.random.default_rng([self.plan.seed, stream, number, row])
         try:
-            return companion.clips.draw(rng, length)
+            return companion.clips.draw(self._rng(name, place), length)
         except (io.AudioError, OSError) as error:
-            log.warning("A row of batch %d goes without %s: %s", number, name, error)
+            log.warning("A row of batch %d goes without %s: %s", place[0], name, error)
             return None
 
-    def _load(self, i: int, lengths: Mapping[str, int]) -> Mapping[str, Any] | None:
+    def _rng(self, name: str, place: tuple[int, int]) -> np.random.Generator:
+        """The stream `name` of a (batch number, row)."""
+        return np.random.default_rng([self.plan.seed, zlib.crc32(name.encode()), *place])
+
+    def _load(
+        self, i: int, lengths: Mapping[str, int], place: tuple[int, int] | None = None
+    ) -> Mapping[str, Any] | None:
         """The example, or None (and a warning) if it cannot be used."""
         try:
-            example = self.examples[i]
+            if place and self.plan.shuffle and isinstance(self.examples, Crops):
+                example = self.examples.draw(i, self._rng("crop", place), lengths["audio"])
+            else:
+                example = self.examples[i]
             for name, most in lengths.items():
                 if len(example[name]) > most:
                     raise io.AudioError(

@@ -122,6 +122,52 @@ class SpeechExamples:
         return example
 
 
+@dataclasses.dataclass(frozen=True)
+class SpeechCrops:
+    """Random access to recordings with the class of their speaker, whole or cropped at random.
+
+    Element i is {"audio": f32[t], "label": i32 place of its speaker in `speakers`, "index": i32};
+    `draw` gives the same with at most `max_samples` samples from a random place and reads no more
+    of the file than that. Raises `io.AudioError` for a recording that can no longer be read.
+    """
+
+    source: Source
+    index: Index
+    labels: Int[np.ndarray, "n"]
+    sample_rate_hz: int
+    channel: str | int = "mean"
+    max_samples: int | None = None  # of a whole recording; the rest of it is not read
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        if self.max_samples is None:
+            return self._example(i, 0.0, None)
+        example = self._example(i, 0.0, self.max_samples / self.sample_rate_hz)
+        return example | {"audio": example["audio"][: self.max_samples]}
+
+    def draw(self, i: int, rng: np.random.Generator, max_samples: int) -> dict[str, np.ndarray]:
+        """Example i, cropped; consumes one number of `rng`."""
+        seconds = max_samples / self.sample_rate_hz
+        spare = max(0.0, float(self.index.seconds[i]) - seconds)
+        example = self._example(i, float(rng.random()) * spare, seconds)
+        return example | {"audio": example["audio"][:max_samples]}
+
+    def _example(self, i: int, start: float, duration: float | None) -> dict[str, np.ndarray]:
+        position = int(self.index.positions[i])
+        record = self.source[position]
+        audio = io.load_audio(
+            record["audio"],
+            sample_rate_hz=self.sample_rate_hz,
+            channel=self.channel,
+            source_rate_hz=record.get("sample_rate"),
+            start=start,
+            duration=duration,
+        )
+        return {"audio": audio, "label": np.int32(self.labels[i]), "index": np.int32(position)}
+
+
 def load_record(
     record: Record, sample_rate_hz: int, channel: str | int = "mean"
 ) -> Float[np.ndarray, "t"]:

@@ -1,0 +1,147 @@
+"""From `config.data` to the usable records of a split, and to what is drawn beside them."""
+
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from common import errors
+from common.data import clips, embedded, librispeech, manifest, pipeline, records, tfds
+
+log = logging.getLogger(__name__)
+
+
+def default_config() -> ConfigDict:
+    """`config.data`: what every task needs to know of its recordings."""
+    return ConfigDict(
+        {
+            "kind": "embedded",  # embedded, librispeech (tree), manifest (tsv, jsonl), tfds
+            "root": "",  # tree, manifest file, or prepared tfds folder; ~ is expanded
+            "audio_root": "",  # manifest: where relative paths start; default: its own folder
+            # Subsets of a tree, values of `split_column` of a manifest, or splits of a data set.
+            "train": ("train",),
+            "eval": ("dev",),
+            "split_column": "split",
+            "hours": 2.0,  # embedded: training speech to render
+            "eval_hours": 0.15,
+            "sample_rate_hz": 16000,
+            "channel": "mean",  # or the number of a channel, as text
+            "min_seconds": 0.1,
+            "max_seconds": 30.0,
+            "max_bad_share": 0.05,  # of rejected recordings; more stops the run
+            "num_workers": 0,  # processes; 0 decodes in threads of the main one
+        }
+    )
+
+
+def default_augment() -> ConfigDict:
+    """The part of `config.augment` that `companions` reads."""
+    return ConfigDict(
+        {
+            # Folders of audio files, searched in depth; empty: none. Mixed into the waveform.
+            "noise": {"root": "", "probability": 0.5, "snr_db": (5.0, 25.0)},
+            "rir": {"root": "", "probability": 0.5, "max_seconds": 1.0},
+        }
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The usable records of one named part of the data."""
+
+    name: str
+    source: records.Source
+    index: records.Index
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        """Transcripts of the usable records, as they stand in the source."""
+        return [self.source[int(i)]["text"] for i in self.index.positions]
+
+
+def open_source(data: Any, names: Sequence[str]) -> records.Source:
+    """The source that `config.data` describes, restricted to the subsets `names`."""
+    if data.kind == "embedded":
+        settings = embedded.CorpusSettings(hours=data.hours, eval_hours=data.eval_hours)
+        if len(names) != 1:
+            raise errors.UserError(
+                f"config.data names the splits {tuple(names)} together; the embedded corpus gives "
+                "one at a time: train, dev or test."
+            )
+        return embedded.EmbeddedCorpus(names[0], settings)
+    if not data.root:
+        raise errors.UserError(
+            f"config.data.root is empty: set --config.data.root=... to the data of kind "
+            f"{data.kind!r} (see the docstring of the config)."
+        )
+    root = pathlib.Path(data.root).expanduser()
+    if data.kind == "librispeech":
+        return librispeech.read_tree(root, list(names))
+    if data.kind == "manifest":
+        where = {data.split_column: list(names)}
+        return manifest.read_manifest(root, root=data.audio_root or None, where=where)
+    if data.kind == "tfds":
+        return tfds.TfdsSource(root, "+".join(names))
+    raise errors.UserError(
+        f"config.data.kind={data.kind!r} is unknown; choose embedded, librispeech, "
+        "manifest or tfds."
+    )
+
+
+def open_split(
+    config: Any, names: Sequence[str], workdir: pathlib.Path, *, require_text: bool
+) -> Split:
+    """Opens and validates a part of the data; what is unusable goes to DIR/rejected.tsv."""
+    data = config.data
+    name = "+".join(names)
+    source = open_source(data, names)
+    index = records.build_index(
+        source,
+        cache=workdir / "index.json",
+        rejected_tsv=workdir / "rejected.tsv",
+        min_seconds=data.min_seconds,
+        max_seconds=data.max_seconds,
+        require_text=require_text,
+        max_bad_share=data.max_bad_share,
+        num_workers=os.cpu_count() or 1,
+        progress=jax.process_index() == 0,
+    )
+    hours = float(index.seconds.sum()) / 3600
+    log.info("%s: %d recordings, %.2f hours.", name, len(index), hours)
+    return Split(name, source, index)
+
+
+def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Companion]:
+    """Noise and room responses of `config.augment`, validated like any other recording."""
+    rate, found = config.data.sample_rate_hz, {}
+    for name in ("noise", "rir"):
+        settings = config.augment[name]
+        if not settings.root:
+            continue
+        source = clips.read_folder(settings.root)
+        index = records.build_index(
+            source,
+            cache=workdir / "index.json",
+            rejected_tsv=workdir / "rejected.tsv",
+            min_seconds=0.01,
+            max_seconds=1e9,
+            require_text=False,
+            max_bad_share=config.data.max_bad_share,
+            num_workers=os.cpu_count() or 1,
+            progress=jax.process_index() == 0,
+        )
+        length = round(settings.max_seconds * rate) if name == "rir" else None
+        drawn = clips.Clips(source, index, rate, crop=name == "noise")
+        found[name] = pipeline.Companion(drawn, length)
+    return found
+
+
+def channel(data: Any) -> str | int:
+    """`config.data.channel`: "mean" or a channel number."""
+    return int(data.channel) if str(data.channel).isdigit() else data.channel

@@ -1,0 +1,126 @@
+"""Batches of crops with speaker labels to train, whole recordings in buckets to evaluate."""
+
+import hashlib
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from common import errors
+from common.data import buckets, pipeline, records, splits
+
+log = logging.getLogger(__name__)
+
+_FILE = "speakers.txt"  # of the work directory: the classes in order
+
+
+def speakers_of(split: splits.Split) -> list[str]:
+    """The speaker of every usable record; UserError naming the first record without one."""
+    found = []
+    for position in split.index.positions:
+        record = split.source[int(position)]
+        if not record.get("speaker"):
+            raise errors.UserError(
+                f"{split.source.name}: record {record['id']!r} names no speaker. Every recording "
+                "needs one: add a column `speaker` to the manifest."
+            )
+        found.append(record["speaker"])
+    return found
+
+
+def classes(split: splits.Split | None, workdir: pathlib.Path) -> tuple[str, ...]:
+    """The training speakers in the order of the classes: sorted, and kept in DIR/speakers.txt.
+
+    Without a training split they are read from there.
+    """
+    path = workdir / _FILE
+    if split is None:
+        try:
+            return tuple(path.read_text("utf-8").splitlines())
+        except OSError as error:
+            raise errors.UserError(
+                f"{path} cannot be read ({error.strerror}): it holds the training speakers. Put "
+                "it back beside the checkpoints."
+            ) from error
+    names = sorted(set(speakers_of(split)))
+    if len(names) < 2:
+        raise errors.UserError(f"{split.source.name}: training needs two speakers, not {names}.")
+    records.write_atomic(path, "\n".join(names) + "\n")
+    return tuple(names)
+
+
+def digest(names: tuple[str, ...]) -> str:
+    """Tells one list of training speakers from another."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def labels(split: splits.Split, names: tuple[str, ...]) -> Int[np.ndarray, "n"]:
+    """The class of every usable record."""
+    place = {name: i for i, name in enumerate(names)}
+    return np.array([place[name] for name in speakers_of(split)], np.int32)
+
+
+def train_batches(
+    split: splits.Split, names: tuple[str, ...], config: Any, workdir: pathlib.Path
+) -> Any:
+    """The endless stream of `batch_rows` crops; every epoch takes each recording once."""
+    data = config.data
+    rate = data.sample_rate_hz
+    crop = round(data.crop_seconds * rate)
+    shape = buckets.Bucket(data.batch_rows, {"audio": crop})
+    samples = np.ceil(split.index.seconds.astype(np.float64) * rate).astype(np.int64) + 1
+    per_step = jax.device_count() * config.accumulate
+    if data.batch_rows % per_step:
+        raise errors.UserError(
+            f"config.data.batch_rows={data.batch_rows} does not divide by {per_step} (devices x "
+            "accumulation)."
+        )
+    counts = np.bincount(labels(split, names), minlength=len(names))
+    log.info(
+        "%s: %d speakers, %d to %d recordings each; batches of %d x %.1f s.",
+        *(split.name, len(names), counts.min(), counts.max(), data.batch_rows, crop / rate),
+    )
+    if (counts == 1).any():
+        log.warning("%d speakers have one recording only.", int((counts == 1).sum()))
+    return pipeline.train_batches(
+        records.SpeechCrops(
+            split.source, split.index, labels(split, names), rate, splits.channel(data)
+        ),
+        (shape,),
+        {"audio": np.minimum(samples, crop)},
+        seed=config.seed,
+        num_workers=data.num_workers,
+        companions=splits.companions(config, workdir),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def eval_batches(split: splits.Split, config: Any) -> Any:
+    """Every recording once, whole (up to `max_eval_seconds`), in length buckets."""
+    data = config.data
+    rate = data.sample_rate_hz
+    most = round(data.max_eval_seconds * rate)
+    samples = np.ceil(split.index.seconds.astype(np.float64) * rate).astype(np.int64) + 1
+    sizes = {"audio": np.minimum(samples, most)}
+    shapes = buckets.choose_buckets(
+        sizes,
+        primary="audio",
+        num_buckets=data.num_buckets,
+        max_total=max(round(data.eval_batch_seconds * rate), most * jax.device_count()),
+        rows_multiple_of=jax.device_count(),
+    )
+    unlabelled = np.full(len(split.index), -1, np.int32)
+    return pipeline.eval_batches(
+        records.SpeechCrops(
+            split.source, split.index, unlabelled, rate, splits.channel(data), max_samples=most
+        ),
+        shapes,
+        sizes,
+        num_workers=data.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

@@ -1,0 +1,126 @@
+"""The speaker network: front end, encoder, classification head, from one config."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from common import errors, parallel
+from common.audio import frontend
+from common.nn import masking
+from speaker import ecapa, head, margins, resnet, xvector
+
+KINDS = ("xvector", "resnet", "ecapa")
+
+
+def make_encoder(config: Any) -> nn.Module:
+    """The encoder that `config.model` describes: features, lengths -> embeddings."""
+    model = config.model
+    options = {
+        "pooling": model.pooling,
+        "embedding_size": model.embedding_size,
+        "axis_name": parallel.AXIS,
+        "dtype": jnp.dtype(config.dtype),
+    }
+    try:
+        if model.kind == "xvector":
+            c = model.channels
+            table = ((c, 5, 1), (c, 3, 2), (c, 3, 3), (c, 1, 1), (model.pooled_channels, 1, 1))
+            return xvector.XVector(xvector.XVectorConfig(frame_layers=table, **options))
+        if model.kind == "resnet":
+            return resnet.ResNet(resnet.resnet(model.depth, model.channels, **options))
+        if model.kind == "ecapa":
+            options |= {"channels": model.channels, "aggregation_channels": model.pooled_channels}
+            return ecapa.ECAPA(ecapa.ECAPAConfig(**options))
+    except ValueError as error:
+        raise errors.UserError(f"config.model: {error}") from error
+    raise errors.UserError(
+        f"config.model.kind={model.kind!r} is unknown; choose one of {', '.join(KINDS)}."
+    )
+
+
+class SpeakerNet(nn.Module):
+    """Front end, encoder and head; `embed` is what verification needs."""
+
+    front_end: frontend.LogMelConfig
+    encoder: nn.Module
+    loss: margins.MarginConfig
+    num_classes: int
+
+    def setup(self) -> None:
+        self.head = head.MarginHead(self.loss, self.num_classes)
+
+    def embed(
+        self,
+        audio: Float[Array, "b t"],
+        lengths: Int[Array, "b"],
+        *,
+        train: bool,
+        mask: Bool[Array, "b"],
+        distort: Callable[[Array, Array], Array] | None = None,
+    ) -> Float[Array, "b d"]:
+        """Embeddings in float32; 0 in rows that are not real.
+
+        `distort(features, lengths) -> features` comes between front end and encoder (SpecAugment).
+        """
+        lengths = masking.fold_row_mask(lengths, mask)
+        audio = masking.zero_padding(audio[:, :, None], lengths)[:, :, 0]
+        features, lengths = frontend.log_mel(audio, lengths, self.front_end)
+        if distort is not None:
+            features = distort(features, lengths)
+        return self.encoder(features, lengths, train=train, mask=mask)
+
+    def __call__(
+        self,
+        audio: Float[Array, "b t"],
+        lengths: Int[Array, "b"],
+        labels: Int[Array, "b"],
+        margin: Any,
+        *,
+        train: bool,
+        mask: Bool[Array, "b"],
+        distort: Callable[[Array, Array], Array] | None = None,
+    ) -> margins.MarginLoss:
+        """The rows' classification losses at `margin`."""
+        embeddings = self.embed(audio, lengths, train=train, mask=mask, distort=distort)
+        return self.head(embeddings, labels, margin, mask=mask, train=train)
+
+
+def make_model(config: Any, num_classes: int) -> SpeakerNet:
+    """The network of a config for so many training speakers."""
+    features, loss = config.features, config.loss
+    if config.dtype not in ("float32", "bfloat16"):
+        raise errors.UserError(f"config.dtype={config.dtype!r}: choose float32 or bfloat16.")
+    try:
+        front_end = frontend.LogMelConfig(
+            sample_rate_hz=config.data.sample_rate_hz,
+            window_ms=features.window_ms,
+            hop_ms=features.hop_ms,
+            num_mels=features.num_mels,
+            normalize=features.normalize,
+            compat=features.compat,
+        )
+    except ValueError as error:
+        raise errors.UserError(f"config.features: {error}") from error
+    return SpeakerNet(
+        front_end=front_end,
+        encoder=make_encoder(config),
+        loss=margins.MarginConfig(
+            kind=loss.kind,
+            margin=loss.margin,
+            scale=loss.scale,
+            fallback=loss.fallback,
+            sub_centers=loss.sub_centers,
+            top_k=loss.top_k,
+        ),
+        num_classes=num_classes,
+    )
+
+
+def init(model: SpeakerNet, key: Key[Array, ""]) -> dict[str, Any]:
+    """Fresh variables of the network."""
+    audio, one = jnp.zeros((1, 8000)), jnp.full((1,), 8000, jnp.int32)
+    labels, mask = jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool)
+    return dict(model.init(key, audio, one, labels, 0.0, train=False, mask=mask))

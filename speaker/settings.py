@@ -1,0 +1,65 @@
+"""Every setting of a speaker network with its default; configs/speaker/*.py start from here."""
+
+from ml_collections import ConfigDict
+
+from common import optim, trainer
+from common.data import splits
+
+
+def default_config() -> ConfigDict:
+    """An x-vector with AAM-softmax on log-mel features, without any data."""
+    config = trainer.default_config()
+    config.optimizer = optim.default_config()
+    config.data = splits.default_config()
+    config.data.update(
+        {
+            "min_seconds": 0.4,
+            "max_seconds": 1000.0,
+            "crop_seconds": 2.0,  # of every training row; shorter recordings are padded
+            "batch_rows": 128,  # of one global batch
+            "num_buckets": 3,  # evaluation takes whole recordings
+            "eval_batch_seconds": 120.0,
+            "max_eval_seconds": 30.0,  # longer ones give their first seconds
+            "trials": "",  # a trial list over the ids of the evaluation split
+            "max_trials": 200_000,  # an evaluation without a trial list: of all pairs
+        }
+    )
+    config.features = ConfigDict(
+        {
+            "num_mels": 80,
+            "window_ms": 25.0,
+            "hop_ms": 10.0,
+            "normalize": "mean",  # none, mean, utterance
+            "compat": "default",  # or kaldi
+        }
+    )
+    config.augment = splits.default_augment()
+    config.augment.update(
+        {"freq_masks": 0, "freq_width": 10, "time_masks": 0, "time_ratio": 0.05, "time_width": 20}
+    )
+    config.model = ConfigDict(
+        {
+            "kind": "xvector",  # resnet, ecapa
+            "channels": 512,  # x-vector: tdnn1 to tdnn4; ResNet: the first stage (32); ECAPA
+            "pooled_channels": 1500,  # x-vector: tdnn5; ECAPA: the aggregation (1536)
+            "depth": 34,  # ResNet
+            "pooling": "mean+std",  # or "attentive", or any of speaker/pooling.py joined with "+"
+            "embedding_size": 512,
+        }
+    )
+    config.loss = ConfigDict(
+        {
+            "kind": "aam",  # softmax, l2_softmax, sphereface, am, adacos, sphereface2
+            "margin": 0.2,
+            "scale": 32.0,
+            "fallback": "continuous",  # aam beyond pi - m: or arcface, easy
+            "sub_centers": 1,
+            "top_k": 0,
+            # The margin grows from 0 between these steps; equal ones: it is there from then on.
+            "margin_start_step": 0,
+            "margin_end_step": 0,
+            "growth": "exponential",  # or linear
+        }
+    )
+    config.dtype = "float32"  # of the encoder's computation: or bfloat16
+    return config
