@@ -1,0 +1,1 @@
+"""Speaker recognition: trials, back ends, calibration and detection metrics."""
