@@ -1,0 +1,296 @@
+"""Detection metrics from scored trials: EER, DCF, Cllr, DET curve, all from one sort.
+
+A trial is accepted when its score is at or above the threshold. P_miss is the share of target
+trials rejected, P_fa the share of non-target trials accepted, both fractions. n trials cost one
+O(n log n) sort and a few arrays of n; no threshold is tried in a loop. Scores may be infinite, but
+not NaN.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import scipy.optimize
+import scipy.special
+from jaxtyping import Bool, Float
+
+from common import errors
+
+P_TARGETS = (0.05, 0.01, 0.001)
+
+
+class ScoreError(errors.UserError, ValueError):
+    """These scores cannot be evaluated; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorCurve:
+    """P_miss and P_fa at every distinct score: the vertices of the ROC, from (0, 1) to (1, 0).
+
+    At vertex j all scores >= thresholds[j] are accepted; the last vertex rejects everything, its
+    threshold is +inf. `p_miss` never falls and `p_fa` never rises along the curve.
+    """
+
+    thresholds: Float[np.ndarray, "k"]
+    p_miss: Float[np.ndarray, "k"]
+    p_fa: Float[np.ndarray, "k"]
+
+
+def check(scores: Float[np.ndarray, "n"], is_target: Bool[np.ndarray, "n"]) -> None:
+    """Raises ScoreError unless both kinds of trial are there and every score is a number."""
+    if scores.shape != is_target.shape or scores.ndim != 1:
+        raise ScoreError(
+            f"there are {scores.shape} scores for {is_target.shape} labels; give one score a trial"
+        )
+    num_target = int(np.count_nonzero(is_target))
+    if not num_target or num_target == len(is_target):
+        missing = "non-target" if num_target else "target"
+        raise ScoreError(
+            f"none of the {len(is_target)} trials is a {missing} trial: error rates need both "
+            "kinds. Check the labels of the trial list."
+        )
+    bad = np.isnan(scores)
+    if bad.any():
+        raise ScoreError(
+            f"{np.count_nonzero(bad)} of {len(scores)} scores are NaN, the first is that of trial "
+            f"{int(np.argmax(bad))} (from 0). Leave out the trials that could not be scored, or "
+            "repair their embeddings."
+        )
+
+
+def error_curve(scores: Float[np.ndarray, "n"], is_target: Bool[np.ndarray, "n"]) -> ErrorCurve:
+    """The ROC of the trials. Trials with equal scores are accepted or rejected together."""
+    check(scores, is_target)
+    order = np.argsort(scores)
+    ascending = scores[order]
+    targets_below = np.cumsum(is_target[order])
+    # The vertex of a distinct score lies before the first trial that has it.
+    starts = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
+    misses = np.append(np.where(starts > 0, targets_below[starts - 1], 0), targets_below[-1])
+    num_target = int(targets_below[-1])
+    num_nontarget = len(scores) - num_target
+    false_alarms = num_nontarget - (np.append(starts, len(scores)) - misses)
+    return ErrorCurve(
+        np.append(ascending[starts].astype(np.float64), np.inf),
+        misses / num_target,
+        false_alarms / num_nontarget,
+    )
+
+
+def eer(curve: ErrorCurve) -> float:
+    """Equal error rate: where the polyline through the vertices of the ROC has P_miss = P_fa.
+
+    Between vertices the line is straight, which is what a random choice between the two thresholds
+    achieves; so trials of equal score count as if their order were drawn by lot, and without such
+    ties the value is where the staircase itself crosses the diagonal. This is the default here
+    because published figures (mean of both rates at the nearest vertex, or interpolated) differ
+    from it by less than one trial's share, while `eer_rocch` is lower by construction.
+    """
+    gap = curve.p_miss - curve.p_fa  # from -1 to 1, never falling
+    j = int(np.argmax(gap >= 0))
+    share = -gap[j - 1] / (gap[j] - gap[j - 1])
+    return float(curve.p_miss[j - 1] + share * (curve.p_miss[j] - curve.p_miss[j - 1]))
+
+
+def convex_hull(curve: ErrorCurve) -> ErrorCurve:
+    """The lower convex hull of the ROC (ROCCH): its vertices are those of optimal thresholds.
+
+    Pool adjacent violators on the slope of the curve finds it in linear time (Fawcett and
+    Niculescu-Mizil, PAV and the ROC convex hull, Machine Learning 68, 2007).
+    """
+    targets, nontargets = np.diff(curve.p_miss), -np.diff(curve.p_fa)
+    weights = targets + nontargets
+    kept = np.flatnonzero(weights > 0)  # resampled trials can have no weight at some score
+    pooled = scipy.optimize.isotonic_regression(
+        targets[kept] / weights[kept], weights=weights[kept]
+    )
+    vertices = np.append(kept[pooled.blocks[:-1]], len(weights))
+    return ErrorCurve(curve.thresholds[vertices], curve.p_miss[vertices], curve.p_fa[vertices])
+
+
+def eer_rocch(curve: ErrorCurve) -> float:
+    """Equal error rate on the convex hull: the worst minimum Bayes error over all priors.
+
+    Never above `eer` (Brümmer, Measuring, refining and calibrating speaker and language
+    information extracted from speech, PhD thesis, Stellenbosch 2010).
+    """
+    return eer(convex_hull(curve))
+
+
+def min_dcf(
+    curve: ErrorCurve,
+    p_target: float,
+    *,
+    cost_miss: float | int = 1,
+    cost_fa: float | int = 1,
+) -> float:
+    """Lowest detection cost over all thresholds, divided by that of the better trivial decision.
+
+    DCF = (cost_miss p_target P_miss + cost_fa (1 - p_target) P_fa) / min(cost_miss p_target,
+    cost_fa (1 - p_target)) (NIST SRE 2016 evaluation plan); in [0, 1].
+    """
+    return float(_dcf(curve.p_miss, curve.p_fa, p_target, cost_miss, cost_fa).min())
+
+
+def min_dcf_threshold(
+    curve: ErrorCurve, p_target: float, *, cost_miss: float | int = 1, cost_fa: float | int = 1
+) -> float:
+    """The score from which on to accept for the lowest cost; +inf: accept nothing."""
+    cost = _dcf(curve.p_miss, curve.p_fa, p_target, cost_miss, cost_fa)
+    return float(curve.thresholds[np.argmin(cost)])
+
+
+def _dcf(p_miss, p_fa, p_target, cost_miss, cost_fa):
+    if not 0 < p_target < 1:
+        raise ValueError(f"p_target is a probability between 0 and 1, got {p_target}")
+    if cost_miss <= 0 or cost_fa <= 0:
+        raise ValueError(f"costs are positive, got {cost_miss} and {cost_fa}")
+    miss, fa = cost_miss * p_target, cost_fa * (1 - p_target)
+    return (miss * p_miss + fa * p_fa) / min(miss, fa)
+
+
+def error_rates(
+    scores: Float[np.ndarray, "n"], is_target: Bool[np.ndarray, "n"], threshold: float | int
+) -> tuple[float, float]:
+    """(P_miss, P_fa) when scores >= `threshold` are accepted."""
+    check(scores, is_target)
+    accepted = scores >= threshold
+    return float(1 - accepted[is_target].mean()), float(accepted[~is_target].mean())
+
+
+def bayes_threshold(p_target: float, cost_miss: float | int = 1, cost_fa: float | int = 1) -> float:
+    """The log-likelihood ratio (natural) from which on accepting has the lower expected cost."""
+    return float(np.log(cost_fa / cost_miss) - scipy.special.logit(p_target))
+
+
+def act_dcf(
+    llrs: Float[np.ndarray, "n"],
+    is_target: Bool[np.ndarray, "n"],
+    p_target: float,
+    *,
+    cost_miss: float | int = 1,
+    cost_fa: float | int = 1,
+) -> float:
+    """Normalised cost of deciding natural-log likelihood ratios at Bayes' threshold.
+
+    Cost as in `min_dcf` and at least that; the difference is what calibration loses. May exceed 1.
+    """
+    rates = error_rates(llrs, is_target, bayes_threshold(p_target, cost_miss, cost_fa))
+    return float(_dcf(*rates, p_target, cost_miss, cost_fa))
+
+
+def cllr(llrs: Float[np.ndarray, "n"], is_target: Bool[np.ndarray, "n"]) -> float:
+    """Cost of natural-log likelihood ratios over all priors, in bits; 1 for a useless system.
+
+    Brümmer and du Preez, Application-independent evaluation of speaker detection, Computer Speech
+    and Language 20, 2006: mean log2(1 + 1/LR) of targets and log2(1 + LR) of
+    non-targets, halved. +inf if a trial is infinitely sure and wrong.
+    """
+    check(llrs, is_target)
+    llrs = llrs.astype(np.float64)
+    misses, false_alarms = np.logaddexp(0, -llrs[is_target]), np.logaddexp(0, llrs[~is_target])
+    return float((misses.mean() + false_alarms.mean()) / (2 * np.log(2)))
+
+
+def min_cllr(curve: ErrorCurve) -> float:
+    """Cllr, in bits, after the best non-decreasing map of the scores (PAV; the same paper)."""
+    hull = convex_hull(curve)
+    targets, nontargets = np.diff(hull.p_miss), -np.diff(hull.p_fa)
+    # Within a block LR = targets / nontargets. A block of one kind has LR 0 or inf and costs
+    # nothing, so its logarithm, of no weight, may be left at 0.
+    log_bits = [
+        a * np.log2(1 + np.divide(b, a, out=np.zeros_like(a), where=a > 0))
+        for a, b in ((targets, nontargets), (nontargets, targets))
+    ]
+    return float(sum(log_bits).sum() / 2)
+
+
+def det_points(
+    curve: ErrorCurve, max_points: int = 2000
+) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """(P_fa, P_miss) for a detection error trade-off plot, at most `max_points` of them.
+
+    Vertices with a rate of 0 or 1, which normal-deviate axes cannot show, are left out, so a
+    system without errors gives empty arrays. The rest are evenly spaced along the curve as drawn
+    on such axes (`probit`; Martin et al., The DET curve, Eurospeech 1997).
+    """
+    inside = (curve.p_miss > 0) & (curve.p_miss < 1) & (curve.p_fa > 0) & (curve.p_fa < 1)
+    p_fa, p_miss = curve.p_fa[inside], curve.p_miss[inside]
+    if len(p_fa) > max_points:
+        # Both coordinates are monotone: their difference is the length walked, up to the metric.
+        walked = probit(p_miss) - probit(p_fa)
+        wanted = np.linspace(walked[0], walked[-1], max_points)
+        kept = np.unique(np.searchsorted(walked, wanted).clip(max=len(walked) - 1))
+        p_fa, p_miss = p_fa[kept], p_miss[kept]
+    return p_fa, p_miss
+
+
+def probit(rate: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Normal deviate of a rate, the axis of DET plots; -inf at 0, +inf at 1."""
+    return scipy.special.ndtri(rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """All figures of one scored trial list; rates are fractions, DCF is normalised, Cllr in bits.
+
+    `act_dcf` is empty and `cllr` None where the scores are no log-likelihood ratios.
+    """
+
+    num_target: int
+    num_nontarget: int
+    eer: float
+    eer_rocch: float
+    min_dcf: Mapping[float, float]
+    min_cllr: float
+    act_dcf: Mapping[float, float]
+    cllr: float | None
+
+    def flat(self) -> dict[str, float]:
+        """Name -> value, the names of `bootstrap.resample`, for metrics.jsonl."""
+        figures = {"eer": self.eer, "eer_rocch": self.eer_rocch, "min_cllr": self.min_cllr}
+        figures |= {f"min_dcf_{p:g}": value for p, value in self.min_dcf.items()}
+        figures |= {f"act_dcf_{p:g}": value for p, value in self.act_dcf.items()}
+        return figures if self.cllr is None else figures | {"cllr": self.cllr}
+
+
+def summarise(
+    scores: Float[np.ndarray, "n"],
+    is_target: Bool[np.ndarray, "n"],
+    *,
+    p_targets: Sequence[float] = P_TARGETS,
+    are_llrs: bool = False,
+) -> Summary:
+    """Every metric of this file at once. `are_llrs`: the scores are natural-log ratios."""
+    curve = error_curve(scores, is_target)
+    num_target = int(np.count_nonzero(is_target))
+    return Summary(
+        num_target,
+        len(scores) - num_target,
+        eer(curve),
+        eer_rocch(curve),
+        {p: min_dcf(curve, p) for p in p_targets},
+        min_cllr(curve),
+        {p: act_dcf(scores, is_target, p) for p in p_targets} if are_llrs else {},
+        cllr(scores, is_target) if are_llrs else None,
+    )
+
+
+def describe(summary: Summary, intervals: Mapping[str, tuple[float, float]] | None = None) -> str:
+    """`EER 0.99 % [0.80, 1.21]  minDCF(0.01) 0.110 ... (7355 target, 63882 non-target trials)`."""
+    intervals = intervals or {}
+
+    def shown(title: str, name: str, value: float) -> str:
+        scale, digits, unit = (100, 2, " %") if name == "eer" else (1, 3, "")
+        low, high = intervals.get(name, (np.nan, np.nan))
+        bounds = f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]" if low == low else ""
+        return f"{title} {scale * value:.{digits}f}{unit}{bounds}"
+
+    parts = [shown("EER", "eer", summary.eer)]
+    for kind, values in (("min", summary.min_dcf), ("act", summary.act_dcf)):
+        parts += [shown(f"{kind}DCF({p:g})", f"{kind}_dcf_{p:g}", v) for p, v in values.items()]
+    parts += [shown("minCllr", "min_cllr", summary.min_cllr)]
+    if summary.cllr is not None:
+        parts += [shown("Cllr", "cllr", summary.cllr)]
+    counts = f"({summary.num_target} target, {summary.num_nontarget} non-target trials)"
+    return "  ".join([*parts, counts])

@@ -1,0 +1,50 @@
+"""Small models as npz files of named arrays, written whole or not at all."""
+
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from common import errors
+
+
+class ModelFileError(errors.UserError, ValueError):
+    """A model file is missing, damaged or of another kind."""
+
+
+def save_arrays(path: pathlib.Path | str, arrays: Mapping[str, object]) -> None:
+    """Writes arrays (or numbers) to a temporary file beside `path`, then renames it."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:  # a file object: np.savez would append .npz to a name
+            np.savez(file, **arrays)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_arrays(
+    path: pathlib.Path | str, names: Sequence[str], *, kind: str
+) -> dict[str, np.ndarray]:
+    """The arrays `names` of a file; `kind` says in messages what was expected, "PLDA model".
+
+    Raises ModelFileError: no such file, not an npz file, damaged, or without one of the names.
+    """
+    try:
+        # Opened here: np.load leaves a damaged file open.
+        with pathlib.Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except FileNotFoundError:
+        raise ModelFileError(
+            f"{path}: no such file. Make the {kind} first, or correct the path."
+        ) from None
+    # np.load gives a bare array for .npy files, which is no context manager: TypeError.
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ModelFileError(
+            f"{path} is no {kind} ({error}): an npz file with {', '.join(names)} is expected. "
+            "Make it again."
+        ) from error

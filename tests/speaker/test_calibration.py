@@ -1,0 +1,152 @@
+"""Calibration recovers known maps, reaches min Cllr, and says when it cannot."""
+
+import math
+
+import numpy as np
+import pytest
+
+from speaker import calibration, detection
+
+
+def ratios(seed=0, num_target=20_000, num_nontarget=20_000, separation=8.0):
+    """True log-likelihood ratios of two normals: N(+-separation / 2, separation)."""
+    rng = np.random.default_rng(seed)
+    is_target = np.arange(num_target + num_nontarget) < num_target
+    mean = np.where(is_target, separation / 2, -separation / 2)
+    return mean + math.sqrt(separation) * rng.normal(size=len(mean)), is_target
+
+
+@pytest.mark.parametrize("p_target", [0.5, 0.05])
+def test_recovers_a_known_affine_map(p_target):
+    llrs, is_target = ratios()
+    fitted = calibration.fit((llrs + 7) / 30, is_target, p_target=p_target)
+    # Spread over 20 seeds: 0.012 and 0.087 (prior .5), 0.017 and 0.136 (.05); four times as much.
+    scale = 1 if p_target == 0.5 else 2
+    assert fitted.slope / 30 == pytest.approx(1, abs=0.05 * scale)
+    assert fitted.offset == pytest.approx(-7, abs=0.35 * scale)
+    np.testing.assert_allclose(fitted((llrs + 7) / 30), llrs, atol=0.6 * scale)
+
+
+def test_cllr_is_near_its_minimum_on_other_trials():
+    llrs, is_target = ratios(1, 2000, 10_000)
+    fitted = calibration.fit(np.tanh(llrs / 12), is_target)
+    others, other_target = ratios(2, 2000, 10_000)
+    scores = np.tanh(others / 12)
+    out = fitted(scores)
+    best = detection.min_cllr(detection.error_curve(scores, other_target))
+    raw = detection.cllr(scores, other_target)
+    assert detection.cllr(out, other_target) < best + 0.02
+    assert raw > best + 0.2
+    assert detection.act_dcf(out, other_target, 0.05) < 1.1 * detection.min_dcf(
+        detection.error_curve(scores, other_target), 0.05
+    )
+
+
+def test_is_the_minimum_of_the_weighted_cross_entropy():
+    llrs, is_target = ratios(3, 300, 900)
+    rng = np.random.default_rng(0)
+    quality = rng.normal(size=(1200, 2)) * [1, 30] + [0, 100]
+    p = 0.1
+    fitted = calibration.fit(
+        llrs, is_target, quality, quality_names=("a", "b"), p_target=p, ridge=0.0
+    )
+
+    def cost(slope, offset, a, b):
+        logits = slope * llrs + offset + quality @ np.array([a, b]) + math.log(p / (1 - p))
+        return p * np.mean(np.logaddexp(0, -logits[is_target])) + (1 - p) * np.mean(
+            np.logaddexp(0, logits[~is_target])
+        )
+
+    found = np.array([fitted.slope, fitted.offset, *fitted.quality_weights])
+    least = cost(*found)
+    for _ in range(200):
+        assert cost(*(found + rng.normal(size=4) * [1e-3, 1e-3, 1e-3, 1e-5])) >= least - 1e-10
+
+
+def test_quality_measures_help_where_they_matter():
+    rng = np.random.default_rng(0)
+    n = 6000
+    is_target = np.arange(2 * n) < n
+    shift = rng.choice([0.0, 4.0], size=2 * n)  # a condition that moves all scores of a trial
+    scores = np.where(is_target, 2.0, -2.0) + shift + 1.5 * rng.normal(size=2 * n)
+    plain = calibration.fit(scores, is_target)
+    aware = calibration.fit(scores, is_target, shift[:, None], quality_names=["shift"])
+    assert detection.cllr(aware(scores, shift[:, None]), is_target) < 0.8 * detection.cllr(
+        plain(scores), is_target
+    )
+    # -slope * shift undoes it.
+    assert aware.quality_weights[0] == pytest.approx(-aware.slope, rel=0.1)
+    with pytest.raises(calibration.CalibrationError, match=r"takes 1 quality measures \(shift\)"):
+        aware(scores)
+
+
+def test_quality_measures_are_those_of_the_poorer_and_better_side():
+    enrol_seconds, test_seconds = np.array([2.0, 60.0]), np.array([5.0, 30.0])
+    enrol_magnitudes, test_magnitudes = np.array([10.0, 20.0]), np.array([15.0, 16.0])
+    i, j = np.array([0, 1, 1]), np.array([0, 0, 1])
+    got = calibration.quality_measures(
+        enrol_seconds, test_seconds, enrol_magnitudes, test_magnitudes, i, j
+    )
+    expected = np.log([[2, 5, 10, 15], [5, 20, 15, 20], [20, 20, 16, 20]])
+    np.testing.assert_allclose(got, expected)
+    swapped = calibration.quality_measures(
+        test_seconds, enrol_seconds, test_magnitudes, enrol_magnitudes, j, i
+    )
+    np.testing.assert_array_equal(got, swapped)
+    assert len(calibration.QUALITY_MEASURES) == got.shape[1]
+    with pytest.raises(calibration.CalibrationError, match="positive"):
+        calibration.quality_measures(
+            np.zeros(2), test_seconds, enrol_magnitudes, test_magnitudes, i, j
+        )
+
+
+def test_probability_is_bayes_rule():
+    llrs, prior = np.array([-2.0, 0.0, 3.0]), 0.2
+    expected = 0.2 * np.exp(llrs) / (0.2 * np.exp(llrs) + 0.8)
+    np.testing.assert_allclose(calibration.probability(llrs, prior), expected)
+    assert calibration.probability(np.array([-2000.0, 2000.0]), 0.5).tolist() == [0, 1]
+    # Of the trials given probability p, a share of p are targets.
+    llrs, is_target = ratios(5)
+    p = calibration.probability(llrs, 0.5)
+    for low in (0.1, 0.4, 0.7):
+        inside = (p >= low) & (p < low + 0.2)
+        error = 4 * math.sqrt(0.25 / inside.sum())
+        assert is_target[inside].mean() == pytest.approx(p[inside].mean(), abs=error)
+
+
+def test_separable_trials_stay_finite():
+    scores, is_target = np.array([0.1, 0.2, 0.7, 0.9]), np.array([False, False, True, True])
+    fitted = calibration.fit(scores, is_target)
+    llrs = fitted(scores)
+    assert np.all(np.isfinite(llrs))
+    assert llrs[1] < -3 < 3 < llrs[2]
+
+
+def test_what_cannot_be_calibrated_is_refused():
+    llrs, is_target = ratios(6, 50, 50)
+    with pytest.raises(calibration.CalibrationError, match="falls with the score"):
+        calibration.fit(-llrs, is_target)
+    with pytest.raises(calibration.CalibrationError, match="same in all 100"):
+        calibration.fit(np.ones(100), is_target)
+    with pytest.raises(detection.ScoreError, match="non-target"):
+        calibration.fit(llrs, np.ones(100, bool))
+    quality = np.ones((100, 1))
+    quality[3] = -np.inf
+    with pytest.raises(calibration.CalibrationError, match="the seconds of trial 3 "):
+        calibration.fit(llrs, is_target, quality, quality_names=["seconds"])
+    with pytest.raises(ValueError, match="1 quality measures with 0 names"):
+        calibration.fit(llrs, is_target, quality)
+    with pytest.raises(ValueError, match="p_target"):
+        calibration.fit(llrs, is_target, p_target=1.0)
+
+
+def test_file(tmp_path):
+    fitted = calibration.Calibration(1.5, -2.25, 0.01, ("a",), (0.125,))
+    path = tmp_path / "calibration.json"
+    calibration.save(fitted, path)
+    assert calibration.load(path) == fitted
+    path.write_text(path.read_text().replace('"slope"', '"slop"'))
+    with pytest.raises(calibration.CalibrationError, match="no calibration"):
+        calibration.load(path)
+    with pytest.raises(calibration.CalibrationError, match="no such file"):
+        calibration.load(tmp_path / "absent.json")
