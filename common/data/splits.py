@@ -28,8 +28,11 @@ def default_config() -> ConfigDict:
             "train": ("train",),
             "eval": ("dev",),
             "split_column": "split",
-            "hours": 2.0,  # embedded: training speech to render
+            # embedded: speech to render, and by how many voices
+            "hours": 2.0,
             "eval_hours": 0.15,
+            "voices": 320,
+            "eval_voices": 40,
             "sample_rate_hz": 16000,
             "channel": "mean",  # or the number of a channel, as text
             "min_seconds": 0.1,
@@ -68,7 +71,12 @@ class Split:
 def open_source(data: Any, names: Sequence[str]) -> records.Source:
     """The source that `config.data` describes, restricted to the subsets `names`."""
     if data.kind == "embedded":
-        settings = embedded.CorpusSettings(hours=data.hours, eval_hours=data.eval_hours)
+        settings = embedded.CorpusSettings(
+            hours=data.hours,
+            eval_hours=data.eval_hours,
+            train_voices=data.voices,
+            eval_voices=data.eval_voices,
+        )
         if len(names) != 1:
             raise errors.UserError(
                 f"config.data names the splits {tuple(names)} together; the embedded corpus gives "

@@ -29,6 +29,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.update({"checkpoint_every": 250, "ema_decay": 0.99})
     if size == "debug":
         config.data.update({"hours": 0.02, "eval_hours": 0.01, "batch_rows": 16})
+        config.data.update({"voices": 8, "eval_voices": 4})
         config.model.update({"channels": 16, "pooled_channels": 32, "embedding_size": 16})
         config.loss.update({"margin_start_step": 5, "margin_end_step": 20})
         config.optimizer.update({"schedule": "constant", "warmup_steps": 5})

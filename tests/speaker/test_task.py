@@ -1,0 +1,197 @@
+"""The speaker task: crops, padding, devices, trials, and what it says of bad data."""
+
+import jax
+import numpy as np
+import pytest
+
+from common import errors, metrics, parallel, trainer, workdir
+from common.data import records, splits
+from configs.speaker import quickstart
+from speaker import data
+from speaker import task as speaker_task
+
+RATE_HZ = 16000
+SPEAKERS = ("ann", "bob", "cid", "dee")
+ROWS = 8
+
+
+def voice(speaker: int, seconds: float, seed: int) -> np.ndarray:
+    """A buzz with its own pitch and formant, and some noise."""
+    rng = np.random.default_rng([speaker, seed])
+    time = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
+    buzz = sum(np.sin(2 * np.pi * (110 + 37 * speaker) * k * time) / k for k in range(1, 12))
+    formant = np.sin(2 * np.pi * (600 + 500 * speaker) * time)
+    return (0.1 * buzz + 0.1 * formant + 0.02 * rng.normal(size=len(time))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """16 recordings of 0.6 to 2.1 s by four speakers."""
+    rows = [
+        {
+            "id": f"{name}-{i}",
+            "audio": voice(s, 0.6 + 0.5 * i, i),
+            "sample_rate": RATE_HZ,
+            "speaker": name,
+        }
+        for s, name in enumerate(SPEAKERS)
+        for i in range(4)
+    ]
+    seconds = np.array([len(row["audio"]) / RATE_HZ for row in rows], np.float32)
+    source = records.RecordList("voices", tuple(rows))
+    return splits.Split("train", source, records.Index(np.arange(len(rows)), seconds, ()))
+
+
+def make_task(corpus, tmp_path, **changes):
+    config = quickstart.get_config("debug")
+    config.data.update({"batch_rows": ROWS, "crop_seconds": 1.0})
+    config.update_from_flattened_dict(changes)
+    names = data.classes(corpus, tmp_path)
+    return speaker_task.SpeakerTask(
+        workdir.freeze(config), tmp_path, names, corpus, {"dev": corpus}
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """A task and its state after 60 steps on one device."""
+    task = make_task(corpus, tmp_path_factory.mktemp("task"))
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    state = parallel.replicate(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
+    step = trainer.make_train_step(task, task.config, mesh)
+    batches = iter(task.train_data())
+    for _ in range(60):
+        state, sums = step(state, parallel.global_batch(next(batches), mesh))
+    return task, state, metrics.finalize(sums)
+
+
+def test_it_tells_four_voices_apart(trained):
+    task, state, sums = trained
+    assert sums["accuracy"] > 0.9
+    assert sums["margin"] == pytest.approx(0.2)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    step = trainer.make_eval_step(task, task.config, mesh)
+    report = trainer.evaluate(task, step, state.variables, "dev", task.eval_data()["dev"], mesh)
+    assert report.scalars["eer"] < 0.05
+    assert "dev EER" in report.lines[0]
+    assert "(24 target, 96 non-target trials)" in report.lines[0]
+
+
+def test_crops_are_stretches_of_the_recording_and_the_same_for_any_host(corpus, tmp_path):
+    task = make_task(corpus, tmp_path)
+    places = set()
+    batches = iter(task.train_data())
+    for _ in range(6):
+        batch = next(batches)
+        for row in np.flatnonzero(batch["mask"]):
+            whole = corpus.source[int(batch["index"][row])]
+            assert task.classes[batch["label"][row]] == whole["speaker"]
+            length = batch["audio_lengths"][row]
+            assert length == min(len(whole["audio"]), RATE_HZ)
+            windows = np.lib.stride_tricks.sliding_window_view(whole["audio"], length)
+            hits = np.flatnonzero((windows == batch["audio"][row, :length]).all(1))
+            assert len(hits) == 1
+            places.add(int(hits[0]))
+    assert len(places) > 10
+    first, again = (next(iter(task.train_data())) for _ in range(2))
+    np.testing.assert_array_equal(first["audio"], again["audio"])
+
+
+def test_a_padded_recording_has_the_embedding_that_it_has_alone(trained):
+    task, state, _ = trained
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    step = trainer.make_eval_step(task, task.config, mesh)
+    audio = voice(1, 0.9, 9)
+
+    def embed(rows, size):
+        batch = {
+            "audio": np.full((rows, size), np.nan, np.float32),
+            "audio_lengths": np.full(rows, len(audio), np.int32),
+            "label": np.zeros(rows, np.int32),
+            "mask": np.arange(rows) == 0,
+            "index": np.arange(rows, dtype=np.int32),
+        }
+        batch["audio"][0, : len(audio)] = audio
+        _, out = step(state.variables, parallel.global_batch(batch, mesh))
+        return np.asarray(out["embedding"])
+
+    alone, padded = embed(1, len(audio)), embed(3, 2 * len(audio))
+    scale = np.abs(alone).max()
+    np.testing.assert_allclose(padded[0], alone[0], atol=1e-5 * scale)
+    assert not padded[1:].any()
+
+
+def test_a_step_on_four_devices_equals_one(corpus, tmp_path):
+    task = make_task(corpus, tmp_path, **{"augment.freq_masks": 1, "augment.time_masks": 1})
+    variables = jax.jit(task.init)(jax.random.key(0))
+    batch = next(iter(task.train_data()))
+    results = []
+    for devices in (1, 4):
+        mesh = parallel.make_mesh(jax.devices()[:devices])
+        step = trainer.make_train_step(task, task.config, mesh)
+        state = parallel.replicate(task.create_state(variables), mesh)
+        state, sums = step(state, parallel.global_batch(batch, mesh))
+        results.append((metrics.finalize(sums), jax.device_get(state.model_state)))
+    (one, statistics), (four, statistics_four) = results
+    for name in set(one) - {"audio_seconds"}:
+        # Sums over rows in another order.
+        np.testing.assert_allclose(one[name], four[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        statistics,
+        statistics_four,
+    )
+
+
+def test_all_pairs_keeps_every_target_and_thins_the_rest():
+    enrol, test, target = speaker_task.all_pairs(["a", "a", "b", "b", "c"], 100)
+    assert len(target) == 10
+    assert target.sum() == 2
+    assert {(int(i), int(j)) for i, j in zip(enrol[target], test[target])} == {(0, 1), (2, 3)}
+    _, _, few = speaker_task.all_pairs(["a", "a", "b", "b", "c"], 5)
+    assert few.sum() == 2
+    assert len(few) == 5
+
+
+def test_a_trial_list_is_used(trained, tmp_path, corpus):
+    task, state, _ = trained
+    lines = ["1 ann-0 ann-3", "1 bob-0 bob-2", "0 ann-1 bob-1", "0 cid-0 dee-3"]
+    (tmp_path / "trials").write_text("\n".join(lines) + "\n")
+    listed = make_task(corpus, tmp_path, **{"data.trials": str(tmp_path / "trials")})
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    step = trainer.make_eval_step(task, task.config, mesh)
+    batches = listed.eval_data()["dev"]
+    report = trainer.evaluate(listed, step, state.variables, "dev", batches, mesh)
+    assert "(2 target, 2 non-target trials)" in report.lines[0]
+
+
+def test_bad_data_is_named(tmp_path, corpus):
+    rows = tuple({k: v for k, v in row.items() if k != "speaker"} for row in corpus.source.records)
+    nameless = splits.Split("train", records.RecordList("voices", rows), corpus.index)
+    with pytest.raises(errors.UserError, match=r"voices: record 'ann-0' names no speaker"):
+        data.classes(nameless, tmp_path)
+    with pytest.raises(errors.UserError, match=r"speakers.txt cannot be read"):
+        data.classes(None, tmp_path)
+    with pytest.raises(errors.UserError, match="choose one of xvector, resnet, ecapa"):
+        make_task(corpus, tmp_path, **{"model.kind": "dvector"}).init(jax.random.key(0))
+    other = make_task(corpus, tmp_path)
+    with pytest.raises(errors.UserError, match="other speakers"):
+        other.check_checkpoint({"speakers": "0"})
+    with pytest.raises(errors.UserError, match="batch_rows=10 does not divide by 8"):
+        make_task(corpus, tmp_path, **{"data.batch_rows": 10}).train_data()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("resnet", {"model.channels": 4, "model.depth": 18}),
+        (
+            "ecapa",
+            {"model.channels": 16, "model.pooled_channels": 24, "model.pooling": "attentive"},
+        ),
+    ],
+)
+def test_every_kind_of_encoder_has_shapes(corpus, tmp_path, kind, changes):
+    task = make_task(corpus, tmp_path, **{"model.kind": kind, **changes})
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    assert variables["params"]["head"]["weights"].shape == (4, 16)
