@@ -13,7 +13,7 @@ import numpy as np
 
 from asr import ctc, data, model, prediction, transducer, wer
 from asr import tokenizer as tokenizer_lib
-from common import metrics, optim, parallel, state, steps
+from common import errors, metrics, optim, parallel, state, steps
 from common.audio import augment, frontend
 from common.data import records, splits
 from common.nn import masking
@@ -83,6 +83,16 @@ class AsrTask:
     def _distortions(self, batch: Batch, key: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Audio of training rows, distorted, and what else is to happen inside the model."""
         settings = self.config.augment
+        if settings.warps and self.config.features.kind != "log_mel":
+            raise errors.UserError(
+                f"config.augment.warps needs mel bands, but config.features.kind is "
+                f"{self.config.features.kind!r}: set --config.augment.warps=()"
+            )
+        if settings.warps and (len(settings.warps) != 2 or min(settings.warps) <= 0):
+            raise errors.UserError(
+                f"config.augment.warps={tuple(settings.warps)}: give the lowest and the highest "
+                "factor, e.g. (0.8, 1.25), or ()."
+            )
         audio, lengths = batch["audio"], batch["audio_lengths"]
         keys = {
             name: parallel.row_keys(jax.random.fold_in(key, i), batch["row"])

@@ -19,37 +19,46 @@ _FILE = "speakers.txt"  # of the work directory: the classes in order
 
 def speakers_of(split: splits.Split) -> list[str]:
     """The speaker of every usable record; UserError naming the first record without one."""
-    found = []
-    for position in split.index.positions:
-        record = split.source[int(position)]
-        if not record.get("speaker"):
+    for name, speaker in zip(split.ids, split.speakers, strict=True):
+        if not speaker:
             raise errors.UserError(
-                f"{split.source.name}: record {record['id']!r} names no speaker. Every recording "
-                "needs one: add a column `speaker` to the manifest."
+                f"{split.source.name}: record {name!r} names no speaker. Every recording needs "
+                "one: add a column `speaker` to the manifest."
             )
-        found.append(record["speaker"])
-    return found
+    return split.speakers
 
 
 def classes(split: splits.Split | None, workdir: pathlib.Path) -> tuple[str, ...]:
     """The training speakers in the order of the classes: sorted, and kept in DIR/speakers.txt.
 
-    Without a training split they are read from there.
+    Without a training split they are read from there. A run that began with other speakers is not
+    touched: UserError with the difference.
     """
     path = workdir / _FILE
-    if split is None:
+    known = None
+    if path.exists() or split is None:
         try:
-            return tuple(path.read_text("utf-8").splitlines())
+            known = tuple(path.read_text("utf-8").rstrip("\n").split("\n"))
         except OSError as error:
             raise errors.UserError(
                 f"{path} cannot be read ({error.strerror}): it holds the training speakers. Put "
                 "it back beside the checkpoints."
             ) from error
-    names = sorted(set(speakers_of(split)))
+    if split is None:
+        return known
+    names = tuple(sorted(set(speakers_of(split))))
     if len(names) < 2:
         raise errors.UserError(f"{split.source.name}: training needs two speakers, not {names}.")
-    records.write_atomic(path, "\n".join(names) + "\n")
-    return tuple(names)
+    if known is None:
+        records.write_atomic(path, "\n".join(names) + "\n")
+    elif known != names:
+        missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
+        raise errors.UserError(
+            f"{workdir} was trained on other speakers ({path.name}): the data now lack "
+            f"{len(missing)} ({', '.join(missing[:3])}) and have {len(new)} new ones "
+            f"({', '.join(new[:3])}). Use the data of then, or another --workdir."
+        )
+    return names
 
 
 def digest(names: tuple[str, ...]) -> str:
@@ -78,7 +87,8 @@ def train_batches(
             f"config.data.batch_rows={data.batch_rows} does not divide by {per_step} (devices x "
             "accumulation)."
         )
-    counts = np.bincount(labels(split, names), minlength=len(names))
+    targets = labels(split, names)
+    counts = np.bincount(targets, minlength=len(names))
     log.info(
         "%s: %d speakers, %d to %d recordings each; batches of %d x %.1f s.",
         *(split.name, len(names), counts.min(), counts.max(), data.batch_rows, crop / rate),
@@ -86,9 +96,7 @@ def train_batches(
     if (counts == 1).any():
         log.warning("%d speakers have one recording only.", int((counts == 1).sum()))
     return pipeline.train_batches(
-        records.SpeechCrops(
-            split.source, split.index, labels(split, names), rate, splits.channel(data)
-        ),
+        records.SpeechCrops(split.source, split.index, targets, rate, splits.channel(data)),
         (shape,),
         {"audio": np.minimum(samples, crop)},
         seed=config.seed,

@@ -24,6 +24,8 @@ def margin_at(
     """
     if growth not in ("exponential", "linear"):
         raise errors.UserError(f"growth={growth!r} is unknown; choose exponential, linear.")
+    if end_step < start_step:
+        raise errors.UserError(f"The margin's end_step={end_step} is before {start_step=}.")
     step = jnp.asarray(step, jnp.float32)
     part = jnp.clip((step - start_step) / max(end_step - start_step, 1), 0.0, 1.0)
     way = part if growth == "linear" else 1.0 - jnp.exp(math.log(1e-3) * part)

@@ -18,21 +18,20 @@ KINDS = ("xvector", "resnet", "ecapa")
 def make_encoder(config: Any) -> nn.Module:
     """The encoder that `config.model` describes: features, lengths -> embeddings."""
     model = config.model
-    options = {
-        "pooling": model.pooling,
-        "embedding_size": model.embedding_size,
-        "axis_name": parallel.AXIS,
-        "dtype": jnp.dtype(config.dtype),
-    }
+    options = {"axis_name": parallel.AXIS, "dtype": jnp.dtype(config.dtype)}
+    for name in ("pooling", "embedding_size"):
+        if model[name]:
+            options[name] = model[name]
     try:
         if model.kind == "xvector":
-            c = model.channels
-            table = ((c, 5, 1), (c, 3, 2), (c, 3, 3), (c, 1, 1), (model.pooled_channels, 1, 1))
+            c, pooled = model.channels or 512, model.pooled_channels or 1500
+            table = ((c, 5, 1), (c, 3, 2), (c, 3, 3), (c, 1, 1), (pooled, 1, 1))
             return xvector.XVector(xvector.XVectorConfig(frame_layers=table, **options))
         if model.kind == "resnet":
-            return resnet.ResNet(resnet.resnet(model.depth, model.channels, **options))
+            return resnet.ResNet(resnet.resnet(model.depth, model.channels or 32, **options))
         if model.kind == "ecapa":
-            options |= {"channels": model.channels, "aggregation_channels": model.pooled_channels}
+            options |= {"channels": model.channels or 512}
+            options |= {"aggregation_channels": model.pooled_channels or 1536}
             return ecapa.ECAPA(ecapa.ECAPAConfig(**options))
     except ValueError as error:
         raise errors.UserError(f"config.model: {error}") from error

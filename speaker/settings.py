@@ -40,16 +40,18 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict(
         {
             "kind": "xvector",  # resnet, ecapa
-            "channels": 512,  # x-vector: tdnn1 to tdnn4; ResNet: the first stage (32); ECAPA
-            "pooled_channels": 1500,  # x-vector: tdnn5; ECAPA: the aggregation (1536)
+            # 0 and "": what the kind's paper has, see speaker/{xvector,resnet,ecapa}.py.
+            "channels": 0,  # x-vector: tdnn1 to tdnn4; ResNet: the first stage; ECAPA: the blocks
+            "pooled_channels": 0,  # x-vector: tdnn5; ECAPA: the aggregation
             "depth": 34,  # ResNet
-            "pooling": "mean+std",  # or "attentive", or any of speaker/pooling.py joined with "+"
-            "embedding_size": 512,
+            "pooling": "",  # "mean+std", "attentive", any of speaker/pooling.py joined with "+"
+            "embedding_size": 0,
         }
     )
     config.loss = ConfigDict(
         {
-            "kind": "aam",  # softmax, l2_softmax, sphereface, am, adacos, sphereface2
+            # softmax, l2_softmax, am, adacos, sphereface2; sphereface with a scale of 1
+            "kind": "aam",
             "margin": 0.2,
             "scale": 32.0,
             "fallback": "continuous",  # aam beyond pi - m: or arcface, easy

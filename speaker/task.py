@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from common import errors, metrics, optim, parallel, state, steps
 from common.audio import augment
@@ -118,7 +117,7 @@ class SpeakerTask:
         total = metrics.ratio(found.loss, mask)
         sums = {
             "accuracy": metrics.ratio(found.correct.astype(jnp.float32), mask),
-            "target_cosine": metrics.ratio(found.target, mask),
+            "target_score": metrics.ratio(found.target, mask),
             "margin": metrics.ratio(jnp.broadcast_to(margin, mask.shape), mask),
             "audio_seconds": self._seconds(batch),
         }
@@ -154,46 +153,93 @@ class SpeakerTask:
     def eval_data(self) -> Mapping[str, Any]:
         return self._eval_batches
 
+    @functools.cached_property
+    def trials(self) -> dict[str, trials.LocatedTrials]:
+        """What is compared in each evaluation split, by places in its index."""
+        return {name: find_trials(split, self.config) for name, split in self.eval_splits.items()}
+
     def report(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
         """EER and minDCF of the split's trials by the cosine of the embeddings."""
+        positions = self.eval_splits[split].index.positions
         real = np.concatenate([batch["mask"] for batch in outputs])
-        places = np.concatenate([batch["index"] for batch in outputs])[real]
-        embeddings = np.concatenate([batch["embedding"] for batch in outputs])[real]
-        source = self.eval_splits[split].source
-        found = [source[int(i)] for i in places]
-        settings = self.config.data
-        if settings.trials:
-            ids = [record["id"] for record in found]
-            located = trials.locate(trials.read_trials(settings.trials), ids, ids)
-            pairs = located.enrol_index, located.test_index, located.is_target
-        else:
-            speakers = [record.get("speaker", "") for record in found]
-            pairs = all_pairs(speakers, settings.max_trials)
-        scores = backend.cosine_trials(embeddings, embeddings, pairs[0], pairs[1])
-        summary = detection.summarise(scores, pairs[2])
-        return Report(summary.flat(), [f"{split} {detection.describe(summary)}"])
+        found = np.concatenate([batch["index"] for batch in outputs])[real]
+        embeddings = np.zeros((len(positions), outputs[0]["embedding"].shape[1]), np.float32)
+        scored = np.zeros(len(positions), bool)
+        # In the order of the index, whatever the buckets and the devices made of it.
+        places = np.searchsorted(positions, found)
+        embeddings[places] = np.concatenate([batch["embedding"] for batch in outputs])[real]
+        scored[places] = True
+        wanted = self.trials[split]
+        both = scored[wanted.enrol_index] & scored[wanted.test_index]
+        enrol, test = wanted.enrol_index[both], wanted.test_index[both]
+        summary = detection.summarise(
+            backend.cosine_trials(embeddings, embeddings, enrol, test), wanted.is_target[both]
+        )
+        lines = [f"{split} {detection.describe(summary)}"]
+        if not both.all():
+            lines.append(f"{split} {int((~both).sum())} trials left out: unreadable recordings")
+        return Report(summary.flat(), lines)
 
     def schedule(self, step: int) -> float:
         return float(self.optimizer[1](step))
 
 
-def all_pairs(
-    speakers: Sequence[str], most: int
-) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
-    """Trials from all pairs of recordings: places of both sides, and whether the speaker is one.
+def find_trials(split: splits.Split, config: Any) -> trials.LocatedTrials:
+    """The listed trials, or those of all pairs; UserError when there is nothing to measure."""
+    settings = config.data
+    if settings.trials:
+        listed = trials.read_trials(pathlib.Path(settings.trials).expanduser())
+        found = trials.locate(listed, split.ids, split.ids)
+    else:
+        found = all_pairs(data.speakers_of(split), settings.max_trials)
+    if found.is_target.all() or not found.is_target.any():
+        raise errors.UserError(
+            f"{split.source.name}: {int(found.is_target.sum())} of {len(found.is_target)} trials "
+            "are target trials, and error rates need both kinds: two speakers at least, one of "
+            "them with two recordings."
+        )
+    return found
 
-    All target pairs and, if that is more than `most`, as many of the others at equal distances as
-    make `most` together.
+
+def all_pairs(speakers: Sequence[str], most: int) -> trials.LocatedTrials:
+    """Trials from all pairs of n recordings, at most `most`, in time and memory of that order.
+
+    Half of them at most are target pairs; where a kind has more than its room, pairs at equal
+    distances in the list of all of its kind are taken.
     """
-    pairs = np.array(list(itertools.combinations(range(len(speakers)), 2)), np.int64).reshape(-1, 2)
     _, number = np.unique(np.asarray(speakers), return_inverse=True)
-    target = number[pairs[:, 0]] == number[pairs[:, 1]]
-    others = np.flatnonzero(~target)
-    room = max(1, most - int(target.sum()))
-    if len(others) > room:
-        others = others[np.linspace(0, len(others) - 1, room).round().astype(int)]
-    kept = np.sort(np.concatenate([np.flatnonzero(target), others]))
-    return pairs[kept, 0], pairs[kept, 1], target[kept]
+    order = np.argsort(number, kind="stable")
+    counts = np.bincount(number)
+    n, starts = len(speakers), np.cumsum(counts) - counts
+    # Pairs of one speaker, numbered speaker by speaker; of all recordings, numbered row by row.
+    per_speaker = counts * (counts - 1) // 2
+    ends = np.cumsum(per_speaker)
+    targets, every = int(ends[-1]), n * (n - 1) // 2
+    chosen = _spread(targets, max(most // 2, most - (every - targets)))
+    speaker = np.searchsorted(ends, chosen, side="right")
+    first, second = _unrank(chosen - (ends - per_speaker)[speaker])
+    left, right = order[starts[speaker] + first], order[starts[speaker] + second]
+    # Some of all pairs are target pairs again: those are dropped.
+    i, j = _unrank(_spread(every, max(most - len(chosen), 0) * every // max(every - targets, 1)))
+    other = number[i] != number[j]
+    left, right = np.concatenate([left, i[other]]), np.concatenate([right, j[other]])
+    target = np.arange(len(left)) < len(chosen)
+    return trials.LocatedTrials(
+        np.minimum(left, right), np.maximum(left, right), target, np.arange(len(left)), ()
+    )
+
+
+def _spread(count: int, most: int) -> Int[np.ndarray, "k"]:
+    """0 to count - 1, or `most` of them at equal distances."""
+    return np.arange(count) if count <= most else np.arange(most, dtype=np.int64) * count // most
+
+
+def _unrank(k: Int[np.ndarray, "k"]) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"]]:
+    """The k-th pair (i, j), i < j, in the order (0, 1), (0, 2), (1, 2), (0, 3), ..."""
+    j = ((1 + np.sqrt(1 + 8 * k.astype(np.float64))) / 2).astype(np.int64)
+    j -= j * (j - 1) // 2 > k  # where the root was rounded up
+    j += (j + 1) * j // 2 <= k
+    return k - j * (j - 1) // 2, j
 
 
 def make_task(config: Any, workdir: pathlib.Path, mode: str) -> SpeakerTask:
@@ -206,7 +252,9 @@ def make_task(config: Any, workdir: pathlib.Path, mode: str) -> SpeakerTask:
     evaluation = {
         name: splits.open_split(config, (name,), workdir, require_text=False) for name in names
     }
-    return SpeakerTask(config, workdir, data.classes(training, workdir), training, evaluation)
+    task = SpeakerTask(config, workdir, data.classes(training, workdir), training, evaluation)
+    _ = task.trials  # before the training, not at its first evaluation
+    return task
 
 
 def close(task: SpeakerTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -> None:

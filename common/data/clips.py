@@ -17,8 +17,10 @@ def read_folder(root: str | os.PathLike) -> records.RecordList:
     Raises records.DataError for a missing folder and for one without audio files.
     """
     root = pathlib.Path(root).expanduser()
-    if not root.is_dir():
-        raise records.DataError(f"There is no folder {root}: name one that holds audio files.")
+    if not os.access(root, os.R_OK | os.X_OK) or not root.is_dir():
+        raise records.DataError(
+            f"There is no folder {root} that can be read: name one that holds audio files."
+        )
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in io.SUFFIXES and p.is_file())
     if not paths:
         raise records.DataError(f"{root} holds no audio files ({', '.join(io.SUFFIXES)}).")
@@ -28,9 +30,10 @@ def read_folder(root: str | os.PathLike) -> records.RecordList:
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """Random stretches of usable recordings, reading no more of a file than they need.
+    """Random stretches of usable recordings, read without the rest of the file where it can be.
 
-    `crop` True: a stretch begins anywhere (noise); False: at the start (room responses).
+    `crop` True: a stretch begins anywhere (noise); False: at the start, of the first channel (room
+    responses: the mean of several microphones' is none).
     """
 
     source: records.Source
@@ -52,6 +55,7 @@ class Clips:
             record["audio"],
             sample_rate_hz=self.sample_rate_hz,
             source_rate_hz=record.get("sample_rate"),
+            channel="mean" if self.crop else 0,
             start=place * spare if self.crop else 0.0,
             duration=duration,
         )

@@ -372,7 +372,7 @@ class EmbeddedCorpus:
         progress: bool = True,
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+            raise RenderError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
         folder = render(settings, cache, num_workers=num_workers, progress=progress)
         self.folder = folder / split
 

@@ -219,6 +219,7 @@ class _BatchSource:
     start: int = 0
     failed: dict[int, str] = dataclasses.field(default_factory=dict)
     companions: Mapping[str, Companion] = dataclasses.field(default_factory=dict)
+    without: set[str] = dataclasses.field(default_factory=set)  # said already
 
     def __len__(self) -> int:
         return (_FOREVER if self.plan.shuffle else self.plan.batches_per_epoch) - self.start
@@ -243,7 +244,7 @@ class _BatchSource:
             )
         batch = _assemble(loaded, lengths, next(filter(None, loaded), None) or self._like(rows))
         for name, companion in self.companions.items():
-            length = companion.length or lengths[companion.like]
+            length = lengths[companion.like] if companion.length is None else companion.length
             drawn = [
                 self._draw(name, companion, length, (self.start + k, first + row)) if real else None
                 for row, real in enumerate(batch["mask"])
@@ -257,7 +258,9 @@ class _BatchSource:
         try:
             return companion.clips.draw(self._rng(name, place), length)
         except (io.AudioError, OSError) as error:
-            log.warning("A row of batch %d goes without %s: %s", place[0], name, error)
+            if str(error) not in self.without:
+                self.without.add(str(error))
+                log.warning("Batch %d: a row goes without %s: %s", place[0], name, error)
             return None
 
     def _rng(self, name: str, place: tuple[int, int]) -> np.random.Generator:

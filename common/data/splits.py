@@ -67,6 +67,21 @@ class Split:
         """Transcripts of the usable records, as they stand in the source."""
         return [self.source[int(i)]["text"] for i in self.index.positions]
 
+    @functools.cached_property
+    def _names(self) -> list[tuple[str, str]]:
+        found = (self.source[int(i)] for i in self.index.positions)
+        return [(record["id"], record.get("speaker") or "") for record in found]
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the usable records."""
+        return [name for name, _ in self._names]
+
+    @property
+    def speakers(self) -> list[str]:
+        """Speakers of the usable records, empty where a record names none."""
+        return [speaker for _, speaker in self._names]
+
 
 def open_source(data: Any, names: Sequence[str]) -> records.Source:
     """The source that `config.data` describes, restricted to the subsets `names`."""

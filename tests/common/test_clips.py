@@ -47,7 +47,7 @@ def test_a_folder_is_searched_in_depth(folder):
 
 
 def test_folders_without_audio_are_named(tmp_path):
-    with pytest.raises(records.DataError, match="no folder"):
+    with pytest.raises(records.DataError, match="There is no folder"):
         clips.read_folder(tmp_path / "absent")
     with pytest.raises(records.DataError, match="holds no audio files"):
         clips.read_folder(tmp_path)
