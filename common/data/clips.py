@@ -1,6 +1,7 @@
 """Folders of noise, music or room responses, of which a training row draws one at random."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 
@@ -40,6 +41,13 @@ class Clips:
     index: records.Index
     sample_rate_hz: int
     crop: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a recording is added, removed or of another length."""
+        names = [self.source[int(i)]["id"] for i in self.index.positions]
+        text = repr((names, self.index.seconds.tolist(), self.crop))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def draw(self, rng: np.random.Generator, max_samples: int) -> Float[np.ndarray, "n"]:
         """The whole of a recording drawn from `rng`, or `max_samples` of it; may raise AudioError.

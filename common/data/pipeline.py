@@ -411,6 +411,11 @@ class _StreamIterator(grain.DatasetIterator):
         shapes = [(b.rows, sorted(b.lengths.items())) for b in self._source.buckets]
         digest = hashlib.sha256(repr((plan.seed, plan.shuffle, shapes)).encode())
         digest.update(np.ascontiguousarray(plan.bucket_of, np.int64).tobytes())
+        # Cropped, all records look alike; and what is drawn beside them hangs on the whole folder.
+        digest.update(getattr(self._source.examples, "fingerprint", "").encode())
+        for name, companion in sorted(self._source.companions.items()):
+            drawn = getattr(companion.clips, "fingerprint", "")
+            digest.update(f"{name} {companion.length} {drawn}".encode())
         return digest.hexdigest()[:16]
 
 

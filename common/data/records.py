@@ -138,6 +138,12 @@ class SpeechCrops:
     channel: str | int = "mean"
     max_samples: int | None = None  # of a whole recording; the rest of it is not read
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the number, the lengths or the speakers of the recordings."""
+        text = repr((self.index.seconds.tolist(), self.labels.tolist()))
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def __len__(self) -> int:
         return len(self.index)
 

@@ -129,6 +129,19 @@ def test_workers_draw_the_same(folder, tmp_path):
         there.close()
 
 
+def test_another_folder_is_noticed_on_resume(folder, tmp_path, caplog):
+    drawn = open_clips(folder, tmp_path)
+    state = stream(drawn).get_state()
+    with caplog.at_level(logging.WARNING):
+        stream(drawn).set_state(state)
+        assert not caplog.text
+        fewer = clips.Clips(
+            drawn.source, records.Index(np.arange(1), np.ones(1), ()), RATE_HZ, True
+        )
+        stream(fewer).set_state(state)
+    assert "different stream" in caplog.text
+
+
 def test_a_clip_that_has_gone_leaves_its_row_clean(folder, tmp_path, caplog):
     root = tmp_path / "going"
     root.mkdir()
