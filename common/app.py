@@ -59,8 +59,8 @@ def set_up_logging() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """False for the tracebacks of a failed save, logged by Orbax and asyncio: it is also raised."""
-    theirs = "orbax" in record.pathname or record.name == "asyncio"
-    return not (record.exc_info and theirs)
+    of_a_save = record.name == "asyncio" and "orbax-checkpoint" in record.getMessage()
+    return not (record.exc_info and ("orbax" in record.pathname or of_a_save))
 
 
 def set_up_jax() -> None:

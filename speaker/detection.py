@@ -247,7 +247,7 @@ class Summary:
     cllr: float | None
 
     def flat(self) -> dict[str, float]:
-        """Name -> value, the names of `bootstrap.resample`, for metrics.jsonl."""
+        """Name -> value for metrics.jsonl; `bootstrap.resample` has some of the names."""
         figures = {"eer": self.eer, "eer_rocch": self.eer_rocch, "min_cllr": self.min_cllr}
         figures |= {f"min_dcf_{p:g}": value for p, value in self.min_dcf.items()}
         figures |= {f"act_dcf_{p:g}": value for p, value in self.act_dcf.items()}
