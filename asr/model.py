@@ -29,14 +29,7 @@ def front_end_config(config: Any) -> frontend.LogMelConfig | filterbank.Filterba
             )
         if features.kind != "log_mel":
             raise ValueError(f"kind={features.kind!r} is unknown; choose log_mel or learned")
-        return frontend.LogMelConfig(
-            sample_rate_hz=rate,
-            window_ms=features.window_ms,
-            hop_ms=features.hop_ms,
-            num_mels=features.num_mels,
-            normalize=features.normalize,
-            compat=features.compat,
-        )
+        return frontend.log_mel_config(features, rate)
     except ValueError as error:
         raise errors.UserError(f"config.features: {error}") from error
 

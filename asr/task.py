@@ -13,7 +13,7 @@ import numpy as np
 
 from asr import ctc, data, model, prediction, transducer, wer
 from asr import tokenizer as tokenizer_lib
-from common import errors, metrics, optim, parallel, state, steps
+from common import errors, metrics, parallel, state, steps
 from common.audio import augment, frontend
 from common.data import records, splits
 from common.nn import masking
@@ -25,7 +25,7 @@ PAIRS = 5  # shown at the end of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
-class AsrTask:
+class AsrTask(steps.OneLoss):
     """See `common.task.Task`. `train_split` is None when only a checkpoint is used."""
 
     config: Any
@@ -45,10 +45,6 @@ class AsrTask:
         return model.make_model(self.config, self.tokenizer.vocab_size)
 
     @functools.cached_property
-    def optimizer(self) -> tuple[Any, optim.Schedule]:
-        return optim.make_optimizer(self.config.optimizer, self.config.total_steps)
-
-    @functools.cached_property
     def spec_augment(self) -> augment.SpecAugmentConfig:
         settings = self.config.augment
         return augment.SpecAugmentConfig(
@@ -58,21 +54,8 @@ class AsrTask:
             time_ratio=settings.time_ratio,
         )
 
-    @functools.cached_property
-    def train_step(self) -> steps.Step:
-        config = self.config
-        return steps.supervised(
-            self.loss,
-            self.optimizer[0],
-            accumulate=config.accumulate,
-            ema_decay=config.ema_decay,
-        )
-
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
-
-    def create_state(self, variables: state.Variables) -> state.TrainState:
-        return state.create(variables, self.optimizer[0], ema=self.config.ema_decay > 0)
 
     def checkpoint_meta(self) -> dict[str, str]:
         return {"tokenizer": self.tokenizer.digest}
@@ -83,16 +66,6 @@ class AsrTask:
     def _distortions(self, batch: Batch, key: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Audio of training rows, distorted, and what else is to happen inside the model."""
         settings = self.config.augment
-        if settings.warps and self.config.features.kind != "log_mel":
-            raise errors.UserError(
-                f"config.augment.warps needs mel bands, but config.features.kind is "
-                f"{self.config.features.kind!r}: set --config.augment.warps=()"
-            )
-        if settings.warps and (len(settings.warps) != 2 or min(settings.warps) <= 0):
-            raise errors.UserError(
-                f"config.augment.warps={tuple(settings.warps)}: give the lowest and the highest "
-                "factor, e.g. (0.8, 1.25), or ()."
-            )
         audio, lengths = batch["audio"], batch["audio_lengths"]
         keys = {
             name: parallel.row_keys(jax.random.fold_in(key, i), batch["row"])
@@ -214,17 +187,17 @@ class AsrTask:
         ]
 
     def report(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
-        source = self.eval_splits[split].source
+        written = self.eval_splits[split].written
         words, chars = [], []
         for batch in outputs:
             for text, index, real in zip(self.texts(batch), batch["index"], batch["mask"]):
                 if not real:
                     continue
-                record = source[int(index)]
-                reference = self.tokenizer.normalize(record["text"])
-                speaker = record.get("speaker", "")
-                words.append(wer.score(record["id"], reference, text, unit="word", speaker=speaker))
-                chars.append(wer.score(record["id"], reference, text, unit="char", speaker=speaker))
+                record = written[int(index)]
+                reference = self.tokenizer.normalize(record.text)
+                heads = (record.id, reference, text)
+                words.append(wer.score(*heads, unit="word", speaker=record.speaker))
+                chars.append(wer.score(*heads, unit="char", speaker=record.speaker))
         words.sort(key=lambda score: score.id)
         counts, letters = wer.total(words), wer.total(chars)
         bounds = wer.interval(words)
@@ -259,8 +232,20 @@ class AsrTask:
         features, _ = jax.jit(frontend.log_mel, static_argnums=2)(audio[None], size, shown)
         return {"features": np.asarray(features[0])}, {"audio": (audio, rate)}
 
-    def schedule(self, step: int) -> float:
-        return float(self.optimizer[1](step))
+
+def check_augment(config: Any) -> None:
+    """Raises UserError for distortions that the front end cannot have."""
+    warps, kind = tuple(config.augment.warps), config.features.kind
+    if warps and kind != "log_mel":
+        raise errors.UserError(
+            f"config.augment.warps={warps} needs mel bands, but config.features.kind is {kind!r}: "
+            'set --config.augment.warps="()"'
+        )
+    if warps and (len(warps) != 2 or not 0 < warps[0] <= warps[1]):
+        raise errors.UserError(
+            f"config.augment.warps={warps}: give the lowest and the highest factor, for instance "
+            "(0.8, 1.25), or ()."
+        )
 
 
 def make_task(config: Any, workdir: pathlib.Path, mode: str) -> AsrTask:
@@ -268,6 +253,7 @@ def make_task(config: Any, workdir: pathlib.Path, mode: str) -> AsrTask:
     tokenizer_config = tokenizer_lib.TokenizerConfig(
         config.tokenizer.kind, config.tokenizer.vocab_size, case=config.data.case
     )
+    check_augment(config)
     if mode == "train":
         (workdir / "rejected.tsv").unlink(missing_ok=True)
         training = splits.open_split(config, config.data.train, workdir, require_text=True)

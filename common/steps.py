@@ -1,5 +1,6 @@
 """Train steps, written for one device inside the mapped axis `parallel.AXIS`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,32 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
-from common import metrics, parallel, state
+from common import metrics, optim, parallel, state
 
 LossFn = Callable[..., tuple[Array, tuple[Array, Any, state.Variables]]]
 Step = Callable[[state.TrainState, Any, Key[Array, ""]], tuple[state.TrainState, Any]]
+
+
+class OneLoss:
+    """What tasks with one loss and one optimizer have in common; they add `config` and `loss`."""
+
+    config: Any
+    loss: LossFn
+
+    @functools.cached_property
+    def optimizer(self) -> tuple[optax.GradientTransformation, optim.Schedule]:
+        return optim.make_optimizer(self.config.optimizer, self.config.total_steps)
+
+    @functools.cached_property
+    def train_step(self) -> Step:
+        accumulate, ema_decay = self.config.accumulate, self.config.ema_decay
+        return supervised(self.loss, self.optimizer[0], accumulate=accumulate, ema_decay=ema_decay)
+
+    def create_state(self, variables: state.Variables) -> state.TrainState:
+        return state.create(variables, self.optimizer[0], ema=self.config.ema_decay > 0)
+
+    def schedule(self, step: int) -> float:
+        return float(self.optimizer[1](step))
 
 
 def supervised(

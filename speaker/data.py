@@ -31,8 +31,8 @@ def speakers_of(split: splits.Split) -> list[str]:
 def classes(split: splits.Split | None, workdir: pathlib.Path) -> tuple[str, ...]:
     """The training speakers in the order of the classes: sorted, and kept in DIR/speakers.txt.
 
-    Without a training split they are read from there. A run that began with other speakers is not
-    touched: UserError with the difference.
+    Without a training split they are read from there. A directory with checkpoints of other
+    speakers is not touched: UserError with the difference.
     """
     path = workdir / _FILE
     known = None
@@ -49,7 +49,7 @@ def classes(split: splits.Split | None, workdir: pathlib.Path) -> tuple[str, ...
     names = tuple(sorted(set(speakers_of(split))))
     if len(names) < 2:
         raise errors.UserError(f"{split.source.name}: training needs two speakers, not {names}.")
-    if known is None:
+    if known is None or not (workdir / "checkpoints").is_dir():
         records.write_atomic(path, "\n".join(names) + "\n")
     elif known != names:
         missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))

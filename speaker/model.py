@@ -89,18 +89,11 @@ class SpeakerNet(nn.Module):
 
 def make_model(config: Any, num_classes: int) -> SpeakerNet:
     """The network of a config for so many training speakers."""
-    features, loss = config.features, config.loss
+    loss = config.loss
     if config.dtype not in ("float32", "bfloat16"):
         raise errors.UserError(f"config.dtype={config.dtype!r}: choose float32 or bfloat16.")
     try:
-        front_end = frontend.LogMelConfig(
-            sample_rate_hz=config.data.sample_rate_hz,
-            window_ms=features.window_ms,
-            hop_ms=features.hop_ms,
-            num_mels=features.num_mels,
-            normalize=features.normalize,
-            compat=features.compat,
-        )
+        front_end = frontend.log_mel_config(config.features, config.data.sample_rate_hz)
     except ValueError as error:
         raise errors.UserError(f"config.features: {error}") from error
     return SpeakerNet(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from common import errors, metrics, optim, parallel, state, steps
+from common import errors, metrics, parallel, state, steps
 from common.audio import augment
 from common.data import splits
 from common.nn import masking
@@ -20,7 +20,7 @@ from speaker import backend, data, detection, margin_schedules, model, trials
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeakerTask:
+class SpeakerTask(steps.OneLoss):
     """See `common.task.Task`. `train_split` is None when only a checkpoint is used."""
 
     config: Any
@@ -39,25 +39,8 @@ class SpeakerTask:
     def model(self) -> model.SpeakerNet:
         return model.make_model(self.config, len(self.classes))
 
-    @functools.cached_property
-    def optimizer(self) -> tuple[Any, optim.Schedule]:
-        return optim.make_optimizer(self.config.optimizer, self.config.total_steps)
-
-    @functools.cached_property
-    def train_step(self) -> steps.Step:
-        config = self.config
-        return steps.supervised(
-            self.loss,
-            self.optimizer[0],
-            accumulate=config.accumulate,
-            ema_decay=config.ema_decay,
-        )
-
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
-
-    def create_state(self, variables: state.Variables) -> state.TrainState:
-        return state.create(variables, self.optimizer[0], ema=self.config.ema_decay > 0)
 
     def checkpoint_meta(self) -> dict[str, str]:
         return {"speakers": data.digest(self.classes)}
@@ -179,9 +162,6 @@ class SpeakerTask:
         if not both.all():
             lines.append(f"{split} {int((~both).sum())} trials left out: unreadable recordings")
         return Report(summary.flat(), lines)
-
-    def schedule(self, step: int) -> float:
-        return float(self.optimizer[1](step))
 
 
 def find_trials(split: splits.Split, config: Any) -> trials.LocatedTrials:

@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -54,6 +54,14 @@ def default_augment() -> ConfigDict:
     )
 
 
+class Written(NamedTuple):
+    """A record without its audio; "" for what it does not have."""
+
+    id: str
+    text: str
+    speaker: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """The usable records of one named part of the data."""
@@ -63,24 +71,30 @@ class Split:
     index: records.Index
 
     @functools.cached_property
+    def written(self) -> dict[int, Written]:
+        """Position in the source -> what is written there, read once: some sources cannot give it
+        without the audio."""
+        found = {}
+        for position in map(int, self.index.positions):
+            record = self.source[position]
+            texts = (record.get(name) or "" for name in ("text", "speaker"))
+            found[position] = Written(record["id"], *texts)
+        return found
+
+    @property
     def texts(self) -> list[str]:
         """Transcripts of the usable records, as they stand in the source."""
-        return [self.source[int(i)]["text"] for i in self.index.positions]
-
-    @functools.cached_property
-    def _names(self) -> list[tuple[str, str]]:
-        found = (self.source[int(i)] for i in self.index.positions)
-        return [(record["id"], record.get("speaker") or "") for record in found]
+        return [record.text for record in self.written.values()]
 
     @property
     def ids(self) -> list[str]:
         """Ids of the usable records."""
-        return [name for name, _ in self._names]
+        return [record.id for record in self.written.values()]
 
     @property
     def speakers(self) -> list[str]:
         """Speakers of the usable records, empty where a record names none."""
-        return [speaker for _, speaker in self._names]
+        return [record.speaker for record in self.written.values()]
 
 
 def open_source(data: Any, names: Sequence[str]) -> records.Source:

@@ -195,6 +195,22 @@ def test_it_learns_eight_utterances_by_heart(tmp_path, loss):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"features.kind": "learned", "augment.warps": (0.8, 1.25)}, "needs mel bands"),
+        ({"augment.warps": (0.8,)}, "lowest and the highest"),
+        ({"augment.warps": (1.25, 0.8)}, "lowest and the highest"),
+    ],
+)
+def test_warps_that_cannot_be_are_refused_before_the_data_are_touched(tmp_path, changes, words):
+    config = quickstart.get_config("debug")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(errors.UserError, match=words):
+        asr_task.make_task(workdir.freeze(config), tmp_path, "train")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
         ({"decoder.loss": "rnnt"}, "choose transducer or ctc"),
         ({"dtype": "float16"}, "float32 or bfloat16"),
         ({"encoder.conv": "magic"}, "config.encoder"),

@@ -229,6 +229,7 @@ def test_bad_data_is_named(tmp_path, corpus):
         corpus.source,
         records.Index(np.arange(12), corpus.index.seconds[:12], ()),
     )
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(errors.UserError, match=r"lack 1 \(dee\) and have 0 new"):
         data.classes(three, tmp_path)
     assert data.classes(None, tmp_path) == SPEAKERS  # and nothing was written over it
