@@ -16,7 +16,9 @@ from common.audio import augment
 from common.data import splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
-from speaker import backend, data, detection, margin_schedules, model, trials
+from speaker import backend, bootstrap, data, detection, margin_schedules, model, trials
+
+RESAMPLES = 200  # of the speakers, for the intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,13 +157,22 @@ class SpeakerTask(steps.OneLoss):
         wanted = self.trials[split]
         both = scored[wanted.enrol_index] & scored[wanted.test_index]
         enrol, test = wanted.enrol_index[both], wanted.test_index[both]
-        summary = detection.summarise(
-            backend.cosine_trials(embeddings, embeddings, enrol, test), wanted.is_target[both]
-        )
-        lines = [f"{split} {detection.describe(summary)}"]
+        scores = backend.cosine_trials(embeddings, embeddings, enrol, test)
+        target = wanted.is_target[both]
+        summary, bounds = detection.summarise(scores, target), {}
+        speakers = np.asarray(self.eval_splits[split].speakers)
+        if speakers.all():  # a list may compare recordings whose speakers nobody wrote down
+            drawn = bootstrap.resample(
+                scores, target, speakers[enrol], speakers[test], num_resamples=RESAMPLES
+            )
+            bounds = bootstrap.intervals(drawn)
+        lines = [f"{split} {detection.describe(summary, bounds)}"]
         if not both.all():
             lines.append(f"{split} {int((~both).sum())} trials left out: unreadable recordings")
-        return Report(summary.flat(), lines)
+        scalars = summary.flat()
+        if bounds:
+            scalars["eer_low"], scalars["eer_high"] = bounds["eer"]
+        return Report(scalars, lines)
 
 
 def find_trials(split: splits.Split, config: Any) -> trials.LocatedTrials:
