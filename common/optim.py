@@ -19,10 +19,12 @@ def default_config() -> ConfigDict:
     return ConfigDict(
         {
             "name": "adam",  # adam (decoupled weight decay if it is > 0), sgd
-            "schedule": "cosine",  # noam, cosine, steps, constant
+            "schedule": "cosine",  # noam, cosine, exponential, steps, constant
             "learning_rate": 1e-3,  # the peak, at the end of the warm-up
             "warmup_steps": 1000,
-            "final_ratio": 0.01,  # cosine: last over peak learning rate
+            "final_ratio": 0.01,  # cosine, exponential: last over peak learning rate
+            # (("head", 0.5),): the rate of parameters under "head" is half of that of the others.
+            "rate_factors": (),
             "boundaries": (),  # steps: where the rate is multiplied by `factor`
             "factor": 0.5,
             "b1": 0.9,
@@ -30,7 +32,8 @@ def default_config() -> ConfigDict:
             "eps": 1e-9,
             "momentum": 0.9,  # sgd
             "nesterov": False,  # sgd
-            "weight_decay": 0.0,  # decoupled; on matrices only, not on biases and norms
+            # On matrices only, not on biases and norms; adam: decoupled, sgd: in the gradient.
+            "weight_decay": 0.0,
             "clip_norm": 0.0,  # global gradient norm; 0 = no clipping
         }
     )
@@ -41,7 +44,9 @@ def make_schedule(config: ConfigDict, total_steps: int) -> Schedule:
 
     noam: linear warm-up to the peak, then proportional to step^-0.5 (Vaswani et al. 2017, eq. 3,
     scaled so that the peak is `learning_rate`). cosine: linear warm-up, then half a cosine down to
-    `final_ratio` of the peak at `total_steps`. steps: warm-up, then times `factor` at a boundary.
+    `final_ratio` of the peak at `total_steps`. exponential: falls by the same factor at every step,
+    to `final_ratio` of the peak at `total_steps`; warming up, times the share of the warm-up that
+    has passed (wespeaker). steps: warm-up, then times `factor` at a boundary.
     """
     peak, warmup = config.learning_rate, max(1, config.warmup_steps)
     if config.schedule == "noam":
@@ -60,6 +65,14 @@ def make_schedule(config: ConfigDict, total_steps: int) -> Schedule:
         return optax.warmup_cosine_decay_schedule(
             0.0, peak, warmup, total_steps, end_value=peak * config.final_ratio
         )
+    if config.schedule == "exponential":
+
+        def exponential(step: Any) -> Any:
+            step = jnp.asarray(step, jnp.float32)
+            ramp = jnp.minimum(step / warmup, 1.0)
+            return peak * ramp * config.final_ratio ** (step / total_steps)
+
+        return exponential
     if config.schedule in ("steps", "constant"):
         bounds = config.boundaries if config.schedule == "steps" else ()
         decay = optax.piecewise_constant_schedule(
@@ -67,7 +80,8 @@ def make_schedule(config: ConfigDict, total_steps: int) -> Schedule:
         )
         return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
     raise errors.UserError(
-        f"optimizer.schedule={config.schedule!r} is unknown; choose noam, cosine, steps, constant."
+        f"optimizer.schedule={config.schedule!r} is unknown; choose noam, cosine, exponential, "
+        "steps, constant."
     )
 
 
@@ -125,6 +139,34 @@ def make_optimizer(
     else:
         steps.append(optax.flatten(moments))
     if config.weight_decay > 0:
-        steps.append(optax.add_decayed_weights(config.weight_decay, mask=_is_matrix))
+        decay = optax.add_decayed_weights(config.weight_decay, mask=_is_matrix)
+        steps.insert(len(steps) - (config.name == "sgd"), decay)
     steps.append(optax.scale_by_learning_rate(schedule))
+    if config.rate_factors:
+        steps.append(_scale_parts(tuple(config.rate_factors)))
     return optax.chain(*steps), schedule
+
+
+def _scale_parts(factors: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Scales the updates of parameters by the factor of the first prefix that their path has."""
+
+    def factor(path: Any, update: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/") + "/"
+        return update * next((f for prefix, f in factors if name.startswith(f"{prefix}/")), 1.0)
+
+    def init(params: Any) -> optax.EmptyState:
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") + "/" for path in paths]
+        for prefix, _ in factors:
+            if not any(name.startswith(f"{prefix}/") for name in names):
+                raise errors.UserError(
+                    f"optimizer.rate_factors: no parameter lies under {prefix!r}; there are "
+                    f"{', '.join(sorted({name.split('/')[0] for name in names}))}."
+                )
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        return jax.tree_util.tree_map_with_path(factor, updates), state
+
+    return optax.GradientTransformation(init, update)
