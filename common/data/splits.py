@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from common import errors
-from common.data import clips, embedded, librispeech, manifest, pipeline, records, tfds
+from common.data import clips, embedded, kaldi, librispeech, manifest, pipeline, records, tfds
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +21,13 @@ def default_config() -> ConfigDict:
     """`config.data`: what every task needs to know of its recordings."""
     return ConfigDict(
         {
-            "kind": "embedded",  # embedded, librispeech (tree), manifest (tsv, jsonl), tfds
-            "root": "",  # tree, manifest file, or prepared tfds folder; ~ is expanded
+            # embedded, librispeech (tree), manifest (tsv, jsonl), tfds, kaldi
+            "kind": "embedded",
+            # Tree, manifest file, prepared tfds folder, or what holds the Kaldi data folders.
+            "root": "",  # ~ is expanded
             "audio_root": "",  # manifest: where relative paths start; default: its own folder
-            # Subsets of a tree, values of `split_column` of a manifest, or splits of a data set.
+            # Subsets of a tree, values of `split_column` of a manifest, splits of a data set, or
+            # Kaldi data folders.
             "train": ("train",),
             "eval": ("dev",),
             "split_column": "split",
@@ -97,8 +100,20 @@ class Split:
         return [record.speaker for record in self.written.values()]
 
 
-def open_source(data: Any, names: Sequence[str]) -> records.Source:
-    """The source that `config.data` describes, restricted to the subsets `names`."""
+def open_source(
+    data: Any, names: Sequence[str], *, hop_ms: float | int | None = None
+) -> records.Source:
+    """The source that `config.data` describes, restricted to the subsets `names`.
+
+    With `hop_ms` it is to give features of that frame shift instead of recordings.
+    """
+    if data.kind == "kaldi":
+        return kaldi.read_folders(data.root, list(names), hop_ms=hop_ms)
+    if hop_ms is not None:
+        raise errors.UserError(
+            f"config.features.kind=given needs data with features: config.data.kind=kaldi, not "
+            f"{data.kind!r}."
+        )
     if data.kind == "embedded":
         settings = embedded.CorpusSettings(
             hours=data.hours,
@@ -137,7 +152,8 @@ def open_split(
     """Opens and validates a part of the data; what is unusable goes to DIR/rejected.tsv."""
     data = config.data
     name = "+".join(names)
-    source = open_source(data, names)
+    features, given = config.features, config.features.get("kind") == "given"
+    source = open_source(data, names, hop_ms=features.hop_ms if given else None)
     index = records.build_index(
         source,
         cache=workdir / "index.json",
@@ -148,6 +164,7 @@ def open_split(
         max_bad_share=data.max_bad_share,
         num_workers=os.cpu_count() or 1,
         progress=jax.process_index() == 0,
+        feature_size=features.num_mels if given else None,
     )
     hours = float(index.seconds.sum()) / 3600
     log.info("%s: %d recordings, %.2f hours.", name, len(index), hours)
