@@ -77,14 +77,15 @@ class SpeakerNet(nn.Module):
         lengths: Int[Array, "b"],
         labels: Int[Array, "b"],
         margin: Any,
+        scale: Any,
         *,
         train: bool,
         mask: Bool[Array, "b"],
         distort: Callable[[Array, Array], Array] | None = None,
     ) -> margins.MarginLoss:
-        """The rows' classification losses at `margin`."""
+        """The rows' classification losses at `margin` and `scale`."""
         embeddings = self.embed(audio, lengths, train=train, mask=mask, distort=distort)
-        return self.head(embeddings, labels, margin, mask=mask, train=train)
+        return self.head(embeddings, labels, margin, scale, mask=mask, train=train)
 
 
 def make_model(config: Any, num_classes: int) -> SpeakerNet:
@@ -106,6 +107,11 @@ def make_model(config: Any, num_classes: int) -> SpeakerNet:
             fallback=loss.fallback,
             sub_centers=loss.sub_centers,
             top_k=loss.top_k,
+            top_k_ratio=loss.top_k_ratio,
+            angle_multiple=loss.angle_multiple,
+            sphereface2_type=loss.sphereface2_type,
+            positive_weight=loss.positive_weight,
+            power=loss.power,
         ),
         num_classes=num_classes,
     )
@@ -115,4 +121,4 @@ def init(model: SpeakerNet, key: Key[Array, ""]) -> dict[str, Any]:
     """Fresh variables of the network."""
     audio, one = jnp.zeros((1, 8000)), jnp.full((1,), 8000, jnp.int32)
     labels, mask = jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool)
-    return dict(model.init(key, audio, one, labels, 0.0, train=False, mask=mask))
+    return dict(model.init(key, audio, one, labels, 0.0, 1.0, train=False, mask=mask))

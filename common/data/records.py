@@ -6,6 +6,7 @@ A source is a lazy sequence of records. A record is a mapping with
   sample_rate  int, only beside samples
   start, duration  the stretch of `audio` that is meant, in seconds; optional, None: to the end
   text, speaker  str, optional
+  path         str, optional: what lists call the recording instead of its id
   problem      str, optional: why it cannot be used, known without looking; nothing else is sure
 or, where features were computed elsewhere, instead of `audio`
   features     a `common.data.ark.Entry`, and beside it
@@ -31,6 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import soxr
 import tqdm
 from jaxtyping import Float, Int
 
@@ -135,8 +137,11 @@ class SpeechCrops:
     """Random access to recordings with the class of their speaker, whole or cropped at random.
 
     Element i is {"audio": f32[t], "label": i32 place of its speaker in `speakers`, "index": i32};
-    `draw` gives the same with at most `max_samples` samples from a random place and reads no more
-    of the file than that. Raises `io.AudioError` for a recording that can no longer be read.
+    `draw` gives the same with at most `max_samples` samples from a random place, played at a speed
+    drawn from `speeds`, and reads no more of the file than that. Speed k of a speaker counts as
+    another speaker: label + k * `num_speakers` (Yamamoto et al., Speaker augmentation and bandwidth
+    extension for deep speaker embedding, Interspeech 2019).
+    Raises `io.AudioError` for a recording that can no longer be read.
     """
 
     source: Source
@@ -145,11 +150,13 @@ class SpeechCrops:
     sample_rate_hz: int
     channel: str | int = "mean"
     max_samples: int | None = None  # of a whole recording; the rest of it is not read
+    speeds: tuple[float, ...] = (1.0,)  # 1.1 is faster, shorter and higher; the first one is 1
+    num_speakers: int = 0
 
     @property
     def fingerprint(self) -> str:
         """Changes with the number, the lengths or the speakers of the recordings."""
-        return _fingerprint(self.index, self.labels)
+        return _fingerprint(self.index, self.labels, self.speeds)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -161,11 +168,18 @@ class SpeechCrops:
         return example | {"audio": example["audio"][: self.max_samples]}
 
     def draw(self, i: int, rng: np.random.Generator, max_samples: int) -> dict[str, np.ndarray]:
-        """Example i, cropped; consumes one number of `rng`."""
-        seconds = max_samples / self.sample_rate_hz
+        """Example i, cropped; consumes two numbers of `rng`."""
+        place, choice = rng.random(2)
+        number = int(choice * len(self.speeds))
+        speed = self.speeds[number]
+        seconds = max_samples / self.sample_rate_hz * speed
         spare = max(0.0, float(self.index.seconds[i]) - seconds)
-        example = self._example(i, float(rng.random()) * spare, seconds)
-        return example | {"audio": example["audio"][:max_samples]}
+        example = self._example(i, float(place) * spare, seconds)
+        audio = example["audio"]
+        if speed != 1.0:
+            audio = soxr.resample(audio, self.sample_rate_hz * speed, self.sample_rate_hz)
+        label = example["label"] + np.int32(number * self.num_speakers)
+        return example | {"audio": audio[:max_samples], "label": label}
 
     def _example(self, i: int, start: float, duration: float | None) -> dict[str, np.ndarray]:
         position = int(self.index.positions[i])
@@ -242,8 +256,8 @@ def _speech_frames(record: Record) -> Float[np.ndarray, "l f"]:
     return features[speech]
 
 
-def _fingerprint(index: Index, labels: Int[np.ndarray, "n"]) -> str:
-    text = repr((index.seconds.tolist(), labels.tolist()))
+def _fingerprint(index: Index, labels: Int[np.ndarray, "n"], *others: Any) -> str:
+    text = repr((index.seconds.tolist(), labels.tolist(), *others))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
