@@ -28,6 +28,9 @@ def default_config() -> ConfigDict:
     )
     config.features = ConfigDict(
         {
+            # log_mel, or given: the data hold features (config.data.kind=kaldi) of `num_mels`
+            # dimensions, `hop_ms` apart; `window_ms` and `compat` then say nothing.
+            "kind": "log_mel",
             "num_mels": 80,
             "window_ms": 25.0,
             "hop_ms": 10.0,
