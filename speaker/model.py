@@ -65,9 +65,10 @@ class SpeakerNet(nn.Module):
     encoder: nn.Module
     loss: margins.MarginConfig
     num_classes: int
+    num_shards: int = 1
 
     def setup(self) -> None:
-        self.head = head.MarginHead(self.loss, self.num_classes)
+        self.head = head.MarginHead(self.loss, self.num_classes, self.num_shards)
 
     def embed(
         self,
@@ -143,7 +144,14 @@ def make_model(config: Any, num_classes: int) -> SpeakerNet:
             power=loss.power,
         ),
         num_classes=num_classes,
+        num_shards=head.SHARDS if loss.sharded else 1,
     )
+
+
+def sharded(model: SpeakerNet) -> tuple[str, ...]:
+    """The parameters whose rows lie over the devices, see `common.parallel.specs`."""
+    specs = head.param_specs(model.loss, model.num_shards)
+    return tuple(f"head/{name}" for name, spec in specs.items() if spec == parallel.ROWS)
 
 
 def init(model: SpeakerNet, key: Key[Array, ""]) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def default_config() -> ConfigDict:
             "margin": 0.2,
             "scale": 32.0,
             "fallback": "continuous",  # aam beyond pi - m: or arcface, easy
+            # Each device holds a share of the classes instead of all of them (speaker/head.py).
+            "sharded": False,
             "sub_centers": 1,  # am, aam
             "top_k": 0,  # am, aam: classes that get a margin of `top_k_ratio` times the margin
             "top_k_ratio": 0.3,

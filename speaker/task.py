@@ -45,6 +45,10 @@ class SpeakerTask(steps.OneLoss):
     def model(self) -> model.SpeakerNet:
         return model.make_model(self.config, data.num_classes(self.config, self.classes))
 
+    @functools.cached_property
+    def sharded(self) -> tuple[str, ...]:
+        return model.sharded(self.model)
+
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
 

@@ -57,7 +57,7 @@ def trained(corpus, tmp_path_factory):
     """A task and its state after 60 steps on one device."""
     task = make_task(corpus, tmp_path_factory.mktemp("task"))
     mesh = parallel.make_mesh(jax.devices()[:1])
-    state = parallel.replicate(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
+    state = parallel.place(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
     step = trainer.make_train_step(task, task.config, mesh)
     batches = iter(task.train_data())
     for _ in range(60):
@@ -206,7 +206,7 @@ def test_a_step_on_four_devices_equals_one(corpus, tmp_path):
     for devices in (1, 4):
         mesh = parallel.make_mesh(jax.devices()[:devices])
         step = trainer.make_train_step(task, task.config, mesh)
-        state = parallel.replicate(task.create_state(variables), mesh)
+        state = parallel.place(task.create_state(variables), mesh)
         state, sums = step(state, parallel.global_batch(batch, mesh))
         kept = jax.device_get((state.model_state, state.params))
         results.append((metrics.finalize(sums), kept[0], kept[1]))
