@@ -12,7 +12,17 @@ import jax
 from ml_collections import ConfigDict
 
 from common import errors
-from common.data import clips, embedded, kaldi, librispeech, manifest, pipeline, records, tfds
+from common.data import (
+    clips,
+    embedded,
+    kaldi,
+    librispeech,
+    manifest,
+    pipeline,
+    records,
+    tfds,
+    voxceleb,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +33,16 @@ def default_config() -> ConfigDict:
     """`config.data`: what every task needs to know of its recordings."""
     return ConfigDict(
         {
-            # embedded, librispeech (tree), manifest (tsv, jsonl), tfds, kaldi
+            # embedded, librispeech (tree), manifest (tsv, jsonl), tfds, kaldi, voxceleb
             "kind": "embedded",
             # Tree, prepared tfds folder, manifest files with commas between, or what holds the
-            # Kaldi data folders; ~ is expanded.
+            # Kaldi data folders or the subsets of VoxCeleb; ~ is expanded.
             "root": "",
-            "audio_root": "",  # manifest: where relative paths start; default: its own folder
-            # Subsets of a tree, values of `split_column` of a manifest, splits of a data set, or
-            # Kaldi data folders.
+            # Where relative paths start. manifest: by default its own folder; lists of VoxCeleb:
+            # folders below root with commas between, by default root.
+            "audio_root": "",
+            # Subsets of a tree, values of `split_column` of a manifest, splits of a data set,
+            # Kaldi data folders, or subsets and lists of VoxCeleb (see common/data/voxceleb.py).
             "train": ("train",),
             "eval": ("dev",),
             "split_column": "split",
@@ -155,11 +167,13 @@ def open_source(
             return parts[0]
         merged = tuple(record for part in parts for record in part.records)
         return records.RecordList(", ".join(part.name for part in parts), merged)
+    if data.kind == "voxceleb":
+        return voxceleb.read_tree(root, list(names), audio_root=data.audio_root)
     if data.kind == "tfds":
         return tfds.TfdsSource(root, "+".join(names))
     raise errors.UserError(
         f"config.data.kind={data.kind!r} is unknown; choose embedded, librispeech, "
-        "manifest, tfds or kaldi."
+        "manifest, tfds, kaldi or voxceleb."
     )
 
 
