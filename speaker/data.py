@@ -81,12 +81,18 @@ def sequence(config: Any) -> tuple[str, float]:
     other.
     """
     features = config.features
-    if features.kind == "log_mel":
-        return "audio", float(config.data.sample_rate_hz)
-    if features.kind != "given":
+    own_vad = {"log_mel": "energy", "given": "kaldi"}
+    if features.kind not in own_vad:
         raise errors.UserError(
             f"config.features.kind={features.kind!r} is unknown; choose log_mel or given."
         )
+    if config.data.vad not in ("none", own_vad[features.kind]):
+        raise errors.UserError(
+            f"config.data.vad={config.data.vad!r}: with config.features.kind={features.kind} "
+            f"choose none or {own_vad[features.kind]}."
+        )
+    if features.kind == "log_mel":
+        return "audio", float(config.data.sample_rate_hz)
     if features.hop_ms <= 0:
         raise errors.UserError(f"config.features.hop_ms={features.hop_ms} must be positive.")
     augment = config.augment
@@ -118,6 +124,7 @@ def _crops(
         max_samples=most,
         speeds=tuple(config.augment.speeds) if num_speakers else (1.0,),
         num_speakers=num_speakers,
+        without_pauses=config.data.vad == "energy",
     )
 
 

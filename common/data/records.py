@@ -37,7 +37,7 @@ import tqdm
 from jaxtyping import Float, Int
 
 from common import errors
-from common.audio import io
+from common.audio import io, vad
 from common.data import ark
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,9 @@ class SpeechCrops:
     drawn from `speeds`, and reads no more of the file than that. Speed k of a speaker counts as
     another speaker: label + k * `num_speakers` (Yamamoto et al., Speaker augmentation and bandwidth
     extension for deep speaker embedding, Interspeech 2019).
-    Raises `io.AudioError` for a recording that can no longer be read.
+    `without_pauses` reads the whole file, cuts out what `vad.keep_speech` does not keep, and crops
+    what is left. Raises `io.AudioError` for a recording that can no longer be read, or then holds
+    no speech.
     """
 
     source: Source
@@ -152,11 +154,12 @@ class SpeechCrops:
     max_samples: int | None = None  # of a whole recording; the rest of it is not read
     speeds: tuple[float, ...] = (1.0,)  # 1.1 is faster, shorter and higher; the first one is 1
     num_speakers: int = 0
+    without_pauses: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Changes with the number, the lengths or the speakers of the recordings."""
-        return _fingerprint(self.index, self.labels, self.speeds)
+        return _fingerprint(self.index, self.labels, self.speeds, self.without_pauses)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -173,23 +176,26 @@ class SpeechCrops:
         number = int(choice * len(self.speeds))
         speed = self.speeds[number]
         seconds = max_samples / self.sample_rate_hz * speed
-        spare = max(0.0, float(self.index.seconds[i]) - seconds)
-        example = self._example(i, float(place) * spare, seconds)
+        example = self._example(i, float(place), seconds)
         audio = example["audio"]
         if speed != 1.0:
             audio = soxr.resample(audio, self.sample_rate_hz * speed, self.sample_rate_hz)
         label = example["label"] + np.int32(number * self.num_speakers)
         return example | {"audio": audio[:max_samples], "label": label}
 
-    def _example(self, i: int, start: float, duration: float | None) -> dict[str, np.ndarray]:
+    def _example(self, i: int, place: float, duration: float | None) -> dict[str, np.ndarray]:
+        """`duration` seconds from between the start (`place` 0) and the end (1) of a recording."""
         position = int(self.index.positions[i])
-        audio = load_record(
-            self.source[position],
-            self.sample_rate_hz,
-            self.channel,
-            start=start,
-            duration=duration,
-        )
+        record, how = self.source[position], (self.sample_rate_hz, self.channel)
+        if self.without_pauses:
+            audio = vad.keep_speech(load_record(record, *how), self.sample_rate_hz)
+            if not len(audio):
+                raise io.AudioError(record["id"], "no speech in it, says config.data.vad=energy")
+            most = None if duration is None else round(duration * self.sample_rate_hz)
+            audio = audio[_start(place, len(audio), most) :][:most]
+        else:
+            spare = 0.0 if duration is None else float(self.index.seconds[i]) - duration
+            audio = load_record(record, *how, start=place * max(0.0, spare), duration=duration)
         return {"audio": audio, "label": np.int32(self.labels[i]), "index": np.int32(position)}
 
 
@@ -208,8 +214,9 @@ class FeatureCrops:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the number, the lengths or the speakers of the records."""
-        return _fingerprint(self.index, self.labels)
+        """Changes with the number, the lengths or the speakers of the records, and with "vad"."""
+        selected = len(self.index) and "vad" in self.source[int(self.index.positions[0])]
+        return _fingerprint(self.index, self.labels, selected)
 
     def __len__(self) -> int:
         return len(self.index)

@@ -125,14 +125,15 @@ class Split:
 
 
 def open_source(
-    data: Any, names: Sequence[str], *, hop_ms: float | int | None = None
+    data: Any, names: Sequence[str], *, hop_ms: float | int | None = None, vad: bool = False
 ) -> records.Source:
     """The source that `config.data` describes, restricted to the subsets `names`.
 
-    With `hop_ms` it is to give features of that frame shift instead of recordings.
+    With `hop_ms` it is to give features of that frame shift instead of recordings, with `vad`
+    beside them which frames hold speech.
     """
     if data.kind == "kaldi":
-        return kaldi.read_folders(data.root, list(names), hop_ms=hop_ms)
+        return kaldi.read_folders(data.root, list(names), hop_ms=hop_ms, vad=vad)
     if hop_ms is not None:
         raise errors.UserError(
             f"config.features.kind=given needs data with features: config.data.kind=kaldi, not "
@@ -184,7 +185,8 @@ def open_split(
     data = config.data
     name = "+".join(names)
     features, given = config.features, config.features.get("kind") == "given"
-    source = open_source(data, names, hop_ms=features.hop_ms if given else None)
+    vad = given and data.get("vad") == "kaldi"
+    source = open_source(data, names, hop_ms=features.hop_ms if given else None, vad=vad)
     index = records.build_index(
         source,
         cache=workdir / "index.json",

@@ -73,7 +73,7 @@ def trained(root, tmp_path_factory):
     config = get_config(root, **{"augment.freq_masks": 1, "augment.freq_width": 3})
     task = speaker_task.make_task(config, tmp_path_factory.mktemp("run"), "train")
     mesh = parallel.make_mesh(jax.devices()[:1])
-    state = parallel.replicate(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
+    state = parallel.place(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
     step = trainer.make_train_step(task, config, mesh)
     batches = iter(task.train_data())
     for _ in range(60):
@@ -148,7 +148,7 @@ def test_recordings_of_a_kaldi_folder_train(root, tmp_path):
     )
     task = speaker_task.make_task(config, tmp_path, "train")
     mesh = parallel.make_mesh(jax.devices()[:1])
-    state = parallel.replicate(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
+    state = parallel.place(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
     step = trainer.make_train_step(task, config, mesh)
     batch = next(iter(task.train_data()))
     losses = []
@@ -156,6 +156,73 @@ def test_recordings_of_a_kaldi_folder_train(root, tmp_path):
         state, sums = step(state, parallel.global_batch(batch, mesh))
         losses.append(metrics.finalize(sums)["loss"])
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_frames_that_vad_names_are_kept(root, tmp_path):
+    """Every third frame of each utterance, whole ones in evaluation and crops in training."""
+    folder = tmp_path / "voiced"
+    folder.mkdir()
+    for name in ("feats.scp", "utt2spk"):
+        (folder / name).write_text((root / "train" / name).read_text())
+    where = f"ark,scp:{folder}/vad.ark,{folder}/vad.scp"
+    with kaldi_native_io.FloatVectorWriter(where) as file:
+        for key, frames in lengths().items():
+            file.write(key, (np.arange(frames) % 3 == 0).astype(np.float32))
+    changes = {"data.vad": "kaldi", "data.train": (str(folder),), "data.eval": ("voiced",)}
+    config = get_config(tmp_path, **changes, **{"data.crop_seconds": 0.3})
+    task = speaker_task.make_task(config, tmp_path / "run", "train")
+    ids, seen = list(IDS), 0
+    for batch in task.eval_data()["voiced"]:
+        for row in np.flatnonzero(batch["mask"]):
+            key = ids[int(batch["index"][row])]
+            expected = movement(key, lengths()[key])[::3]
+            length = batch["features_lengths"][row]
+            np.testing.assert_array_equal(batch["features"][row, :length], expected)
+            seen += 1
+    assert seen == 16
+    batch = next(iter(task.train_data()))
+    whole = np.array([lengths()[ids[i]] // 3 for i in batch["index"]])
+    np.testing.assert_array_equal(batch["features_lengths"], np.minimum(whole, 30))
+
+
+def test_pauses_are_left_out_of_recordings(tmp_path, caplog):
+    """Two bursts with a pause between them, and a recording that holds no speech at all."""
+    (tmp_path / "v").mkdir()
+    parts = [(0.5, 0.1), (1.0, 1e-4), (0.5, 0.1)]
+    for number, key in enumerate(("ann-0", "ann-1", "bob-0", "bob-1", "bob-2")):
+        rng = np.random.default_rng(number)
+        levels = np.repeat([level for _, level in parts], [int(s * RATE_HZ) for s, _ in parts])
+        if key == "bob-2":
+            levels[:] = 1e-4
+        audio = levels * rng.normal(size=2 * RATE_HZ)
+        soundfile.write(tmp_path / "v" / f"{key}.wav", audio, RATE_HZ, subtype="FLOAT")
+        for name, value in (("wav.scp", f"{key}.wav"), ("utt2spk", key[:3])):
+            with (tmp_path / "v" / name).open("a") as file:
+                file.write(f"{key} {value}\n")
+    config = get_config(
+        tmp_path,
+        **{
+            "features.kind": "log_mel",
+            "data.train": ("v",),
+            "data.eval": ("v",),
+            "data.sample_rate_hz": RATE_HZ,
+            "data.vad": "energy",
+        },
+    )
+    task = speaker_task.make_task(config, tmp_path / "run", "train")
+    seen = {}
+    for batch in task.eval_data()["v"]:
+        for row in np.flatnonzero(batch["mask"]):
+            length = int(batch["audio_lengths"][row])
+            seen[int(batch["index"][row])] = length
+            power = np.square(batch["audio"][row, :length].reshape(-1, 80)).mean(1)
+            assert (power > 1e-4).mean() > 0.9
+    assert seen.keys() == {0, 1, 2, 3}
+    assert all(RATE_HZ <= length < 1.2 * RATE_HZ for length in seen.values())
+    assert "bob-2: no speech in it" in caplog.text
+    batch = next(iter(task.train_data()))
+    lengths = batch["audio_lengths"][batch["mask"]]
+    assert set(lengths.tolist()) == {round(0.7 * RATE_HZ)}
 
 
 @pytest.mark.parametrize(
@@ -168,6 +235,12 @@ def test_recordings_of_a_kaldi_folder_train(root, tmp_path):
         ),
         ({"features.kind": "mfcc"}, "features.kind='mfcc' is unknown; choose log_mel or given"),
         ({"features.hop_ms": 0.0}, "hop_ms=0.0 must be positive"),
+        ({"data.vad": "energy"}, "data.vad='energy': with .*kind=given choose none or kaldi"),
+        (
+            {"features.kind": "log_mel", "data.vad": "kaldi"},
+            "data.vad='kaldi': with .*kind=log_mel choose none or energy",
+        ),
+        ({"data.vad": "kaldi"}, "has no vad.scp, which config.data.vad=kaldi needs"),
         ({"data.kind": "librispeech"}, "given needs data with features: config.data.kind=kaldi"),
         ({"features.kind": "log_mel"}, "has no wav.scp. It holds features"),
     ],
