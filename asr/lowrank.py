@@ -442,7 +442,7 @@ def _run(args: argparse.Namespace) -> None:
         task = asr_task.make_task(workdir.freeze(new), out, "use")
         variables = {**variables, "params": {**variables["params"], "encoder": params}}
         saver = checkpoint.Checkpointer(out / "checkpoints")
-        state = parallel.replicate(task.create_state(variables), mesh)
+        state = parallel.place(task.create_state(variables), mesh)
         saver.save(0, state, None, {**task.checkpoint_meta(), "evaluated": -1}, None)
         saver.close()
     print(

@@ -10,7 +10,7 @@ import errno
 import logging
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from common import errors, parallel, state
 
@@ -202,7 +202,11 @@ class Checkpointer:
         )
 
     def restore(
-        self, template: state.TrainState, mesh: Mesh, data_iterator: Any
+        self,
+        template: state.TrainState,
+        mesh: Mesh,
+        data_iterator: Any,
+        sharded: Sequence[str] = (),
     ) -> tuple[state.TrainState, dict[str, Any]] | None:
         """The newest sound checkpoint, put back into `data_iterator` too; None if there is none.
 
@@ -212,7 +216,7 @@ class Checkpointer:
         damaged = 0
         for step in reversed(self.steps()):
             try:
-                restored, meta = self._read(step, template, mesh, data_iterator)
+                restored, meta = self._read(step, template, mesh, data_iterator, sharded)
             except CheckpointError:
                 raise
             except Exception as error:
@@ -229,10 +233,15 @@ class Checkpointer:
         return None
 
     def _read(
-        self, step: int, template: state.TrainState, mesh: Mesh, data_iterator: Any
+        self,
+        step: int,
+        template: state.TrainState,
+        mesh: Mesh,
+        data_iterator: Any,
+        sharded: Sequence[str],
     ) -> tuple[state.TrainState, dict[str, Any]]:
         wanted = traverse_util.flatten_dict(_to_tree(template), sep="/")
-        tree, meta = self._load(step, mesh, wanted)
+        tree, meta = self._load(step, mesh, wanted, sharded)
         if data_iterator is not None and (self.directory / str(step) / "data").exists():
             self._manager.restore(
                 step, args=ocp.args.Composite(data=grain.PyGrainCheckpointRestore(data_iterator))
@@ -240,9 +249,9 @@ class Checkpointer:
         return _from_tree(template, tree), meta
 
     def _load(
-        self, step: int, mesh: Mesh, wanted: Mapping[str, Any] | None
+        self, step: int, mesh: Mesh, wanted: Mapping[str, Any] | None, sharded: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The tree of one checkpoint, replicated over the mesh and checked bit by bit."""
+        """The tree of one checkpoint, laid over the mesh and checked bit by bit."""
         metadata = self._manager.item_metadata(step)["state"]
         saved = traverse_util.flatten_dict(dict(metadata.tree), sep="/")
         if wanted is not None and (lines := _differences(saved, wanted)):
@@ -252,9 +261,9 @@ class Checkpointer:
                 "arrays differ:\n" + "\n".join(lines[:20] + more) + "\nUse the config that it was "
                 "trained with (config.json beside it) or another --workdir."
             )
-        sharding = NamedSharding(mesh, parallel.REPLICATED)
+        placed = parallel.shardings(saved, mesh, sharded)
         abstract = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[name])
             for name, leaf in saved.items()
         }
         restored = self._manager.restore(
@@ -293,7 +302,7 @@ class Checkpointer:
         self._manager.reload()
 
     def load_variables(
-        self, mesh: Mesh, *, step: int | None = None
+        self, mesh: Mesh, *, step: int | None = None, sharded: Sequence[str] = ()
     ) -> tuple[state.Variables, dict[str, Any]]:
         """Variables for inference (averaged ones if the run kept an average) and `meta`.
 
@@ -312,7 +321,7 @@ class Checkpointer:
                 f"{', '.join(map(str, self.steps()))}."
             )
         try:
-            tree, meta = self._load(step, mesh, None)
+            tree, meta = self._load(step, mesh, None, sharded)
         except Exception as error:
             raise CheckpointError(
                 f"Checkpoint {self.directory / str(step)} is damaged "

@@ -1,6 +1,7 @@
 """Counts XLA compilations, so that a loop that recompiles is seen; and cheap ones."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -27,7 +28,7 @@ class CompileCounter:
             self.seconds += seconds
 
 
-def jit_once(fn: Callable) -> Callable:
+def jit_once(fn: Callable, **options: Any) -> Callable:
     """`jax.jit` for a program that runs once: on a CPU compiling it is what takes the time."""
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(fn, compiler_options=quick)
+    return jax.jit(fn, compiler_options=quick, **options)

@@ -2,6 +2,9 @@
 
 A step is written for one device, inside a mapped axis named `AXIS`. Sums and counts are added with
 `psum` and divided once: the mean of per-device masked means is not the masked mean.
+
+Rows of a batch lie over the axis, and so may the rows of large parameters (`specs`): then each
+device holds its share of them and of their moments.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,11 +32,38 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Every leaf as a global array that each device of `mesh` holds whole."""
-    sharding = NamedSharding(mesh, REPLICATED)
+def specs(tree: Any, sharded: Sequence[str]) -> Any:
+    """How each leaf lies over the devices: by rows where its path ends with one of `sharded`.
 
-    def put(leaf: Any) -> jax.Array:
+    So the moments and averages of a parameter "head/weights" lie as it does, being kept in trees of
+    the parameters' form.
+    """
+
+    def spec(path: Any, _: Any) -> PartitionSpec:
+        name = "/" + jax.tree_util.keystr(path, simple=True, separator="/")
+        return ROWS if name.endswith(tuple(f"/{end}" for end in sharded)) else REPLICATED
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def shardings(tree: Any, mesh: Mesh, sharded: Sequence[str]) -> Any:
+    """`specs` on a mesh. UserError if the devices cannot share the rows evenly."""
+
+    def sharding(spec: PartitionSpec, leaf: Any) -> NamedSharding:
+        if spec == ROWS and leaf.shape[0] % mesh.size:
+            raise errors.UserError(
+                f"{leaf.shape[0]} rows of a sharded parameter do not divide over {mesh.size} "
+                "devices."
+            )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map(sharding, specs(tree, sharded), tree)
+
+
+def place(tree: Any, mesh: Mesh, sharded: Sequence[str] = ()) -> Any:
+    """Every leaf as a global array that each device holds whole, or its share of (`specs`)."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         # make_array_from_callback never checks equality across hosts, device_put does (slowly).
         leaf = np.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -41,7 +71,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
         host = np.array(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(put, tree, shardings(tree, mesh, sharded))
 
 
 def global_batch(batch: Any, mesh: Mesh) -> Any:
@@ -70,15 +100,16 @@ def data_parallel(
     fn: Callable,
     mesh: Mesh,
     *,
-    in_specs: tuple[PartitionSpec, ...],
-    out_specs: tuple[PartitionSpec, ...] | PartitionSpec,
+    in_specs: tuple[Any, ...],
+    out_specs: tuple[Any, ...],
     donate: tuple[int, ...] = (),
     kind: str = "shard_map",
 ) -> Callable:
     """`fn` for one device, mapped over the data axis and compiled.
 
     Arguments and results are global arrays in either kind: `REPLICATED` ones whole on each device,
-    `ROWS` ones split over their first axis, whose size must be a multiple of the device count.
+    `ROWS` ones split over their first axis, whose size must be a multiple of the device count. A
+    spec stands for a whole argument or, in a tree of the argument's form, for each leaf.
 
     `check_vma=False` is on purpose. With the check on, gradients of replicated parameters arrive
     already summed (so the usual psum makes them N times too large, silently), and Linen's scans do
@@ -96,35 +127,29 @@ def data_parallel(
             "config.parallel='pmap' runs in one process only; use 'shard_map' for several hosts."
         )
 
-    def axis(spec: PartitionSpec) -> int | None:
-        return 0 if spec == ROWS else None
+    def axes(tree: Any) -> Any:
+        return jax.tree.map(lambda spec: 0 if spec == ROWS else None, tree)
 
-    single = isinstance(out_specs, PartitionSpec)
     devices = list(mesh.devices.flat)
     pmapped = jax.pmap(
         fn,
         axis_name=AXIS,
-        in_axes=tuple(axis(spec) for spec in in_specs),
-        out_axes=axis(out_specs) if single else tuple(axis(spec) for spec in out_specs),
+        in_axes=axes(in_specs),
+        out_axes=axes(out_specs),
         devices=devices,
         donate_argnums=donate,
     )
 
-    def split(spec: PartitionSpec, tree: Any) -> Any:
-        if spec != ROWS:
-            return tree
-        return jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), tree)
+    def split(spec: PartitionSpec, x: Any) -> Any:
+        return x.reshape(len(devices), -1, *x.shape[1:]) if spec == ROWS else x
 
-    def join(spec: PartitionSpec, tree: Any) -> Any:
-        if spec != ROWS:
-            return tree
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    def join(spec: PartitionSpec, x: Any) -> Any:
+        return x.reshape(-1, *x.shape[2:]) if spec == ROWS else x
 
     def call(*args: Any) -> Any:
-        out = pmapped(*(split(spec, arg) for spec, arg in zip(in_specs, args)))
-        if single:
-            return join(out_specs, out)
-        return tuple(join(spec, part) for spec, part in zip(out_specs, out))
+        args = jax.tree.map(split, jax.tree.broadcast(in_specs, args), args)
+        out = pmapped(*args)
+        return jax.tree.map(join, jax.tree.broadcast(out_specs, out), out)
 
     return call
 

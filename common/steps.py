@@ -1,7 +1,7 @@
 """Train steps, written for one device inside the mapped axis `parallel.AXIS`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,15 +21,21 @@ class OneLoss:
 
     config: Any
     loss: LossFn
+    sharded: tuple[str, ...] = ()
 
     @functools.cached_property
     def optimizer(self) -> tuple[optax.GradientTransformation, optim.Schedule]:
-        return optim.make_optimizer(self.config.optimizer, self.config.total_steps)
+        return optim.make_optimizer(self.config.optimizer, self.config.total_steps, self.sharded)
 
     @functools.cached_property
     def train_step(self) -> Step:
-        accumulate, ema_decay = self.config.accumulate, self.config.ema_decay
-        return supervised(self.loss, self.optimizer[0], accumulate=accumulate, ema_decay=ema_decay)
+        return supervised(
+            self.loss,
+            self.optimizer[0],
+            accumulate=self.config.accumulate,
+            ema_decay=self.config.ema_decay,
+            sharded=self.sharded,
+        )
 
     def create_state(self, variables: state.Variables) -> state.TrainState:
         return state.create(variables, self.optimizer[0], ema=self.config.ema_decay > 0)
@@ -39,7 +45,12 @@ class OneLoss:
 
 
 def supervised(
-    loss: LossFn, tx: optax.GradientTransformation, *, accumulate: int = 1, ema_decay: float = 0.0
+    loss: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+    sharded: Sequence[str] = (),
 ) -> Step:
     """The step that lowers one loss.
 
@@ -50,6 +61,9 @@ def supervised(
     `batch["row"]` is added: the row's number in the global batch, from which random streams take
     their per-row keys. With `accumulate` > 1 micro-batch m takes the rows m, m + a, m + 2a, ...,
     which is the same set of global rows on any number of devices.
+
+    Parameters named in `sharded` (`parallel.specs`) lie over the devices: the loss sees a share of
+    their rows, of which its gradient must be complete, all devices' rows of the batch included.
     """
 
     def value_and_grad(params: Any, model_state: Any, batch: Any, key: Any, step: Any) -> Any:
@@ -89,8 +103,14 @@ def supervised(
             ((grads, sums), model_state), _ = jax.lax.scan(body, (zeros, model_state), parts)
 
         # As one vector: a device waits for the others once, not once for every array.
-        vector, unravel = jax.flatten_util.ravel_pytree((grads, sums))
-        grads, (total, count, sums) = unravel(jax.lax.psum(vector, parallel.AXIS))
+        split = [spec == parallel.ROWS for spec in jax.tree.leaves(parallel.specs(grads, sharded))]
+        leaves, structure = jax.tree.flatten(grads)
+        added = [leaf for leaf, own in zip(leaves, split) if not own]
+        vector, unravel = jax.flatten_util.ravel_pytree((added, sums))
+        added, (total, count, sums) = unravel(jax.lax.psum(vector, parallel.AXIS))
+        added = iter(added)
+        leaves = [leaf if own else next(added) for leaf, own in zip(leaves, split)]
+        grads = jax.tree.unflatten(structure, leaves)
         divisor = jnp.maximum(count, 1.0)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         updates, opt_state = tx.update(grads, train_state.opt_state, params)
@@ -102,7 +122,7 @@ def supervised(
         one = jnp.ones(())
         sums = {
             "loss": metrics.Ratio(total, count),
-            "grad_norm": metrics.Ratio(optax.tree.norm(grads), one),
+            "grad_norm": metrics.Ratio(optim.global_norm(grads, sharded), one),
             **sums,
         }
         new_state = train_state.replace(

@@ -38,11 +38,13 @@ class Task(Protocol):
         name: the package, as saved in the work directory ("asr").
         best_metric: (split, metric name, "min" or "max") by which the best checkpoints are kept.
         work_metric: the metric whose sum is the work done (throughput), e.g. "audio_seconds".
+        sharded: paths ("head/weights") of parameters whose rows lie over the devices.
     """
 
     name: str
     best_metric: tuple[str, str, str]
     work_metric: str
+    sharded: tuple[str, ...]
 
     def init(self, key: Key[Array, ""]) -> Variables:
         """Fresh variables: `{"params": ..., "batch_stats": ...}`."""

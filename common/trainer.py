@@ -103,10 +103,17 @@ def make_train_step(task: Task, config: Any, mesh: Mesh) -> Callable:
         key = state.stream_key(config.seed, "train", train_state.step)
         return task.train_step(train_state, batch, key)
 
-    specs = (parallel.REPLICATED, parallel.ROWS)
-    out = (parallel.REPLICATED, parallel.REPLICATED)
+    specs = parallel.REPLICATED
+    if task.sharded:
+        template = jax.eval_shape(lambda key: task.create_state(task.init(key)), jax.random.key(0))
+        specs = parallel.specs(template, task.sharded)
     return parallel.data_parallel(
-        step, mesh, in_specs=specs, out_specs=out, donate=(0,), kind=config.parallel
+        step,
+        mesh,
+        in_specs=(specs, parallel.ROWS),
+        out_specs=(specs, parallel.REPLICATED),
+        donate=(0,),
+        kind=config.parallel,
     )
 
 
@@ -118,8 +125,17 @@ def make_eval_step(task: Task, config: Any, mesh: Mesh) -> Callable:
         outputs = {**outputs, "index": batch["index"], "mask": batch["mask"]}
         return metrics.psum(sums, parallel.AXIS), outputs
 
-    specs = (parallel.REPLICATED, parallel.ROWS)
-    return parallel.data_parallel(step, mesh, in_specs=specs, out_specs=specs, kind=config.parallel)
+    variables = parallel.REPLICATED
+    if task.sharded:
+        template = jax.eval_shape(task.init, jax.random.key(0))
+        variables = parallel.specs(template, task.sharded)
+    return parallel.data_parallel(
+        step,
+        mesh,
+        in_specs=(variables, parallel.ROWS),
+        out_specs=(parallel.REPLICATED, parallel.ROWS),
+        kind=config.parallel,
+    )
 
 
 def evaluate(
@@ -197,13 +213,14 @@ def train(
         stack.callback(saver.close)
         iterator = iter(task.train_data())
         template = jax.eval_shape(task.create_state, variables)
-        restored = saver.restore(template, mesh, iterator)
+        restored = saver.restore(template, mesh, iterator, task.sharded)
         if restored is None:
-            variables = compiles.jit_once(task.init)(state.stream_key(config.seed, "init", 0))
-            train_state, meta = task.create_state(variables), {"evaluated": -1}
-            # Copies each leaf: `ema` starts as the parameters, but a buffer is donated only once.
-            train_state = parallel.replicate(train_state, mesh)
-            start = 0
+            # Made where it lies: no device ever holds all of what is sharded.
+            make = compiles.jit_once(
+                lambda: task.create_state(task.init(state.stream_key(config.seed, "init", 0))),
+                out_shardings=parallel.shardings(template, mesh, task.sharded),
+            )
+            train_state, meta, start = make(), {"evaluated": -1}, 0
         else:
             train_state, meta = restored
             task.check_checkpoint(meta)

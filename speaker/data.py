@@ -1,5 +1,7 @@
 """Batches of crops with speaker labels to train, whole recordings in buckets to evaluate."""
 
+import dataclasses
+import functools
 import hashlib
 import logging
 import pathlib
@@ -72,10 +74,55 @@ def labels(split: splits.Split, names: tuple[str, ...]) -> Int[np.ndarray, "n"]:
     return np.array([place[name] for name in speakers_of(split)], np.int32)
 
 
+def num_classes(config: Any, names: tuple[str, ...]) -> int:
+    """Every speaker at every speed; UserError for speeds that cannot be."""
+    speeds = tuple(config.augment.speeds)
+    if not speeds or speeds[0] != 1 or min(speeds) <= 0 or len(set(speeds)) < len(speeds):
+        raise errors.UserError(
+            f"config.augment.speeds={speeds}: the first one is 1.0, the others differ from it and "
+            "from each other, e.g. (1.0, 0.9, 1.1)."
+        )
+    return len(names) * len(speeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class BySpeaker:
+    """Crops of recordings drawn at random within each speaker, all speakers equally often.
+
+    Element i is of speaker i modulo their number; there are as many as recordings, rounded up to
+    the same number of each speaker.
+    """
+
+    crops: records.SpeechCrops
+
+    @functools.cached_property
+    def _members(self) -> tuple[np.ndarray, ...]:
+        order = np.argsort(self.crops.labels, kind="stable")
+        bounds = np.flatnonzero(np.diff(self.crops.labels[order])) + 1
+        return tuple(np.split(order, bounds))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the crops."""
+        return f"by speaker {self.crops.fingerprint}"
+
+    def __len__(self) -> int:
+        speakers = len(self._members)
+        return -(-len(self.crops) // speakers) * speakers
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return self.crops[int(self._members[i % len(self._members)][0])]
+
+    def draw(self, i: int, rng: np.random.Generator, max_samples: int) -> dict[str, np.ndarray]:
+        """A crop of a recording of speaker i; consumes three numbers of `rng`."""
+        members = self._members[i % len(self._members)]
+        return self.crops.draw(int(members[int(rng.random() * len(members))]), rng, max_samples)
+
+
 def train_batches(
     split: splits.Split, names: tuple[str, ...], config: Any, workdir: pathlib.Path
 ) -> Any:
-    """The endless stream of `batch_rows` crops; every epoch takes each recording once."""
+    """The endless stream of `batch_rows` crops, drawn as `config.data.sampler` says."""
     data = config.data
     rate = data.sample_rate_hz
     crop = round(data.crop_seconds * rate)
@@ -95,10 +142,23 @@ def train_batches(
     )
     if (counts == 1).any():
         log.warning("%d speakers have one recording only.", int((counts == 1).sum()))
+    crops = records.SpeechCrops(
+        *(split.source, split.index, targets, rate, splits.channel(data)),
+        speeds=tuple(config.augment.speeds),
+        num_speakers=len(names),
+    )
+    sizes = np.minimum(samples, crop)
+    if data.sampler == "speaker":
+        crops = BySpeaker(crops)
+        sizes = np.full(len(crops), crop)
+    elif data.sampler != "utterance":
+        raise errors.UserError(
+            f"config.data.sampler={data.sampler!r} is unknown; choose utterance or speaker."
+        )
     return pipeline.train_batches(
-        records.SpeechCrops(split.source, split.index, targets, rate, splits.channel(data)),
+        crops,
         (shape,),
-        {"audio": np.minimum(samples, crop)},
+        {"audio": sizes},
         seed=config.seed,
         num_workers=data.num_workers,
         companions=splits.companions(config, workdir),

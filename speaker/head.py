@@ -26,6 +26,10 @@ from speaker import margins
 # The collection of AdaCos' scale: replicated, saved and restored with the batch statistics.
 STATE = "margin_state"
 
+# Sharded classes are padded to a multiple of this, so that checkpoints fit any number of devices
+# that divides it.
+SHARDS = 128
+
 
 def padded_classes(num_classes: int, num_shards: int) -> int:
     """Classes with padding: the next multiple of the number of shards."""
@@ -110,12 +114,13 @@ class MarginHead(nn.Module):
     average whatever c is; `bias` [c] zeros for softmax and l2_softmax, a scalar for sphereface2.
     With `num_shards` > 1, c is padded to a multiple of it and the parameters are those of the
     whole head at initialisation, this device's share (see `param_specs`) inside the mapped axis;
-    the real classes start with the same numbers on any number of shards. AdaCos keeps its scale
-    in the collection `margin_state`.
+    the real classes start with the same numbers whatever it is. AdaCos keeps its scale in the
+    collection `margin_state`.
 
     Attributes:
       num_classes: c, without padding; with speed perturbation three times the speakers.
-      num_shards: devices over which the classes are split; 1 for the dense head.
+      num_shards: 1 for the dense head; else a number that the devices of the mapped axis, over
+        which the classes are split, divide.
       axis_name: the mapped axis; None outside of one (then `num_shards` is 1).
     """
 
@@ -147,7 +152,7 @@ class MarginHead(nn.Module):
         classes, real = padded_classes(self.num_classes, self.num_shards), self.num_classes
         initializing = self.is_initializing()
         if not initializing:  # Inside the mapped axis this device sees its share.
-            classes //= self.num_shards
+            classes //= lax.axis_size(self.axis_name) if self.num_shards > 1 else 1
 
         def draw(key: Any, shape: tuple[int, int]) -> Array:
             # The share of one device is never drawn, only its shape is asked for.

@@ -47,9 +47,10 @@ class SpeakerNet(nn.Module):
     encoder: nn.Module
     loss: margins.MarginConfig
     num_classes: int
+    num_shards: int = 1
 
     def setup(self) -> None:
-        self.head = head.MarginHead(self.loss, self.num_classes)
+        self.head = head.MarginHead(self.loss, self.num_classes, self.num_shards)
 
     def embed(
         self,
@@ -77,14 +78,15 @@ class SpeakerNet(nn.Module):
         lengths: Int[Array, "b"],
         labels: Int[Array, "b"],
         margin: Any,
+        scale: Any,
         *,
         train: bool,
         mask: Bool[Array, "b"],
         distort: Callable[[Array, Array], Array] | None = None,
     ) -> margins.MarginLoss:
-        """The rows' classification losses at `margin`."""
+        """The rows' classification losses at `margin` and `scale`."""
         embeddings = self.embed(audio, lengths, train=train, mask=mask, distort=distort)
-        return self.head(embeddings, labels, margin, mask=mask, train=train)
+        return self.head(embeddings, labels, margin, scale, mask=mask, train=train)
 
 
 def make_model(config: Any, num_classes: int) -> SpeakerNet:
@@ -106,13 +108,25 @@ def make_model(config: Any, num_classes: int) -> SpeakerNet:
             fallback=loss.fallback,
             sub_centers=loss.sub_centers,
             top_k=loss.top_k,
+            top_k_ratio=loss.top_k_ratio,
+            angle_multiple=loss.angle_multiple,
+            sphereface2_type=loss.sphereface2_type,
+            positive_weight=loss.positive_weight,
+            power=loss.power,
         ),
         num_classes=num_classes,
+        num_shards=head.SHARDS if loss.sharded else 1,
     )
+
+
+def sharded(model: SpeakerNet) -> tuple[str, ...]:
+    """The parameters whose rows lie over the devices, see `common.parallel.specs`."""
+    specs = head.param_specs(model.loss, model.num_shards)
+    return tuple(f"head/{name}" for name, spec in specs.items() if spec == parallel.ROWS)
 
 
 def init(model: SpeakerNet, key: Key[Array, ""]) -> dict[str, Any]:
     """Fresh variables of the network."""
     audio, one = jnp.zeros((1, 8000)), jnp.full((1,), 8000, jnp.int32)
     labels, mask = jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool)
-    return dict(model.init(key, audio, one, labels, 0.0, train=False, mask=mask))
+    return dict(model.init(key, audio, one, labels, 0.0, 1.0, train=False, mask=mask))

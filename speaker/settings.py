@@ -16,6 +16,8 @@ def default_config() -> ConfigDict:
             "min_seconds": 0.4,
             "max_seconds": 1000.0,
             "crop_seconds": 2.0,  # of every training row; shorter recordings are padded
+            # utterance: an epoch takes every recording once; speaker: every speaker equally often.
+            "sampler": "utterance",
             "batch_rows": 128,  # of one global batch
             "num_buckets": 3,  # evaluation takes whole recordings
             "eval_batch_seconds": 120.0,
@@ -34,6 +36,8 @@ def default_config() -> ConfigDict:
         }
     )
     config.augment = splits.default_augment()
+    # Other speeds are other speakers: (1.0, 0.9, 1.1) makes three of each.
+    config.augment.speeds = (1.0,)
     config.augment.update(
         {"freq_masks": 0, "freq_width": 10, "time_masks": 0, "time_ratio": 0.05, "time_width": 20}
     )
@@ -50,17 +54,25 @@ def default_config() -> ConfigDict:
     )
     config.loss = ConfigDict(
         {
-            # softmax, l2_softmax, am, adacos, sphereface2; sphereface with a scale of 1
+            # softmax, l2_softmax, sphereface (scale 1, margin < 1), am, adacos, sphereface2
             "kind": "aam",
             "margin": 0.2,
             "scale": 32.0,
             "fallback": "continuous",  # aam beyond pi - m: or arcface, easy
-            "sub_centers": 1,
-            "top_k": 0,
+            # Each device holds a share of the classes instead of all of them (speaker/head.py).
+            "sharded": False,
+            "sub_centers": 1,  # am, aam
+            "top_k": 0,  # am, aam: classes that get a margin of `top_k_ratio` times the margin
+            "top_k_ratio": 0.3,
+            "angle_multiple": 4,  # sphereface: m of psi
+            "sphereface2_type": "C",  # or A
+            "positive_weight": 0.7,  # sphereface2: lambda
+            "power": 3,  # sphereface2: t
             # The margin grows from 0 between these steps; equal ones: it is there from then on.
             "margin_start_step": 0,
             "margin_end_step": 0,
-            "growth": "exponential",  # or linear
+            "growth": "exponential",  # linear, sphereface: see speaker/margin_schedules.py
+            "start_scale": 0.0,  # the scale grows from this one with the margin; 0: it is fixed
         }
     )
     config.dtype = "float32"  # of the encoder's computation: or bfloat16

@@ -51,7 +51,11 @@ class SpeakerTask(steps.OneLoss):
 
     @functools.cached_property
     def model(self) -> model.SpeakerNet:
-        return model.make_model(self.config, len(self.classes))
+        return model.make_model(self.config, data.num_classes(self.config, self.classes))
+
+    @functools.cached_property
+    def sharded(self) -> tuple[str, ...]:
+        return model.sharded(self.model)
 
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
@@ -72,7 +76,7 @@ class SpeakerTask(steps.OneLoss):
         audio, lengths = batch["audio"], batch["audio_lengths"]
         keys = {
             name: parallel.row_keys(jax.random.fold_in(key, i), batch["row"])
-            for i, name in enumerate(("masks", "rir", "noise"))
+            for i, name in enumerate(("masks", "rir", *augment.ADDED))
         }
         audio = augment.add_rooms_and_noise(audio, lengths, batch, keys, settings)
         if not (settings.freq_masks or settings.time_masks):
@@ -90,22 +94,26 @@ class SpeakerTask(steps.OneLoss):
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
     ) -> tuple[jax.Array, tuple[jax.Array, Metrics, state.Variables]]:
         settings, mask = self.config.loss, batch["mask"]
-        audio, distort, margin = batch["audio"], None, jnp.float32(settings.margin)
+        audio, distort = batch["audio"], None
+        margin, scale = jnp.float32(settings.margin), jnp.float32(settings.scale)
         if train:
             audio, distort = self._distortions(batch, key)
-            margin = margin_schedules.margin_at(
+            at = functools.partial(
+                margin_schedules.margin_at,
                 step,
-                final=settings.margin,
                 start_step=settings.margin_start_step,
                 end_step=settings.margin_end_step,
-                growth=settings.growth,
             )
+            margin = at(final=settings.margin, growth=settings.growth)
+            if settings.start_scale:
+                scale = at(final=settings.scale, initial=settings.start_scale, growth="linear")
         found, new_state = self.model.apply(
             variables,
             audio,
             batch["audio_lengths"],
             batch["label"],
             margin,
+            scale,
             train=train,
             mask=mask,
             distort=distort,
@@ -208,7 +216,10 @@ def find_trials(split: splits.Split, config: Any) -> trials.LocatedTrials:
     settings = config.data
     if settings.trials:
         listed = trials.read_trials(pathlib.Path(settings.trials).expanduser())
-        found = trials.locate(listed, split.ids, split.ids)
+        # Lists in VoxCeleb's manner name files.
+        wanted = {*listed.enrol_ids, *listed.test_ids}
+        names = max(split.ids, split.paths, key=lambda names: len(wanted.intersection(names)))
+        found = trials.locate(listed, names, names)
     else:
         found = all_pairs(data.speakers_of(split), settings.max_trials)
     if found.is_target.all() or not found.is_target.any():

@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, Int, Key
 from common.audio import framing
 from common.nn import masking
 
+ADDED = ("noise", "music", "babble")  # to the waveform, in this order
+
 
 @dataclasses.dataclass(frozen=True)
 class SpecAugmentConfig:
@@ -235,10 +237,10 @@ def add_rooms_and_noise(
     keys: Mapping[str, Key[Array, "b"]],
     settings: Any,
 ) -> Float[Array, "b t"]:
-    """`reverberate`, then `add_noise`, with what the batch holds of `rir` and `noise`.
+    """`reverberate`, then `add_noise`, with what the batch holds of `rir` and of `ADDED`.
 
-    `settings` is `config.augment` (`common.data.splits.default_augment`), `keys` has "rir" and
-    "noise". A batch without them is returned as it is.
+    `settings` is `config.augment` (`common.data.splits.default_augment`), `keys` has "rir" and all
+    of `ADDED`. A batch without any of them is returned as it is.
     """
     if "rir" in batch:
         audio = reverberate(
@@ -249,16 +251,17 @@ def add_rooms_and_noise(
             keys["rir"],
             probability=settings.rir.probability,
         )
-    if "noise" in batch:
-        audio = add_noise(
-            audio,
-            lengths,
-            batch["noise"],
-            batch["noise_lengths"],
-            keys["noise"],
-            snr_db=tuple(settings.noise.snr_db),
-            probability=settings.noise.probability,
-        )
+    for name in ADDED:
+        if name in batch:
+            audio = add_noise(
+                audio,
+                lengths,
+                batch[name],
+                batch[f"{name}_lengths"],
+                keys[name],
+                snr_db=tuple(settings[name].snr_db),
+                probability=settings[name].probability,
+            )
     return audio
 
 

@@ -34,26 +34,44 @@ class Clips:
     """Random stretches of usable recordings, read without the rest of the file where it can be.
 
     `crop` True: a stretch begins anywhere (noise); False: at the start, of the first channel (room
-    responses: the mean of several microphones' is none).
+    responses: the mean of several microphones' is none). `voices`: how many stretches are added up,
+    at least and at most, each scaled to the same power (babble).
     """
 
     source: records.Source
     index: records.Index
     sample_rate_hz: int
     crop: bool
+    voices: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.voices[0] <= self.voices[1]:
+            raise records.DataError(f"Babble of {self.voices[0]} to {self.voices[1]} voices?")
 
     @property
     def fingerprint(self) -> str:
         """Changes when a recording is added, removed or of another length."""
         names = [self.source[int(i)]["id"] for i in self.index.positions]
-        text = repr((names, self.index.seconds.tolist(), self.crop))
+        text = repr((names, self.index.seconds.tolist(), self.crop, self.voices))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def draw(self, rng: np.random.Generator, max_samples: int) -> Float[np.ndarray, "n"]:
         """The whole of a recording drawn from `rng`, or `max_samples` of it; may raise AudioError.
 
-        Consumes the same numbers of `rng` whatever it finds.
+        Of several voices the longest decides how long. Consumes the same numbers of `rng` whatever
+        it finds.
         """
+        low, high = self.voices
+        if high == 1:
+            return self._stretch(rng, max_samples)
+        stretches = [self._stretch(rng, max_samples) for _ in range(rng.integers(low, high + 1))]
+        mixed = np.zeros(max(map(len, stretches)), np.float32)
+        for stretch in stretches:
+            power = float(np.mean(np.square(stretch, dtype=np.float64)))
+            mixed[: len(stretch)] += stretch / np.float32(max(power, 1e-12) ** 0.5)
+        return mixed
+
+    def _stretch(self, rng: np.random.Generator, max_samples: int) -> Float[np.ndarray, "n"]:
         choice, place = rng.random(2)
         i = int(choice * len(self.index))
         record = self.source[int(self.index.positions[i])]

@@ -154,7 +154,8 @@ def _record(
     if not audio:
         raise records.DataError(f"{path}: the row {dict(row)} names no audio file.")
     stem = str(pathlib.PurePath(audio).with_suffix(""))
-    record = {"id": str(row.get(names.get("id", ""), stem)), "audio": str(root / audio)}
+    name = str(row.get(names.get("id", ""), stem))
+    record = {"id": name, "audio": str(root / audio), "path": audio}
     for field in ("text", "speaker"):
         value = row.get(names.get(field, ""))
         if value not in (None, ""):

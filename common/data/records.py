@@ -5,6 +5,7 @@ A source is a lazy sequence of records. A record is a mapping with
   audio        path of an audio file, or the samples themselves (f32 in [-1, 1] or int16)
   sample_rate  int, only beside samples
   text, speaker  str, optional
+  path         str, optional: what lists call the recording instead of its id
 
 Sources are random access and picklable, because data workers are other processes. Nothing in
 `common.data` imports JAX itself (grain does, in its workers too, where JAX is installed).
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import soxr
 import tqdm
 from jaxtyping import Float, Int
 
@@ -127,8 +129,11 @@ class SpeechCrops:
     """Random access to recordings with the class of their speaker, whole or cropped at random.
 
     Element i is {"audio": f32[t], "label": i32 place of its speaker in `speakers`, "index": i32};
-    `draw` gives the same with at most `max_samples` samples from a random place and reads no more
-    of the file than that. Raises `io.AudioError` for a recording that can no longer be read.
+    `draw` gives the same with at most `max_samples` samples from a random place, played at a speed
+    drawn from `speeds`, and reads no more of the file than that. Speed k of a speaker counts as
+    another speaker: label + k * `num_speakers` (Yamamoto et al., Speaker augmentation and bandwidth
+    extension for deep speaker embedding, Interspeech 2019).
+    Raises `io.AudioError` for a recording that can no longer be read.
     """
 
     source: Source
@@ -137,11 +142,13 @@ class SpeechCrops:
     sample_rate_hz: int
     channel: str | int = "mean"
     max_samples: int | None = None  # of a whole recording; the rest of it is not read
+    speeds: tuple[float, ...] = (1.0,)  # 1.1 is faster, shorter and higher; the first one is 1
+    num_speakers: int = 0
 
     @property
     def fingerprint(self) -> str:
         """Changes with the number, the lengths or the speakers of the recordings."""
-        text = repr((self.index.seconds.tolist(), self.labels.tolist()))
+        text = repr((self.index.seconds.tolist(), self.labels.tolist(), self.speeds))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -154,11 +161,18 @@ class SpeechCrops:
         return example | {"audio": example["audio"][: self.max_samples]}
 
     def draw(self, i: int, rng: np.random.Generator, max_samples: int) -> dict[str, np.ndarray]:
-        """Example i, cropped; consumes one number of `rng`."""
-        seconds = max_samples / self.sample_rate_hz
+        """Example i, cropped; consumes two numbers of `rng`."""
+        place, choice = rng.random(2)
+        number = int(choice * len(self.speeds))
+        speed = self.speeds[number]
+        seconds = max_samples / self.sample_rate_hz * speed
         spare = max(0.0, float(self.index.seconds[i]) - seconds)
-        example = self._example(i, float(rng.random()) * spare, seconds)
-        return example | {"audio": example["audio"][:max_samples]}
+        example = self._example(i, float(place) * spare, seconds)
+        audio = example["audio"]
+        if speed != 1.0:
+            audio = soxr.resample(audio, self.sample_rate_hz * speed, self.sample_rate_hz)
+        label = example["label"] + np.int32(number * self.num_speakers)
+        return example | {"audio": audio[:max_samples], "label": label}
 
     def _example(self, i: int, start: float, duration: float | None) -> dict[str, np.ndarray]:
         position = int(self.index.positions[i])

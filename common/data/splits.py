@@ -16,13 +16,16 @@ from common.data import clips, embedded, librispeech, manifest, pipeline, record
 
 log = logging.getLogger(__name__)
 
+ADDED = ("noise", "music", "babble")  # as common.audio.augment has them, which imports JAX
+
 
 def default_config() -> ConfigDict:
     """`config.data`: what every task needs to know of its recordings."""
     return ConfigDict(
         {
             "kind": "embedded",  # embedded, librispeech (tree), manifest (tsv, jsonl), tfds
-            "root": "",  # tree, manifest file, or prepared tfds folder; ~ is expanded
+            # Tree, prepared tfds folder, or manifest files with commas between; ~ is expanded.
+            "root": "",
             "audio_root": "",  # manifest: where relative paths start; default: its own folder
             # Subsets of a tree, values of `split_column` of a manifest, or splits of a data set.
             "train": ("train",),
@@ -49,6 +52,9 @@ def default_augment() -> ConfigDict:
         {
             # Folders of audio files, searched in depth; empty: none. Mixed into the waveform.
             "noise": {"root": "", "probability": 0.5, "snr_db": (5.0, 25.0)},
+            "music": {"root": "", "probability": 0.5, "snr_db": (5.0, 15.0)},
+            # Speech of several people at once; how many, at least and at most.
+            "babble": {"root": "", "probability": 0.5, "snr_db": (13.0, 20.0), "voices": (3, 7)},
             "rir": {"root": "", "probability": 0.5, "max_seconds": 1.0},
         }
     )
@@ -60,6 +66,7 @@ class Written(NamedTuple):
     id: str
     text: str
     speaker: str
+    path: str  # of the audio as a manifest writes it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Split:
         found = {}
         for position in map(int, self.index.positions):
             record = self.source[position]
-            texts = (record.get(name) or "" for name in ("text", "speaker"))
+            texts = (record.get(name) or "" for name in ("text", "speaker", "path"))
             found[position] = Written(record["id"], *texts)
         return found
 
@@ -95,6 +102,11 @@ class Split:
     def speakers(self) -> list[str]:
         """Speakers of the usable records, empty where a record names none."""
         return [record.speaker for record in self.written.values()]
+
+    @property
+    def paths(self) -> list[str]:
+        """Audio paths of the usable records as a manifest writes them, empty in other sources."""
+        return [record.path for record in self.written.values()]
 
 
 def open_source(data: Any, names: Sequence[str]) -> records.Source:
@@ -121,8 +133,13 @@ def open_source(data: Any, names: Sequence[str]) -> records.Source:
     if data.kind == "librispeech":
         return librispeech.read_tree(root, list(names))
     if data.kind == "manifest":
-        where = {data.split_column: list(names)}
-        return manifest.read_manifest(root, root=data.audio_root or None, where=where)
+        where, start = {data.split_column: list(names)}, data.audio_root or None
+        paths = [part.strip() for part in data.root.split(",")]
+        parts = [manifest.read_manifest(path, root=start, where=where) for path in paths]
+        if len(parts) == 1:
+            return parts[0]
+        merged = tuple(record for part in parts for record in part.records)
+        return records.RecordList(", ".join(part.name for part in parts), merged)
     if data.kind == "tfds":
         return tfds.TfdsSource(root, "+".join(names))
     raise errors.UserError(
@@ -155,9 +172,9 @@ def open_split(
 
 
 def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Companion]:
-    """Noise and room responses of `config.augment`, validated like any other recording."""
+    """What `config.augment` mixes into recordings, validated like any of them."""
     rate, found = config.data.sample_rate_hz, {}
-    for name in ("noise", "rir"):
+    for name in ("rir", *ADDED):
         settings = config.augment[name]
         if not settings.root:
             continue
@@ -174,7 +191,8 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Compani
             progress=jax.process_index() == 0,
         )
         length = round(settings.max_seconds * rate) if name == "rir" else None
-        drawn = clips.Clips(source, index, rate, crop=name == "noise")
+        voices = tuple(settings.voices) if name == "babble" else (1, 1)
+        drawn = clips.Clips(source, index, rate, crop=name != "rir", voices=voices)
         found[name] = pipeline.Companion(drawn, length)
     return found
 

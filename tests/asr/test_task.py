@@ -59,7 +59,7 @@ def recogniser(tmp_path_factory):
 def evaluate(task, variables, batch, devices=1):
     mesh = parallel.make_mesh(jax.devices()[:devices])
     step = trainer.make_eval_step(task, task.config, mesh)
-    sums, outputs = step(parallel.replicate(variables, mesh), parallel.global_batch(batch, mesh))
+    sums, outputs = step(parallel.place(variables, mesh), parallel.global_batch(batch, mesh))
     sums = {name: value for name, value in sums.items() if name != task.work_metric}
     return metrics.finalize(sums), jax.device_get(outputs)
 
@@ -108,7 +108,7 @@ def test_evaluation_on_eight_devices_equals_one(recogniser):
 
 def train_step_sums(task, variables, devices):
     mesh = parallel.make_mesh(jax.devices()[:devices])
-    state = parallel.replicate(task.create_state(variables), mesh)
+    state = parallel.place(task.create_state(variables), mesh)
     step = trainer.make_train_step(task, task.config, mesh)
     batch = {**make_batch(task.tokenizer), **noise_and_rooms()}
     state, sums = step(state, parallel.global_batch(batch, mesh))
@@ -146,7 +146,7 @@ def test_noise_rooms_and_warps_reach_the_training_loss_only(recogniser):
             in_specs=specs,
             out_specs=parallel.REPLICATED,
         )
-        return float(step(parallel.replicate(variables, mesh), parallel.global_batch(batch, mesh)))
+        return float(step(parallel.place(variables, mesh), parallel.global_batch(batch, mesh)))
 
     plain = loss(task, batch, True)
     warped = loss(distorted, batch, True)
@@ -182,7 +182,7 @@ def test_a_training_step_on_four_devices_equals_one(tmp_path):
 def test_it_learns_eight_utterances_by_heart(tmp_path, loss):
     task = make_task(tmp_path, loss=loss)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    state = parallel.replicate(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
+    state = parallel.place(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
     step = trainer.make_train_step(task, task.config, mesh)
     batch = parallel.global_batch(make_batch(task.tokenizer), mesh)
     for _ in range(500):

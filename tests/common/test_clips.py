@@ -1,5 +1,6 @@
 """Noise and room responses: folders, random stretches, and their place in a training batch."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -68,6 +69,27 @@ def test_draws_are_stretches_of_the_recordings(folder, tmp_path):
     assert len(starts) > 10
     again = drawn.draw(np.random.default_rng(7), 1000)
     np.testing.assert_array_equal(again, drawn.draw(np.random.default_rng(7), 1000))
+
+
+def test_babble_is_a_sum_of_voices_of_one_power(folder, tmp_path):
+    one = open_clips(folder, tmp_path)
+    babble = dataclasses.replace(one, voices=(2, 4))
+    assert babble.fingerprint != one.fingerprint
+    counts = set()
+    for seed in range(20):
+        mixed = babble.draw(np.random.default_rng(seed), 1000)
+        rng = np.random.default_rng(seed)
+        count = rng.integers(2, 5)
+        expected = np.zeros(1000)
+        for _ in range(count):
+            part = one.draw(rng, 1000).astype(np.float64)
+            expected[: len(part)] += part / np.sqrt(np.mean(part**2))
+        np.testing.assert_allclose(mixed, expected[: len(mixed)], atol=1e-4)
+        assert not expected[len(mixed) :].any()
+        counts.add(int(count))
+    assert counts == {2, 3, 4}
+    with pytest.raises(records.DataError, match="Babble of 3 to 2 voices"):
+        dataclasses.replace(one, voices=(3, 2))
 
 
 def test_a_room_response_starts_at_its_start(folder, tmp_path):

@@ -82,9 +82,10 @@ def test_tsv_paths_columns_and_filter(tmp_path):
     assert source[0] == {
         "id": "a",
         "audio": str(tmp_path / "lists" / "wav" / "a.wav"),
+        "path": "wav/a.wav",
         "text": 'SAY "YES"',
     }
-    assert source[1] == {"id": "b", "audio": "/abs/b.wav"}
+    assert source[1] == {"id": "b", "audio": "/abs/b.wav", "path": "/abs/b.wav"}
     moved = manifest.read_manifest(path, root=tmp_path, where={"split": "train"})
     assert [r["audio"] for r in moved.records] == [str(tmp_path / "wav" / "a.wav")]
     assert len(manifest.read_manifest(path, where={"split": ["train", "dev"]})) == 2

@@ -16,7 +16,7 @@ def run(devices: int, **changes) -> dict[str, np.ndarray]:
     mesh = parallel.make_mesh(jax.devices()[:devices])
     step = trainer.make_train_step(task, task.config, mesh)
     state = task.create_state(task.init(jax.random.key(1)))
-    state = parallel.replicate(state, mesh)
+    state = parallel.place(state, mesh)
     for k in range(STEPS):
         batch = toy.Examples()[k]
         state, sums = step(state, parallel.global_batch(batch, mesh))
@@ -67,7 +67,7 @@ def test_the_toy_learns():
     task = toy.ToyTask(toy.make_config(total_steps=60), noise=0.0)
     mesh = parallel.make_mesh(jax.devices()[:1])
     step = trainer.make_train_step(task, task.config, mesh)
-    state = parallel.replicate(task.create_state(task.init(jax.random.key(1))), mesh)
+    state = parallel.place(task.create_state(task.init(jax.random.key(1))), mesh)
     batch = parallel.global_batch(toy.Examples()[0], mesh)
     losses = []
     for _ in range(150):

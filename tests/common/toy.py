@@ -67,6 +67,7 @@ class ToyTask:
     noise: float = 0.1
     poison_step: int = -1
     name: str = "toy"
+    sharded: tuple = ()
     best_metric: tuple = ("dev", "error", "min")
     work_metric: str = "rows"
 

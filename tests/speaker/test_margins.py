@@ -346,7 +346,10 @@ def test_schedules():
     np.testing.assert_allclose(linear, [0.1, 0.1, 0.15, 0.195, 0.2, 0.2], rtol=1e-5)
     fixed = margin_schedules.margin_at(5, final=0.5, start_step=0, end_step=0)
     np.testing.assert_allclose(fixed, 0.5)
-    weight = [margin_schedules.sphereface_margin(step) for step in (0, 100, 100_000)]
+    weight = [
+        margin_schedules.margin_at(step, final=1 / 6, start_step=0, end_step=0, growth="sphereface")
+        for step in (0, 100, 100_000)
+    ]
     np.testing.assert_allclose(weight, [1 / 1001, 1 / (1 + 1000 / 13), 1 / 6], rtol=1e-5)
     with pytest.raises(errors.UserError, match="exponential, linear"):
         margin_schedules.margin_at(0, growth="cubic", **kwargs)

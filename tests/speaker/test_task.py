@@ -57,7 +57,7 @@ def trained(corpus, tmp_path_factory):
     """A task and its state after 60 steps on one device."""
     task = make_task(corpus, tmp_path_factory.mktemp("task"))
     mesh = parallel.make_mesh(jax.devices()[:1])
-    state = parallel.replicate(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
+    state = parallel.place(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
     step = trainer.make_train_step(task, task.config, mesh)
     batches = iter(task.train_data())
     for _ in range(60):
@@ -126,6 +126,54 @@ def test_crops_are_the_same_for_any_host(corpus):
             np.testing.assert_array_equal(batch[name], both)
 
 
+def test_other_speeds_are_other_speakers(corpus, tmp_path):
+    """A crop at speed 1.25 is the crop of 1.25 times its length, resampled, under its own class."""
+    task = make_task(corpus, tmp_path, **{"augment.speeds": (1.0, 0.8, 1.25)})
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    assert variables["params"]["head"]["weights"].shape[0] == 12
+    assert task.classes == SPEAKERS
+    found = {}
+    batches = iter(task.train_data())
+    for _ in range(8):
+        batch = next(batches)
+        for row in np.flatnonzero(batch["mask"]):
+            number, speaker = divmod(int(batch["label"][row]), 4)
+            whole = corpus.source[int(batch["index"][row])]
+            assert SPEAKERS[speaker] == whole["speaker"]
+            speed = (1.0, 0.8, 1.25)[number]
+            length = int(batch["audio_lengths"][row])
+            assert abs(length - min(len(whole["audio"]) / speed, RATE_HZ)) <= 1
+            # The pitch, whose harmonics are as strong as itself, is `speed` times as high.
+            spectrum = np.abs(np.fft.rfft(batch["audio"][row, :length] * np.hanning(length)))
+            pitch = np.argmax(spectrum > spectrum.max() / 2) * RATE_HZ / length
+            assert pitch == pytest.approx((110 + 37 * speaker) * speed, abs=5)
+            found.setdefault(number, []).append(speaker)
+    assert set(found) == {0, 1, 2}
+    for speeds in ((0.9, 1.0), (1.0, 1.0), (1.0, -1.0), ()):
+        with pytest.raises(errors.UserError, match=r"the first one is 1.0"):
+            _ = make_task(corpus, tmp_path, **{"augment.speeds": speeds}).model
+
+
+def test_speakers_come_equally_often_whatever_they_recorded(corpus, tmp_path):
+    """ann has four recordings and the others one each: by utterance she comes four times."""
+    few = splits.Split(
+        "train",
+        corpus.source,
+        records.Index(np.array([0, 1, 2, 3, 4, 8, 12]), corpus.index.seconds[:7], ()),
+    )
+    counts = {}
+    for sampler in ("utterance", "speaker"):
+        task = make_task(few, tmp_path, **{"data.sampler": sampler})
+        batch = next(iter(task.train_data()))  # one epoch: 7 rows, or twice each speaker
+        labels = batch["label"][batch["mask"]]
+        counts[sampler] = np.bincount(labels, minlength=4).tolist()
+        names = [corpus.source[int(i)]["speaker"] for i in batch["index"][batch["mask"]]]
+        assert names == [SPEAKERS[i] for i in labels]
+    assert counts == {"utterance": [4, 1, 1, 1], "speaker": [2, 2, 2, 2]}
+    with pytest.raises(errors.UserError, match="choose utterance or speaker"):
+        make_task(few, tmp_path, **{"data.sampler": "chapter"}).train_data()
+
+
 def test_long_recordings_give_their_first_seconds(corpus, tmp_path):
     task = make_task(corpus, tmp_path, **{"data.max_eval_seconds": 1.0})
     seen = []
@@ -171,7 +219,7 @@ def test_a_step_on_four_devices_equals_one(corpus, tmp_path):
     for devices in (1, 4):
         mesh = parallel.make_mesh(jax.devices()[:devices])
         step = trainer.make_train_step(task, task.config, mesh)
-        state = parallel.replicate(task.create_state(variables), mesh)
+        state = parallel.place(task.create_state(variables), mesh)
         state, sums = step(state, parallel.global_batch(batch, mesh))
         kept = jax.device_get((state.model_state, state.params))
         results.append((metrics.finalize(sums), kept[0], kept[1]))
@@ -223,6 +271,17 @@ def test_a_trial_list_is_used(trained, tmp_path, corpus):
     batches = listed.eval_data()["dev"]
     report = trainer.evaluate(listed, step, state.variables, "dev", batches, mesh)
     assert "(2 target, 2 non-target trials)" in report.lines[0]
+
+
+def test_a_trial_list_may_name_files(tmp_path, corpus):
+    rows = tuple(row | {"path": f"wav/{row['id']}.wav"} for row in corpus.source.records)
+    split = splits.Split("dev", records.RecordList("voices", rows), corpus.index)
+    lines = ["1 wav/ann-0.wav wav/ann-3.wav", "0 wav/ann-1.wav wav/bob-1.wav"]
+    (tmp_path / "trials").write_text("\n".join(lines) + "\n")
+    task = make_task(corpus, tmp_path, **{"data.trials": str(tmp_path / "trials")})
+    found = speaker_task.find_trials(split, task.config)
+    assert found.enrol_index.tolist() == [0, 1]
+    assert found.test_index.tolist() == [3, 5]
 
 
 def test_bad_data_is_named(tmp_path, corpus):
