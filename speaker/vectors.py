@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("ark", "txt", "npz", "pt")
 _STEM = "embeddings"
-_UTT2SPK = "utt2spk"
+UTT2SPK = "utt2spk"
 _BINARY = b"\0B"
 # type, then the size of the integer and the integer
 _KINDS = {b"FV ": np.dtype("<f4"), b"DV ": np.dtype("<f8")}
@@ -90,11 +90,11 @@ def write(
             _write_scp(hidden / f"{_STEM}.ark", folder / f"{_STEM}.ark", ids)
         if speakers is not None:
             named = _utt2spk_lines(ids, [speakers[i] for i in order])
-            (hidden / _UTT2SPK).write_text(named, "utf-8")
+            (hidden / UTT2SPK).write_text(named, "utf-8")
         # What says which rows there are goes first and comes last.
-        for name in (f"{_STEM}.scp", _UTT2SPK) if kind == "ark" else (_UTT2SPK,):
+        for name in (f"{_STEM}.scp", UTT2SPK) if kind == "ark" else (UTT2SPK,):
             (folder / name).unlink(missing_ok=True)
-        for name in (f"{_STEM}.{kind}", f"{_STEM}.scp", _UTT2SPK):
+        for name in (f"{_STEM}.{kind}", f"{_STEM}.scp", UTT2SPK):
             if (hidden / name).exists():
                 (hidden / name).replace(folder / name)
     except OSError as error:
