@@ -42,7 +42,7 @@ def test_known_voices_are_found_and_others_are_unknown(run, voices, command, cap
         line[2] == "-" if line[1] == "unknown" else float(line[2]) < 1.0001 for line in found
     )
     for first, second in zip(found[::2], found[1::2]):
-        assert 1.0001 >= float(first[3]) + float(second[3])
+        assert float(first[3]) + float(second[3]) <= 1.0001
         assert float(first[3]) >= float(second[3])
 
 
