@@ -1,7 +1,7 @@
 """Train steps, written for one device inside the mapped axis `parallel.AXIS`."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ class OneLoss:
 
     config: Any
     loss: LossFn
+    check_checkpoint: Callable[[Mapping[str, Any]], None]
     sharded: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -39,6 +40,13 @@ class OneLoss:
 
     def create_state(self, variables: state.Variables) -> state.TrainState:
         return state.create(variables, self.optimizer[0], ema=self.config.ema_decay > 0)
+
+    def adopt(
+        self, fresh: state.Variables, found: state.Variables, meta: Mapping[str, Any]
+    ) -> state.Variables:
+        del fresh
+        self.check_checkpoint(meta)
+        return found
 
     def schedule(self, step: int) -> float:
         return float(self.optimizer[1](step))

@@ -49,6 +49,9 @@ class Task(Protocol):
     def init(self, key: Key[Array, ""]) -> Variables:
         """Fresh variables: `{"params": ..., "batch_stats": ...}`."""
 
+    def adopt(self, fresh: Variables, found: Variables, meta: Mapping[str, Any]) -> Variables:
+        """The variables to start with when `found` come from another run's checkpoint."""
+
     def train_step(
         self, state: TrainState, batch: Batch, key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:

@@ -41,6 +41,7 @@ def default_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
+            "init_from": "",  # work directory of another run, whose variables this one starts with
             "total_steps": 1000,  # optimizer updates
             "log_every": 20,
             "evaluate_every": 500,
@@ -215,12 +216,7 @@ def train(
         template = jax.eval_shape(task.create_state, variables)
         restored = saver.restore(template, mesh, iterator, task.sharded)
         if restored is None:
-            # Made where it lies: no device ever holds all of what is sharded.
-            make = compiles.jit_once(
-                lambda: task.create_state(task.init(state.stream_key(config.seed, "init", 0))),
-                out_shardings=parallel.shardings(template, mesh, task.sharded),
-            )
-            train_state, meta, start = make(), {"evaluated": -1}, 0
+            train_state, meta, start = first_state(task, config, mesh), {"evaluated": -1}, 0
         else:
             train_state, meta = restored
             task.check_checkpoint(meta)
@@ -316,6 +312,35 @@ def train(
             compiled.seconds,
         )
         return train_state, reports
+
+
+def first_state(task: Task, config: Any, mesh: Mesh) -> state.TrainState:
+    """The state at step 0: new, or with the variables of another run (`config.init_from`)."""
+
+    def fresh() -> state.Variables:
+        return task.init(state.stream_key(config.seed, "init", 0))
+
+    template = jax.eval_shape(fresh)
+    first, arguments = fresh, ()
+    if config.init_from:
+        folder = pathlib.Path(config.init_from).expanduser() / "checkpoints"
+        loader = checkpoint.Checkpointer(folder, best_mode=task.best_metric[2], read_only=True)
+        found, meta = loader.load_variables(mesh, sharded=task.sharded)
+        loader.close()
+
+        def first(found: state.Variables) -> state.Variables:
+            return task.adopt(fresh(), found, meta)
+
+        checkpoint.check_shapes(jax.eval_shape(first, found), template, folder)
+        log.info("Starting from step %d of %s.", meta["step"], folder)
+        arguments = (found,)
+    # Made where it lies: no device ever holds all of what is sharded.
+    placed = jax.eval_shape(task.create_state, template)
+    make = compiles.jit_once(
+        lambda *found: task.create_state(first(*found)),
+        out_shardings=parallel.shardings(placed, mesh, task.sharded),
+    )
+    return make(*arguments)
 
 
 def _stop_trace() -> None:

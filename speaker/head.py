@@ -11,6 +11,7 @@ scoring in chunks of classes: the [rows, c / n] scores of one device exist.
 Cf. "model parallel" in Deng et al. 2019, arXiv:1801.07698.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -45,6 +46,29 @@ def repad(leaf: Float[Array, "n *d"], num_real: int, num_padded: int) -> Float[A
         raise ValueError(f"{leaf.shape[0]} and {num_padded} rows cannot hold {num_real} real ones.")
     widths = [(0, num_padded - num_real)] + [(0, 0)] * (leaf.ndim - 1)
     return jnp.pad(leaf[:num_real], widths)
+
+
+def adopt(
+    config: margins.MarginConfig,
+    num_classes: int,
+    fresh: Mapping[str, Array],
+    found: Mapping[str, Array],
+) -> dict[str, Array]:
+    """Parameters of a new head with the first `num_classes` classes of another that has as many.
+
+    Leaves that it has not, or in another form (sub-centers), are those of `fresh`.
+    """
+    rows = {"weights": num_classes * config.sub_centers, "bias": num_classes}
+    adopted = dict(fresh)
+    for name, leaf in fresh.items():
+        other = found.get(name)
+        if other is None or other.shape[1:] != leaf.shape[1:] or other.ndim != leaf.ndim:
+            continue
+        if not leaf.ndim:
+            adopted[name] = other
+        elif other.shape[0] >= rows[name]:
+            adopted[name] = repad(other, rows[name], leaf.shape[0])
+    return adopted
 
 
 def param_specs(config: margins.MarginConfig, num_shards: int) -> dict[str, PartitionSpec]:

@@ -23,6 +23,7 @@ from speaker import (
     calibration,
     data,
     detection,
+    head,
     margin_schedules,
     model,
     trials,
@@ -59,6 +60,21 @@ class SpeakerTask(steps.OneLoss):
 
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
+
+    def adopt(
+        self, fresh: state.Variables, found: state.Variables, meta: Mapping[str, Any]
+    ) -> state.Variables:
+        """The other run's encoder, and its head if the speakers are the same, else a new one.
+
+        Without the speeds of that run, as in large-margin fine-tuning, the classes at speed 1 stay.
+        """
+        known, new = found["params"]["head"], fresh["params"]["head"]
+        if meta["speakers"] != data.digest(self.classes):
+            log.info("That run had other speakers: this one begins with new class weights.")
+            known = {}
+        adopted = head.adopt(self.model.loss, self.model.num_classes, new, known)
+        kept = {name: tree for name, tree in found.items() if name in fresh}
+        return {**fresh, **kept, "params": {**found["params"], "head": adopted}}
 
     def checkpoint_meta(self) -> dict[str, str]:
         return {"speakers": data.digest(self.classes)}

@@ -82,6 +82,9 @@ class ToyTask:
     def create_state(self, variables):
         return state.create(variables, self.optimizer[0], ema=self.config.ema_decay > 0)
 
+    def adopt(self, fresh, found, meta):
+        return found
+
     def loss(self, variables, batch, key, step, *, train):
         x = batch["x"]
         if train:

@@ -1,13 +1,16 @@
 """The speaker task: crops, padding, devices, trials, and what it says of bad data."""
 
+import dataclasses
+import re
+
 import jax
 import numpy as np
 import pytest
 
-from common import errors, metrics, parallel, trainer, workdir
+from common import checkpoint, errors, metrics, parallel, trainer, workdir
 from common.data import buckets, pipeline, records, splits
 from configs.speaker import quickstart
-from speaker import data
+from speaker import data, head
 from speaker import task as speaker_task
 
 RATE_HZ = 16000
@@ -236,6 +239,135 @@ def test_a_step_on_four_devices_equals_one(corpus, tmp_path):
         # Adam's first step is the sign of the gradient times the rate: one that is zero but for
         # rounding may point either way.
         assert np.mean(np.abs(a - b) > 1e-4) < 0.02
+
+
+def few_steps(corpus, tmp_path, devices, **changes):
+    """The state after three clipped steps, on the host, and the sums of the last."""
+    changes = {"optimizer.name": "sgd", "optimizer.clip_norm": 0.5, "ema_decay": 0.9, **changes}
+    task = make_task(corpus, tmp_path, **{"optimizer.warmup_steps": 1, **changes})
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    step = trainer.make_train_step(task, task.config, mesh)
+    fresh = jax.jit(task.init)(jax.random.key(0))
+    state = parallel.place(task.create_state(fresh), mesh, task.sharded)
+    batches = iter(task.train_data())
+    for _ in range(3):
+        state, sums = step(state, parallel.global_batch(next(batches), mesh))
+    return state, metrics.finalize(sums)
+
+
+@pytest.fixture(scope="module")
+def dense_steps(corpus, tmp_path_factory):
+    return few_steps(corpus, tmp_path_factory.mktemp("dense"), 1)
+
+
+@pytest.mark.parametrize(
+    ("devices", "kind"), [(1, "shard_map"), (2, "pmap"), (4, "shard_map"), (8, "shard_map")]
+)
+def test_classes_split_over_devices_train_as_undivided_ones(
+    corpus, tmp_path, dense_steps, devices, kind
+):
+    state, sums = few_steps(corpus, tmp_path, devices, **{"loss.sharded": True, "parallel": kind})
+    weights = state.params["head"]["weights"]
+    assert weights.shape[0] == head.SHARDS
+    if kind == "shard_map":
+        assert weights.addressable_shards[0].data.shape[0] == head.SHARDS // devices
+        moments = [
+            leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+            if "weights" in jax.tree_util.keystr(path)
+        ]
+        assert [m.addressable_shards[0].data.shape[0] for m in moments] == [128 // devices]
+    other, other_sums = dense_steps
+    for name in set(sums) - {"audio_seconds"}:
+        np.testing.assert_allclose(sums[name], other_sums[name], rtol=2e-4, atol=2e-5, err_msg=name)
+    assert sums["grad_norm"] > 0.5  # the gradients are clipped, all shares of them together
+
+    def compare(a, b):
+        a, b = np.asarray(a), np.asarray(b)
+        if a.shape[0:1] == (head.SHARDS,) and len(b) == len(SPEAKERS):
+            a, rest = a[: len(b)], a[len(b) :]
+            assert not rest.any()  # padding classes stay as they were
+        # Biases before a batch norm have gradients that are zero but for rounding.
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+    jax.tree.map(compare, (state.params, state.ema), (other.params, other.ema))
+
+
+def test_classes_split_over_devices_move_to_other_devices(corpus, tmp_path):
+    """Saved by eight devices, continued by two: the same state, differently laid out."""
+    state, _ = few_steps(corpus, tmp_path, 8, **{"loss.sharded": True})
+    task = make_task(corpus, tmp_path, **{"loss.sharded": True, "optimizer.name": "sgd"})
+    task = dataclasses.replace(
+        task, config=workdir.freeze({**task.config.to_dict(), "ema_decay": 0.9})
+    )
+    saver = checkpoint.Checkpointer(tmp_path / "checkpoints")
+    saver.save(3, state, None, {}, None)
+    saver.wait()
+    template = jax.eval_shape(task.create_state, jax.eval_shape(task.init, jax.random.key(0)))
+    two = parallel.make_mesh(jax.devices()[:2])
+    found, _ = saver.restore(template, two, None, task.sharded)
+    saver.close()
+    assert found.params["head"]["weights"].addressable_shards[0].data.shape[0] == 64
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(state))
+    three = parallel.make_mesh(jax.devices()[:3])
+    with pytest.raises(errors.UserError, match=r"128 rows .* do not divide over 3 devices"):
+        parallel.shardings(template, three, task.sharded)
+
+
+def test_large_margin_training_starts_from_another_run(corpus, tmp_path):
+    """Three speeds, then one: the encoder and the classes at speed 1 go on, moments start anew."""
+    mesh = parallel.make_mesh(jax.devices()[:2])
+    first = make_task(corpus, tmp_path, **{"augment.speeds": (1.0, 0.9, 1.1)})
+    old = first.create_state(jax.jit(first.init)(jax.random.key(7)))
+    saver = checkpoint.Checkpointer(tmp_path / "checkpoints")
+    saver.save(3, old, None, first.checkpoint_meta(), None)
+    saver.close()
+
+    def start(task):
+        return trainer.first_state(task, task.config, mesh)
+
+    changes = {"init_from": str(tmp_path), "loss.margin": 0.5, "loss.sharded": True}
+    begun = start(make_task(corpus, tmp_path, **changes))
+    assert int(begun.step) == 0
+    weights = np.asarray(begun.params["head"]["weights"])
+    # The checkpoint's averaged variables, which at step 0 are the variables.
+    np.testing.assert_array_equal(weights[:4], old.params["head"]["weights"][:4])
+    assert weights.shape[0] == 128
+    assert not weights[4:].any()
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        begun.params["encoder"],
+        jax.device_get(old.params["encoder"]),
+    )
+    few = splits.Split(
+        "train", corpus.source, records.Index(np.arange(12), corpus.index.seconds[:12], ())
+    )
+    (tmp_path / "few").mkdir()
+    other = start(make_task(few, tmp_path / "few", **(changes | {"loss.sharded": False})))
+    assert other.params["head"]["weights"].shape[0] == 3
+    assert not np.isin(np.asarray(other.params["head"]["weights"]), weights).any()
+    with pytest.raises(errors.UserError, match="these arrays differ") as told:
+        start(make_task(corpus, tmp_path, **(changes | {"model.embedding_size": 8})))
+    assert "config.init_from" in str(told.value)
+
+
+def test_no_message_between_devices_is_as_long_as_the_classes(corpus, tmp_path):
+    """The step exchanges embeddings, a few numbers a row, and the encoder's gradients."""
+    task = make_task(corpus, tmp_path, **{"loss.sharded": True})
+    batch = next(iter(task.train_data()))
+    task = dataclasses.replace(task, classes=tuple(f"{i:06d}" for i in range(100_000)))
+    mesh = parallel.make_mesh(jax.devices()[:4])
+    template = jax.eval_shape(lambda: task.create_state(task.init(jax.random.key(0))))
+    step = trainer.make_train_step(task, task.config, mesh)
+    text = step.lower(template, batch).compile().as_text()
+    longest = 0
+    for line in text.splitlines():
+        if re.search(r"= .*\b(all-gather|all-reduce|reduce-scatter|all-to-all)(-start)?\(", line):
+            left = line.split("=", 1)[1].split("(", 1)[0] if "=(" not in line else line
+            for shape in re.findall(r"[fsu]32\[([0-9,]*)\]", left):
+                longest = max(longest, int(np.prod([int(n) for n in shape.split(",") if n])))
+    encoder = sum(leaf.size for leaf in jax.tree.leaves(template.params["encoder"]))
+    assert 0 < longest <= encoder + 100
 
 
 def test_all_pairs_are_all_pairs():
