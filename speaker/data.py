@@ -74,6 +74,66 @@ def labels(split: splits.Split, names: tuple[str, ...]) -> Int[np.ndarray, "n"]:
     return np.array([place[name] for name in speakers_of(split)], np.int32)
 
 
+def sequence(config: Any) -> tuple[str, float]:
+    """What the recordings are made of, and how many of it make a second: ("audio", 16000.0).
+
+    ("features", 100.0) where the data hold features. UserError for settings that exclude each
+    other.
+    """
+    features = config.features
+    own_vad = {"log_mel": "energy", "given": "kaldi"}
+    if features.kind not in own_vad:
+        raise errors.UserError(
+            f"config.features.kind={features.kind!r} is unknown; choose log_mel or given."
+        )
+    if config.data.vad not in ("none", own_vad[features.kind]):
+        raise errors.UserError(
+            f"config.data.vad={config.data.vad!r}: with config.features.kind={features.kind} "
+            f"choose none or {own_vad[features.kind]}."
+        )
+    if features.kind == "log_mel":
+        return "audio", float(config.data.sample_rate_hz)
+    if features.hop_ms <= 0:
+        raise errors.UserError(f"config.features.hop_ms={features.hop_ms} must be positive.")
+    augment = config.augment
+    of_waves = [f"{name}.root" for name in ("rir", *splits.ADDED) if augment[name].root]
+    of_waves += ["speeds"] if len(augment.speeds) > 1 else []
+    if of_waves:
+        raise errors.UserError(
+            f"config.augment.{', '.join(of_waves)}: these change waveforms, but with "
+            "config.features.kind=given there are none. Leave them out (masks of SpecAugment "
+            "work), or train from recordings."
+        )
+    return "features", 1000.0 / features.hop_ms
+
+
+def _crops(
+    split: splits.Split,
+    targets: Int[np.ndarray, "n"],
+    config: Any,
+    *,
+    most: int | None = None,
+    num_speakers: int = 0,
+) -> records.SpeechCrops | records.FeatureCrops:
+    """Recordings of a split; whole ones up to `most` samples or frames."""
+    if sequence(config)[0] == "features":
+        return records.FeatureCrops(split.source, split.index, targets, max_frames=most)
+    return records.SpeechCrops(
+        *(split.source, split.index, targets, config.data.sample_rate_hz),
+        channel=splits.channel(config.data),
+        max_samples=most,
+        speeds=tuple(config.augment.speeds) if num_speakers else (1.0,),
+        num_speakers=num_speakers,
+        without_pauses=config.data.vad == "energy",
+    )
+
+
+def _sizes(split: splits.Split, rate: float, most: int) -> Int[np.ndarray, "n"]:
+    """Samples or frames of every recording up to `most`; one more where rounding might need it."""
+    exact = split.index.seconds.astype(np.float64) * rate
+    return np.minimum(np.ceil(exact).astype(np.int64) + 1, most)
+
+
 def num_classes(config: Any, names: tuple[str, ...]) -> int:
     """Every speaker at every speed; UserError for speeds that cannot be."""
     speeds = tuple(config.augment.speeds)
@@ -93,7 +153,7 @@ class BySpeaker:
     the same number of each speaker.
     """
 
-    crops: records.SpeechCrops
+    crops: records.SpeechCrops | records.FeatureCrops
 
     @functools.cached_property
     def _members(self) -> tuple[np.ndarray, ...]:
@@ -113,10 +173,10 @@ class BySpeaker:
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         return self.crops[int(self._members[i % len(self._members)][0])]
 
-    def draw(self, i: int, rng: np.random.Generator, max_samples: int) -> dict[str, np.ndarray]:
-        """A crop of a recording of speaker i; consumes three numbers of `rng`."""
+    def draw(self, i: int, rng: np.random.Generator, most: int) -> dict[str, np.ndarray]:
+        """A crop of a recording of speaker i; consumes one number of `rng` more than `crops`."""
         members = self._members[i % len(self._members)]
-        return self.crops.draw(int(members[int(rng.random() * len(members))]), rng, max_samples)
+        return self.crops.draw(int(members[int(rng.random() * len(members))]), rng, most)
 
 
 def train_batches(
@@ -124,10 +184,9 @@ def train_batches(
 ) -> Any:
     """The endless stream of `batch_rows` crops, drawn as `config.data.sampler` says."""
     data = config.data
-    rate = data.sample_rate_hz
+    name, rate = sequence(config)
     crop = round(data.crop_seconds * rate)
-    shape = buckets.Bucket(data.batch_rows, {"audio": crop})
-    samples = np.ceil(split.index.seconds.astype(np.float64) * rate).astype(np.int64) + 1
+    shape = buckets.Bucket(data.batch_rows, {name: crop})
     per_step = jax.device_count() * config.accumulate
     if data.batch_rows % per_step:
         raise errors.UserError(
@@ -142,12 +201,8 @@ def train_batches(
     )
     if (counts == 1).any():
         log.warning("%d speakers have one recording only.", int((counts == 1).sum()))
-    crops = records.SpeechCrops(
-        *(split.source, split.index, targets, rate, splits.channel(data)),
-        speeds=tuple(config.augment.speeds),
-        num_speakers=len(names),
-    )
-    sizes = np.minimum(samples, crop)
+    crops = _crops(split, targets, config, num_speakers=len(names))
+    sizes = _sizes(split, rate, crop)
     if data.sampler == "speaker":
         crops = BySpeaker(crops)
         sizes = np.full(len(crops), crop)
@@ -158,7 +213,7 @@ def train_batches(
     return pipeline.train_batches(
         crops,
         (shape,),
-        {"audio": sizes},
+        {name: sizes},
         seed=config.seed,
         num_workers=data.num_workers,
         companions=splits.companions(config, workdir),
@@ -170,22 +225,19 @@ def train_batches(
 def eval_batches(split: splits.Split, config: Any) -> Any:
     """Every recording once, whole (up to `max_eval_seconds`), in length buckets."""
     data = config.data
-    rate = data.sample_rate_hz
+    name, rate = sequence(config)
     most = round(data.max_eval_seconds * rate)
-    samples = np.ceil(split.index.seconds.astype(np.float64) * rate).astype(np.int64) + 1
-    sizes = {"audio": np.minimum(samples, most)}
+    sizes = {name: _sizes(split, rate, most)}
     shapes = buckets.choose_buckets(
         sizes,
-        primary="audio",
+        primary=name,
         num_buckets=data.num_buckets,
         max_total=max(round(data.eval_batch_seconds * rate), most * jax.device_count()),
         rows_multiple_of=jax.device_count(),
     )
     unlabelled = np.full(len(split.index), -1, np.int32)
     return pipeline.eval_batches(
-        records.SpeechCrops(
-            split.source, split.index, unlabelled, rate, splits.channel(data), max_samples=most
-        ),
+        _crops(split, unlabelled, config, most=most),
         shapes,
         sizes,
         num_workers=data.num_workers,

@@ -1,5 +1,6 @@
 """The speaker network: front end, encoder, classification head, from one config."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -40,10 +41,27 @@ def make_encoder(config: Any) -> nn.Module:
     )
 
 
-class SpeakerNet(nn.Module):
-    """Front end, encoder and head; `embed` is what verification needs."""
+@dataclasses.dataclass(frozen=True)
+class GivenFeatures:
+    """In place of a front end: features of `size` dimensions come from the data."""
 
-    front_end: frontend.LogMelConfig
+    size: int
+    normalize: str
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"num_mels={self.size} must be positive")
+        if self.normalize not in ("none", "mean", "utterance"):
+            raise ValueError(f'normalize={self.normalize!r}: choose "none", "mean" or "utterance"')
+
+
+class SpeakerNet(nn.Module):
+    """Front end, encoder and head; `embed` is what verification needs.
+
+    What goes in is audio `[b, t]`, or with `GivenFeatures` features `[b, l, f]`.
+    """
+
+    front_end: frontend.LogMelConfig | GivenFeatures
     encoder: nn.Module
     loss: margins.MarginConfig
     num_classes: int
@@ -54,7 +72,7 @@ class SpeakerNet(nn.Module):
 
     def embed(
         self,
-        audio: Float[Array, "b t"],
+        inputs: Float[Array, "b t *f"],
         lengths: Int[Array, "b"],
         *,
         train: bool,
@@ -65,16 +83,23 @@ class SpeakerNet(nn.Module):
 
         `distort(features, lengths) -> features` comes between front end and encoder (SpecAugment).
         """
-        lengths = masking.fold_row_mask(lengths, mask)
-        audio = masking.zero_padding(audio[:, :, None], lengths)[:, :, 0]
-        features, lengths = frontend.log_mel(audio, lengths, self.front_end)
+        features, lengths = self._features(inputs, masking.fold_row_mask(lengths, mask))
         if distort is not None:
             features = distort(features, lengths)
         return self.encoder(features, lengths, train=train, mask=mask)
 
+    def _features(
+        self, inputs: Float[Array, "b t *f"], lengths: Int[Array, "b"]
+    ) -> tuple[Float[Array, "b l m"], Int[Array, "b"]]:
+        if isinstance(self.front_end, GivenFeatures):
+            features = masking.zero_padding(inputs, lengths)
+            return frontend.normalized(features, lengths, self.front_end.normalize), lengths
+        audio = masking.zero_padding(inputs[:, :, None], lengths)[:, :, 0]
+        return frontend.log_mel(audio, lengths, self.front_end)
+
     def __call__(
         self,
-        audio: Float[Array, "b t"],
+        inputs: Float[Array, "b t *f"],
         lengths: Int[Array, "b"],
         labels: Int[Array, "b"],
         margin: Any,
@@ -85,7 +110,7 @@ class SpeakerNet(nn.Module):
         distort: Callable[[Array, Array], Array] | None = None,
     ) -> margins.MarginLoss:
         """The rows' classification losses at `margin` and `scale`."""
-        embeddings = self.embed(audio, lengths, train=train, mask=mask, distort=distort)
+        embeddings = self.embed(inputs, lengths, train=train, mask=mask, distort=distort)
         return self.head(embeddings, labels, margin, scale, mask=mask, train=train)
 
 
@@ -94,8 +119,12 @@ def make_model(config: Any, num_classes: int) -> SpeakerNet:
     loss = config.loss
     if config.dtype not in ("float32", "bfloat16"):
         raise errors.UserError(f"config.dtype={config.dtype!r}: choose float32 or bfloat16.")
+    features = config.features
     try:
-        front_end = frontend.log_mel_config(config.features, config.data.sample_rate_hz)
+        if features.kind == "given":
+            front_end = GivenFeatures(features.num_mels, features.normalize)
+        else:
+            front_end = frontend.log_mel_config(features, config.data.sample_rate_hz)
     except ValueError as error:
         raise errors.UserError(f"config.features: {error}") from error
     return SpeakerNet(
@@ -127,6 +156,8 @@ def sharded(model: SpeakerNet) -> tuple[str, ...]:
 
 def init(model: SpeakerNet, key: Key[Array, ""]) -> dict[str, Any]:
     """Fresh variables of the network."""
-    audio, one = jnp.zeros((1, 8000)), jnp.full((1,), 8000, jnp.int32)
+    given = isinstance(model.front_end, GivenFeatures)
+    inputs = jnp.zeros((1, 50, model.front_end.size) if given else (1, 8000))
+    lengths = jnp.full((1,), inputs.shape[1], jnp.int32)
     labels, mask = jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool)
-    return dict(model.init(key, audio, one, labels, 0.0, 1.0, train=False, mask=mask))
+    return dict(model.init(key, inputs, lengths, labels, 0.0, 1.0, train=False, mask=mask))

@@ -18,6 +18,9 @@ def default_config() -> ConfigDict:
             "crop_seconds": 2.0,  # of every training row; shorter recordings are padded
             # utterance: an epoch takes every recording once; speaker: every speaker equally often.
             "sampler": "utterance",
+            # none; energy: pauses are cut out of recordings (common/audio/vad.py), which are then
+            # read whole; kaldi: given features keep the frames that vad.scp names.
+            "vad": "none",
             "batch_rows": 128,  # of one global batch
             "num_buckets": 3,  # evaluation takes whole recordings
             "eval_batch_seconds": 120.0,
@@ -28,6 +31,9 @@ def default_config() -> ConfigDict:
     )
     config.features = ConfigDict(
         {
+            # log_mel, or given: the data hold features (config.data.kind=kaldi) of `num_mels`
+            # dimensions, `hop_ms` apart; `window_ms` and `compat` then say nothing.
+            "kind": "log_mel",
             "num_mels": 80,
             "window_ms": 25.0,
             "hop_ms": 10.0,

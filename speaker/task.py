@@ -50,6 +50,10 @@ class SpeakerTask(steps.OneLoss):
     def best_metric(self) -> tuple[str, str, str]:
         return self.config.data.eval[0], "eer", "min"
 
+    @property
+    def _sequence(self) -> str:
+        return data.sequence(self.config)[0]
+
     @functools.cached_property
     def model(self) -> model.SpeakerNet:
         return model.make_model(self.config, data.num_classes(self.config, self.classes))
@@ -87,16 +91,20 @@ class SpeakerTask(steps.OneLoss):
             )
 
     def _distortions(self, batch: Batch, key: Any) -> tuple[jax.Array, Any]:
-        """Audio of training rows, distorted, and what else is to happen inside the model."""
-        settings = self.config.augment
-        audio, lengths = batch["audio"], batch["audio_lengths"]
+        """Audio of training rows, distorted, and what else is to happen inside the model.
+
+        Features that the data hold stay as they are here.
+        """
+        settings, inputs = self.config.augment, batch[self._sequence]
         keys = {
             name: parallel.row_keys(jax.random.fold_in(key, i), batch["row"])
             for i, name in enumerate(("masks", "rir", *augment.ADDED))
         }
-        audio = augment.add_rooms_and_noise(audio, lengths, batch, keys, settings)
+        if self._sequence == "audio":
+            lengths = batch["audio_lengths"]
+            inputs = augment.add_rooms_and_noise(inputs, lengths, batch, keys, settings)
         if not (settings.freq_masks or settings.time_masks):
-            return audio, None
+            return inputs, None
         masks = augment.SpecAugmentConfig(
             freq_masks=settings.freq_masks,
             freq_width=settings.freq_width,
@@ -104,16 +112,16 @@ class SpeakerTask(steps.OneLoss):
             time_ratio=settings.time_ratio,
             time_width=settings.time_width,
         )
-        return audio, lambda x, lengths: augment.spec_augment(x, lengths, keys["masks"], masks)
+        return inputs, lambda x, lengths: augment.spec_augment(x, lengths, keys["masks"], masks)
 
     def loss(
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
     ) -> tuple[jax.Array, tuple[jax.Array, Metrics, state.Variables]]:
         settings, mask = self.config.loss, batch["mask"]
-        audio, distort = batch["audio"], None
+        inputs, distort = batch[self._sequence], None
         margin, scale = jnp.float32(settings.margin), jnp.float32(settings.scale)
         if train:
-            audio, distort = self._distortions(batch, key)
+            inputs, distort = self._distortions(batch, key)
             at = functools.partial(
                 margin_schedules.margin_at,
                 step,
@@ -125,8 +133,8 @@ class SpeakerTask(steps.OneLoss):
                 scale = at(final=settings.scale, initial=settings.start_scale, growth="linear")
         found, new_state = self.model.apply(
             variables,
-            audio,
-            batch["audio_lengths"],
+            inputs,
+            batch[f"{self._sequence}_lengths"],
             batch["label"],
             margin,
             scale,
@@ -145,8 +153,9 @@ class SpeakerTask(steps.OneLoss):
         return total.total, (total.count, sums, new_state)
 
     def _seconds(self, batch: Batch) -> metrics.Ratio:
-        samples = masking.fold_row_mask(batch["audio_lengths"], batch["mask"])
-        seconds = jnp.sum(samples.astype(jnp.float32)) / self.config.data.sample_rate_hz
+        name, rate = data.sequence(self.config)
+        lengths = masking.fold_row_mask(batch[f"{name}_lengths"], batch["mask"])
+        seconds = jnp.sum(lengths.astype(jnp.float32)) / rate
         return metrics.Ratio(seconds, jnp.ones(()))
 
     def eval_step(
@@ -154,8 +163,8 @@ class SpeakerTask(steps.OneLoss):
     ) -> tuple[Metrics, Mapping[str, jax.Array]]:
         embeddings = self.model.apply(
             variables,
-            batch["audio"],
-            batch["audio_lengths"],
+            batch[self._sequence],
+            batch[f"{self._sequence}_lengths"],
             train=False,
             mask=batch["mask"],
             method="embed",
@@ -290,6 +299,7 @@ def _unrank(k: Int[np.ndarray, "k"]) -> tuple[Int[np.ndarray, "k"], Int[np.ndarr
 
 def make_task(config: Any, workdir: pathlib.Path, mode: str) -> SpeakerTask:
     """The task of a config. `mode`: "train", "evaluate" (no training data), "use" (no data)."""
+    data.sequence(config)  # settings that exclude each other are said before the data are read
     training = None
     if mode == "train":
         (workdir / "rejected.tsv").unlink(missing_ok=True)

@@ -50,9 +50,10 @@ class Examples(Protocol):
 
 @runtime_checkable
 class Crops(Examples, Protocol):
-    """Examples of which training takes a random stretch, see `common.data.records.SpeechCrops`."""
+    """Examples of which training takes a random stretch, of audio or features: they have one
+    sequence. See `common.data.records.SpeechCrops`, `FeatureCrops`."""
 
-    def draw(self, i: int, rng: np.random.Generator, max_samples: int) -> Mapping[str, Any]: ...
+    def draw(self, i: int, rng: np.random.Generator, most: int, /) -> Mapping[str, Any]: ...
 
 
 @runtime_checkable
@@ -155,8 +156,8 @@ def train_batches(
     `name: f32[b, length]` and `<name>_lengths`; the draw follows from the seed, the batch's number
     and the row's. One that cannot be read is named in a warning and has length 0.
 
-    Examples that are `Crops` are drawn with as many samples as their bucket's "audio" has; their
-    `sizes` are those after cropping.
+    Examples that are `Crops` are drawn with as many samples or frames as their one sequence has in
+    their bucket; their `sizes` are those after cropping.
 
     Raises records.DataError for examples that fit no bucket, and for rows that the processes cannot
     share evenly.
@@ -273,7 +274,8 @@ class _BatchSource:
         """The example, or None (and a warning) if it cannot be used."""
         try:
             if place and self.plan.shuffle and isinstance(self.examples, Crops):
-                example = self.examples.draw(i, self._rng("crop", place), lengths["audio"])
+                (most,) = lengths.values()
+                example = self.examples.draw(i, self._rng("crop", place), most)
             else:
                 example = self.examples[i]
             for name, most in lengths.items():

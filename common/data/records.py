@@ -4,8 +4,15 @@ A source is a lazy sequence of records. A record is a mapping with
   id           str, unique in its source
   audio        path of an audio file, or the samples themselves (f32 in [-1, 1] or int16)
   sample_rate  int, only beside samples
+  start, duration  the stretch of `audio` that is meant, in seconds; optional, None: to the end
   text, speaker  str, optional
   path         str, optional: what lists call the recording instead of its id
+  problem      str, optional: why it cannot be used, known without looking; nothing else is sure
+or, where features were computed elsewhere, instead of `audio`
+  features     a `common.data.ark.Entry`, and beside it
+  hop_ms       float
+  num_frames   int, optional: how many it should have
+  vad          optional: the `ark.Entry` that says which frames hold speech
 
 Sources are random access and picklable, because data workers are other processes. Nothing in
 `common.data` imports JAX itself (grain does, in its workers too, where JAX is installed).
@@ -30,7 +37,8 @@ import tqdm
 from jaxtyping import Float, Int
 
 from common import errors
-from common.audio import io
+from common.audio import io, vad
+from common.data import ark
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +141,9 @@ class SpeechCrops:
     drawn from `speeds`, and reads no more of the file than that. Speed k of a speaker counts as
     another speaker: label + k * `num_speakers` (Yamamoto et al., Speaker augmentation and bandwidth
     extension for deep speaker embedding, Interspeech 2019).
-    Raises `io.AudioError` for a recording that can no longer be read.
+    `without_pauses` reads the whole file, cuts out what `vad.keep_speech` does not keep, and crops
+    what is left. Raises `io.AudioError` for a recording that can no longer be read, or then holds
+    no speech.
     """
 
     source: Source
@@ -144,12 +154,12 @@ class SpeechCrops:
     max_samples: int | None = None  # of a whole recording; the rest of it is not read
     speeds: tuple[float, ...] = (1.0,)  # 1.1 is faster, shorter and higher; the first one is 1
     num_speakers: int = 0
+    without_pauses: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Changes with the number, the lengths or the speakers of the recordings."""
-        text = repr((self.index.seconds.tolist(), self.labels.tolist(), self.speeds))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _fingerprint(self.index, self.labels, self.speeds, self.without_pauses)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -166,37 +176,120 @@ class SpeechCrops:
         number = int(choice * len(self.speeds))
         speed = self.speeds[number]
         seconds = max_samples / self.sample_rate_hz * speed
-        spare = max(0.0, float(self.index.seconds[i]) - seconds)
-        example = self._example(i, float(place) * spare, seconds)
+        example = self._example(i, float(place), seconds)
         audio = example["audio"]
         if speed != 1.0:
             audio = soxr.resample(audio, self.sample_rate_hz * speed, self.sample_rate_hz)
         label = example["label"] + np.int32(number * self.num_speakers)
         return example | {"audio": audio[:max_samples], "label": label}
 
-    def _example(self, i: int, start: float, duration: float | None) -> dict[str, np.ndarray]:
+    def _example(self, i: int, place: float, duration: float | None) -> dict[str, np.ndarray]:
+        """`duration` seconds from between the start (`place` 0) and the end (1) of a recording."""
         position = int(self.index.positions[i])
-        record = self.source[position]
-        audio = io.load_audio(
-            record["audio"],
-            sample_rate_hz=self.sample_rate_hz,
-            channel=self.channel,
-            source_rate_hz=record.get("sample_rate"),
-            start=start,
-            duration=duration,
-        )
+        record, how = self.source[position], (self.sample_rate_hz, self.channel)
+        if self.without_pauses:
+            audio = vad.keep_speech(load_record(record, *how), self.sample_rate_hz)
+            if not len(audio):
+                raise io.AudioError(record["id"], "no speech in it, says config.data.vad=energy")
+            most = None if duration is None else round(duration * self.sample_rate_hz)
+            audio = audio[_start(place, len(audio), most) :][:most]
+        else:
+            spare = 0.0 if duration is None else float(self.index.seconds[i]) - duration
+            audio = load_record(record, *how, start=place * max(0.0, spare), duration=duration)
         return {"audio": audio, "label": np.int32(self.labels[i]), "index": np.int32(position)}
 
 
+@dataclasses.dataclass(frozen=True)
+class FeatureCrops:
+    """`SpeechCrops` of records that hold features: {"features": f32[l, f], "label", "index"}.
+
+    Lengths are frames. Records with "vad" give the frames that hold speech, and for that are read
+    whole. Raises `io.AudioError` also for one without any speech.
+    """
+
+    source: Source
+    index: Index
+    labels: Int[np.ndarray, "n"]
+    max_frames: int | None = None  # of whole features; the rest is not read
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the number, the lengths or the speakers of the records, and with "vad"."""
+        selected = len(self.index) and "vad" in self.source[int(self.index.positions[0])]
+        return _fingerprint(self.index, self.labels, selected)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return self._example(i, 0.0, self.max_frames)
+
+    def draw(self, i: int, rng: np.random.Generator, max_frames: int) -> dict[str, np.ndarray]:
+        """Example i, cropped; consumes one number of `rng`."""
+        return self._example(i, float(rng.random()), max_frames)
+
+    def _example(self, i: int, place: float, most: int | None) -> dict[str, np.ndarray]:
+        """At most `most` frames, from the start (`place` 0) to the end (1) of the record."""
+        position = int(self.index.positions[i])
+        record = self.source[position]
+        if "vad" in record:
+            features = _speech_frames(record)
+            start = _start(place, len(features), most)
+            features = features[start:][:most]
+        else:
+            frames = round(float(self.index.seconds[i]) * 1000 / record["hop_ms"])
+            features = ark.read_matrix(record["features"], _start(place, frames, most), most)
+        return {
+            "features": features,
+            "label": np.int32(self.labels[i]),
+            "index": np.int32(position),
+        }
+
+
+def _start(place: float, count: int, most: int | None) -> int:
+    """The first of `most` out of `count`, each possible one for an equal part of [0, 1)."""
+    return 0 if most is None else int(place * max(1, count - most + 1))
+
+
+def _speech_frames(record: Record) -> Float[np.ndarray, "l f"]:
+    """The frames of a record that its "vad" keeps."""
+    features, speech = ark.read_matrix(record["features"]), ark.read_decisions(record["vad"])
+    if len(speech) != len(features):
+        raise io.AudioError(
+            record["vad"], f"{len(speech)} decisions for {len(features)} frames of {record['id']}"
+        )
+    if not speech.any():
+        raise io.AudioError(record["vad"], "no frame of it holds speech")
+    return features[speech]
+
+
+def _fingerprint(index: Index, labels: Int[np.ndarray, "n"], *others: Any) -> str:
+    text = repr((index.seconds.tolist(), labels.tolist(), *others))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def load_record(
-    record: Record, sample_rate_hz: int, channel: str | int = "mean"
+    record: Record,
+    sample_rate_hz: int,
+    channel: str | int = "mean",
+    *,
+    start: float = 0.0,
+    duration: float | None = None,
 ) -> Float[np.ndarray, "t"]:
-    """The samples of one record in [-1, 1] at `sample_rate_hz`; raises `io.AudioError`."""
+    """The samples of one record in [-1, 1] at `sample_rate_hz`, or a stretch of them in seconds.
+
+    Raises `io.AudioError`.
+    """
+    if record.get("duration") is not None:
+        left = record["duration"] - start
+        duration = left if duration is None else min(duration, left)
     return io.load_audio(
         record["audio"],
         sample_rate_hz=sample_rate_hz,
         channel=channel,
         source_rate_hz=record.get("sample_rate"),
+        start=record.get("start", 0.0) + start,
+        duration=duration,
     )
 
 
@@ -211,6 +304,7 @@ def build_index(
     max_bad_share: float | int,
     num_workers: int,
     progress: bool,
+    feature_size: int | None = None,
 ) -> Index:
     """Decodes every recording once and keeps the positions of the usable ones.
 
@@ -220,7 +314,10 @@ def build_index(
     long or without transcript go to `rejected_tsv` (id, path, reason, source), counted in the log.
     The result depends on neither `num_workers` (threads: decoding releases the GIL) nor the cache.
 
-    Raises DataError: empty source, repeated id, nothing usable, more than `max_bad_share` rejected.
+    Features are read and checked the same way, their length being frames times `hop_ms`.
+
+    Raises DataError: empty source, repeated id, nothing usable, more than `max_bad_share` rejected,
+    features of other dimensions than `feature_size`.
     """
     count = len(source)
     if not count:
@@ -253,6 +350,7 @@ def build_index(
         else:
             positions.append(position)
             seconds.append(fact.seconds)
+    _check_sizes(source.name, checked, feature_size)
     _report(source.name, count, rejected, rejected_tsv, max_bad_share)
     return Index(np.asarray(positions, np.int64), np.asarray(seconds, np.float32), tuple(rejected))
 
@@ -272,6 +370,7 @@ class _Fact:
     mtime_ns: int
     seconds: float
     problem: str
+    dimensions: int = 0  # of features
 
 
 def _in_order(
@@ -292,8 +391,14 @@ def _check(
 ) -> tuple[_Name, str, _Fact]:
     """(name, cache key or "", fact) of one record."""
     record = source[position]
-    audio, text = record["audio"], record.get("text")
+    text = record.get("text")
     has_text = bool(text and text.strip())
+    if "problem" in record:
+        fact = _Fact(0, 0, 0.0, record["problem"])
+        return _Name(record["id"], source.name, has_text), "", fact
+    if "features" in record:
+        return _check_features(record, has_text, known, max_seconds)
+    audio = record["audio"]
     if not isinstance(audio, (str, os.PathLike)):
         name = _Name(record["id"], f"{source.name}[{position}]", has_text)
         fingerprint = getattr(source, "fingerprint", "")
@@ -301,17 +406,43 @@ def _check(
         return name, key, known.get(key) or _inspect(record, 0, 0, max_seconds)[0]
     path = os.path.abspath(audio)  # noqa: PTH100 - resolve() would stat every parent
     name = _Name(record["id"], path, has_text)
+    stretch = [record.get("start", 0.0), record.get("duration")]
+    key = path if stretch == [0.0, None] else f"{path} {json.dumps(stretch)}"
+    fact, complete = _look(path, known.get(key), functools.partial(_inspect, record), max_seconds)
+    return name, key if complete else "", fact
+
+
+def _check_features(
+    record: Record, has_text: bool, known: Mapping[str, _Fact], max_seconds: float
+) -> tuple[_Name, str, _Fact]:
+    """(name, cache key or "", fact) of one record with features."""
+    entry, hop = record["features"], record["hop_ms"] / 1000
+    key, stated = f"{entry} {record['hop_ms']:g} ms", record.get("num_frames")
+    inspect = functools.partial(_inspect_features, record)
+    fact, complete = _look(entry.path, known.get(key), inspect, max_seconds)
+    if not fact.problem and stated is not None and stated != round(fact.seconds / hop):
+        reason = f"wrong length ({round(fact.seconds / hop)} frames, utt2num_frames has {stated})"
+        # Not to the cache: the table may be mended.
+        fact, complete = dataclasses.replace(fact, problem=reason), False
+    return _Name(record["id"], str(entry), has_text), key if complete else "", fact
+
+
+def _look(
+    path: str,
+    known: _Fact | None,
+    inspect: Callable[[int, int, float], tuple[_Fact, bool]],
+    max_seconds: float,
+) -> tuple[_Fact, bool]:
+    """What is known of a file, or else what `inspect` finds; and whether it may be remembered."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError as error:
-        return name, "", _Fact(0, 0, 0.0, f"missing file ({error.strerror})")
+        return _Fact(0, 0, 0.0, f"missing file ({error.strerror})"), False
     if not stat.S_ISREG(status.st_mode):
-        return name, "", _Fact(0, 0, 0.0, "unreadable (not a file)")
-    fact = known.get(path)
-    if fact and (fact.size, fact.mtime_ns) == (status.st_size, status.st_mtime_ns):
-        return name, path, fact
-    fact, complete = _inspect(record, status.st_size, status.st_mtime_ns, max_seconds)
-    return name, path if complete else "", fact
+        return _Fact(0, 0, 0.0, "unreadable (not a file)"), False
+    if known and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
+        return known, True
+    return inspect(status.st_size, status.st_mtime_ns, max_seconds)
 
 
 def _inspect(record: Record, size: int, mtime_ns: int, max_seconds: float) -> tuple[_Fact, bool]:
@@ -327,6 +458,7 @@ def _inspect(record: Record, size: int, mtime_ns: int, max_seconds: float) -> tu
         else:
             info = io.probe(audio)
             rate, stated = info.sample_rate_hz, info.num_samples
+        stated = _stretch(record, rate, stated)
         if stated > max_seconds * rate:
             return fact(stated / rate, ""), False
         samples = load_record(record, rate) if stated else ()
@@ -343,7 +475,47 @@ def _inspect(record: Record, size: int, mtime_ns: int, max_seconds: float) -> tu
     return fact(seconds, ""), True
 
 
+def _stretch(record: Record, rate: int, stated: int) -> int:
+    """The samples that a record means of a file that states so many."""
+    if record.get("duration") is not None:
+        return round(record["duration"] * rate)
+    return stated - round(record.get("start", 0.0) * rate)
+
+
+def _inspect_features(
+    record: Record, size: int, mtime_ns: int, max_seconds: float
+) -> tuple[_Fact, bool]:
+    """Reads one matrix; False: only its header was read, because it is too long anyway."""
+    try:
+        frames, dimensions = ark.matrix_shape(record["features"])
+        seconds = round(frames * record["hop_ms"] / 1000, 6)
+        fact = _Fact(size, mtime_ns, seconds, "", dimensions)
+        if seconds > max_seconds:
+            return fact, False
+        ark.read_matrix(record["features"])
+    except io.AudioError as error:
+        return _Fact(size, mtime_ns, 0.0, _problem(error, size)), True
+    return fact, True
+
+
+def _check_sizes(
+    name: str, checked: Sequence[tuple[_Name, str, _Fact]], wanted: int | None
+) -> None:
+    """DataError for features of another size than `wanted`, or than the first ones."""
+    found = [(which.id, fact.dimensions) for which, _, fact in checked if fact.dimensions]
+    wanted = wanted or (found[0][1] if found else None)
+    other = [(key, dimensions) for key, dimensions in found if dimensions != wanted]
+    if other:
+        raise DataError(
+            f"{name}: {len(other)} of {len(found)} features have another dimension than the "
+            f"{wanted} expected; the first is {other[0][0]!r} with {other[0][1]}. Set "
+            "config.features.num_mels to what the features have, or leave the others out."
+        )
+
+
 def _problem(error: io.AudioError, size: int) -> str:
+    if error.reason.startswith("truncated"):
+        return f"cut off ({error.reason})"
     if "NaN" in error.reason:
         return f"not finite ({error.reason})"
     if error.reason.startswith("empty") or not size:

@@ -12,7 +12,17 @@ import jax
 from ml_collections import ConfigDict
 
 from common import errors
-from common.data import clips, embedded, librispeech, manifest, pipeline, records, tfds
+from common.data import (
+    clips,
+    embedded,
+    kaldi,
+    librispeech,
+    manifest,
+    pipeline,
+    records,
+    tfds,
+    voxceleb,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +33,16 @@ def default_config() -> ConfigDict:
     """`config.data`: what every task needs to know of its recordings."""
     return ConfigDict(
         {
-            "kind": "embedded",  # embedded, librispeech (tree), manifest (tsv, jsonl), tfds
-            # Tree, prepared tfds folder, or manifest files with commas between; ~ is expanded.
+            # embedded, librispeech (tree), manifest (tsv, jsonl), tfds, kaldi, voxceleb
+            "kind": "embedded",
+            # Tree, prepared tfds folder, manifest files with commas between, or what holds the
+            # Kaldi data folders or the subsets of VoxCeleb; ~ is expanded.
             "root": "",
-            "audio_root": "",  # manifest: where relative paths start; default: its own folder
-            # Subsets of a tree, values of `split_column` of a manifest, or splits of a data set.
+            # Where relative paths start. manifest: by default its own folder; lists of VoxCeleb:
+            # folders below root with commas between, by default root.
+            "audio_root": "",
+            # Subsets of a tree, values of `split_column` of a manifest, splits of a data set,
+            # Kaldi data folders, or subsets and lists of VoxCeleb (see common/data/voxceleb.py).
             "train": ("train",),
             "eval": ("dev",),
             "split_column": "split",
@@ -109,8 +124,21 @@ class Split:
         return [record.path for record in self.written.values()]
 
 
-def open_source(data: Any, names: Sequence[str]) -> records.Source:
-    """The source that `config.data` describes, restricted to the subsets `names`."""
+def open_source(
+    data: Any, names: Sequence[str], *, hop_ms: float | int | None = None, vad: bool = False
+) -> records.Source:
+    """The source that `config.data` describes, restricted to the subsets `names`.
+
+    With `hop_ms` it is to give features of that frame shift instead of recordings, with `vad`
+    beside them which frames hold speech.
+    """
+    if data.kind == "kaldi":
+        return kaldi.read_folders(data.root, list(names), hop_ms=hop_ms, vad=vad)
+    if hop_ms is not None:
+        raise errors.UserError(
+            f"config.features.kind=given needs data with features: config.data.kind=kaldi, not "
+            f"{data.kind!r}."
+        )
     if data.kind == "embedded":
         settings = embedded.CorpusSettings(
             hours=data.hours,
@@ -140,11 +168,13 @@ def open_source(data: Any, names: Sequence[str]) -> records.Source:
             return parts[0]
         merged = tuple(record for part in parts for record in part.records)
         return records.RecordList(", ".join(part.name for part in parts), merged)
+    if data.kind == "voxceleb":
+        return voxceleb.read_tree(root, list(names), audio_root=data.audio_root)
     if data.kind == "tfds":
         return tfds.TfdsSource(root, "+".join(names))
     raise errors.UserError(
         f"config.data.kind={data.kind!r} is unknown; choose embedded, librispeech, "
-        "manifest or tfds."
+        "manifest, tfds, kaldi or voxceleb."
     )
 
 
@@ -154,7 +184,9 @@ def open_split(
     """Opens and validates a part of the data; what is unusable goes to DIR/rejected.tsv."""
     data = config.data
     name = "+".join(names)
-    source = open_source(data, names)
+    features, given = config.features, config.features.get("kind") == "given"
+    vad = given and data.get("vad") == "kaldi"
+    source = open_source(data, names, hop_ms=features.hop_ms if given else None, vad=vad)
     index = records.build_index(
         source,
         cache=workdir / "index.json",
@@ -165,6 +197,7 @@ def open_split(
         max_bad_share=data.max_bad_share,
         num_workers=os.cpu_count() or 1,
         progress=jax.process_index() == 0,
+        feature_size=features.num_mels if given else None,
     )
     hours = float(index.seconds.sum()) / 3600
     log.info("%s: %d recordings, %.2f hours.", name, len(index), hours)

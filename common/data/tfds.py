@@ -33,6 +33,8 @@ _USUAL_FEATURES = {
     "id": ("id", "utterance_id"),
     "sample_rate": ("sample_rate", "sample_rate_hz"),
 }
+# Data set -> features that only there mean the field: a label is a word or a digit elsewhere.
+_OWN_FEATURES = {"voxceleb": {"speaker": "label"}}
 
 
 class TfdsSource:
@@ -61,7 +63,8 @@ class TfdsSource:
         self.name = f"{self.directory} ({split})"
         self._files = _file_instructions(self.directory, split)
         self._features, stated_rate_hz = _read_features(self.directory)
-        self._columns = _choose_features(self.name, list(self._features), features or {})
+        own = _OWN_FEATURES.get(_data_set_name(self.directory), {})
+        self._columns = _choose_features(self.name, list(self._features), own | (features or {}))
         self._sample_rate_hz = sample_rate_hz or stated_rate_hz
         if "sample_rate" not in self._columns and not self._sample_rate_hz:
             raise records.DataError(
@@ -82,7 +85,8 @@ class TfdsSource:
         }
         for field in ("text", "speaker"):
             if value.get(field) not in (None, b"", ""):
-                record[field] = _text(value[field])
+                names = getattr(self._features[self._columns[field]], "names", None)
+                record[field] = names[value[field]] if names else _text(value[field])
         return record
 
     def __getstate__(self) -> dict[str, Any]:
@@ -178,6 +182,12 @@ def _file_instructions(directory: pathlib.Path, split: str) -> list[Any]:
     return files
 
 
+def _data_set_name(directory: pathlib.Path) -> str:
+    from tensorflow_datasets.core import dataset_info
+
+    return dataset_info.read_proto_from_builder_dir(directory).name
+
+
 def _read_features(directory: pathlib.Path) -> tuple[Any, int | None]:
     """The tfds features, and the sampling rate that an Audio feature among them states."""
     import tensorflow_datasets as tfds
@@ -189,6 +199,7 @@ def _read_features(directory: pathlib.Path) -> tuple[Any, int | None]:
         raise records.DataError(f"{path} cannot be read: {error}. Prepare it again.") from error
     rates = []
     features = tfds.features.FeatureConnector.from_json(_without_audio(content, rates))
+    features.load_metadata(directory, feature_name=None)  # the names of ClassLabels
     return features, next((rate for rate in rates if rate), None)
 
 

@@ -297,6 +297,65 @@ def test_tfds_librispeech_is_read_without_tensorflow(tmp_path, lazy):
     assert "tensorflow" not in sys.modules
 
 
+def write_prepared_voxceleb(folder, samples, labels, names):
+    """What tfds's voxceleb writes: 16 kHz wave as int64, a class for the speaker, no ids."""
+    folder.mkdir(parents=True)
+    core = "tensorflow_datasets.core.features"
+    audio = {"shape": {"dimensions": ["-1"]}, "dtype": "int64", "fileFormat": "wav"}
+    audio |= {"sampleRate": str(RATE_HZ), "encoding": "none"}
+    features = {
+        "audio": {"pythonClassName": f"{core}.audio_feature.Audio", "audio": audio},
+        "label": {
+            "pythonClassName": f"{core}.class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": "1252"},
+        },
+        "youtube_id": {"pythonClassName": f"{core}.text_feature.Text", "text": {}},
+    }
+    description = {
+        "type": f"{core}.features_dict.FeaturesDict",
+        "content": {"features": features},
+        "proto_cls": "tensorflow_datasets.FeaturesDict",
+    }
+    (folder / "features.json").write_text(json.dumps(description))
+    if names:
+        (folder / "label.labels.txt").write_text("\n".join(names) + "\n")
+    split = {
+        "name": "train",
+        "shardLengths": [str(len(samples))],
+        "numBytes": "1",
+        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    }
+    info = {"name": "voxceleb", "version": "1.2.1", "fileFormat": "array_record"}
+    (folder / "dataset_info.json").write_text(json.dumps(info | {"splits": [split]}))
+    path = folder / "voxceleb-train.array_record-00000-of-00001"
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for stored, label in zip(samples, labels, strict=True):
+        example = tf_example_pb2.Example()
+        feature = example.features.feature
+        feature["audio"].int64_list.value.extend(stored.tolist())
+        feature["label"].int64_list.value.append(label)
+        feature["youtube_id"].bytes_list.value.append(b"Y8hIVOBuels")
+        writer.write(example.SerializeToString())
+    writer.close()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_tfds_voxceleb_is_read_without_tensorflow(tmp_path, named):
+    """The label is the speaker: a number, or its name where the data set has names."""
+    names = [f"id1{i:04d}" for i in range(1252)] if named else []
+    samples = [write_audio(tmp_path / "a.wav", 0.1 * (i + 1), seed=i) for i in range(3)]
+    write_prepared_voxceleb(tmp_path / "voxceleb" / "1.2.1", samples, [270, 1, 270], names)
+    source = pickle.loads(pickle.dumps(tfds.TfdsSource(tmp_path / "voxceleb", "train")))
+    for i, expected in enumerate(samples):
+        np.testing.assert_array_equal(source[i]["audio"], expected)
+        assert source[i]["audio"].dtype == np.int16
+        assert source[i]["sample_rate"] == RATE_HZ
+    found = [source[i]["speaker"] for i in range(3)]
+    assert found == (["id10270", "id10001", "id10270"] if named else ["270", "1", "270"])
+    assert source[1]["id"] == "train-0000001"
+    assert "tensorflow" not in sys.modules
+
+
 def test_tfds_errors_say_what_to_do(tmp_path):
     with pytest.raises(records.DataError, match="holds no data set prepared by tfds"):
         tfds.TfdsSource(tmp_path, "train")

@@ -1,0 +1,127 @@
+"""Energy VAD against Kaldi's rule written as a loop, and energies against Kaldi's features."""
+
+import jax
+import numpy as np
+import pytest
+
+from common.audio import io, kaldi, vad
+
+RATE_HZ = 16000
+
+
+def decide(log_energy: np.ndarray, config: vad.EnergyVad) -> list[bool]:
+    """The rule, frame by frame."""
+    threshold = config.energy_threshold + config.energy_mean_scale * log_energy.mean()
+    decisions = []
+    for t in range(len(log_energy)):
+        around = [
+            log_energy[u] > threshold
+            for u in range(t - config.frames_context, t + config.frames_context + 1)
+            if 0 <= u < len(log_energy)
+        ]
+        share = np.float32(len(around)) * np.float32(config.proportion_threshold)
+        decisions.append(sum(around) >= share)
+    return decisions
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"energy_threshold": 5.0, "frames_context": 0, "proportion_threshold": 0.6},
+        {"frames_context": 2, "proportion_threshold": 0.6},
+        {"frames_context": 40, "proportion_threshold": 0.5},
+        {"energy_threshold": 10.0, "energy_mean_scale": 0.0, "frames_context": 7},
+    ],
+)
+@pytest.mark.parametrize("frames", [1, 2, 5, 60])
+def test_decisions_are_those_of_the_loop(changes, frames):
+    config = vad.EnergyVad(**changes)
+    rng = np.random.default_rng(frames)
+    seen = set()
+    for _ in range(20):
+        energies = rng.normal(10.0, 4.0, frames).astype(np.float32)
+        found = vad.energy_vad(energies, config)
+        assert found.tolist() == decide(energies, config)
+        seen |= set(found.tolist())
+    assert seen == {True, False} or frames < 60
+
+
+def test_three_of_five_are_six_tenths():
+    config = vad.EnergyVad(
+        energy_threshold=0.5, energy_mean_scale=0.0, frames_context=2, proportion_threshold=0.6
+    )
+    loud = np.array([0, 1, 1, 0, 1, 0, 0, 0], np.float32)
+    # 2 of 3, 2 of 4, 3 of 5, 3 of 5, 2 of 5, 1 of 5, 1 of 4, 0 of 3
+    expected = [True, False, True, True, False, False, False, False]
+    assert vad.energy_vad(loud, config).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("rate", "samples"),
+    [(RATE_HZ, 15999), (RATE_HZ, 16080), (RATE_HZ, 300), (RATE_HZ, 80), (8000, 4041)],
+)
+def test_energies_are_those_of_kaldi(rate, samples):
+    rng = np.random.default_rng(samples)
+    audio = (0.1 * rng.normal(size=samples) + 0.05).astype(np.float32)  # with an offset
+    config = kaldi.KaldiConfig(sample_rate_hz=rate, snip_edges=False)
+    expected, lengths = kaldi.spectrogram(
+        jax.numpy.asarray(audio)[None], jax.numpy.array([samples]), config
+    )
+    found = vad.log_energy(audio, rate)
+    assert len(found) == int(lengths[0])
+    # Column 0 is the raw log energy; float32 sums in another order.
+    np.testing.assert_allclose(found, expected[0, :, 0], atol=2e-4)
+
+
+def burst(seconds: float, level: float) -> np.ndarray:
+    rng = np.random.default_rng(int(1000 * seconds))
+    return (level * rng.normal(size=round(seconds * RATE_HZ))).astype(np.float32)
+
+
+def test_pauses_are_cut_out():
+    parts = [burst(0.5, 1e-4), burst(0.7, 0.1), burst(0.6, 1e-4), burst(0.4, 0.1), burst(0.3, 1e-4)]
+    kept = vad.keep_speech(np.concatenate(parts), RATE_HZ)
+    # Frames half in a burst are loud, and two more on each side belong to it.
+    assert 1.1 * RATE_HZ <= len(kept) <= 1.1 * RATE_HZ + 4 * 4 * 160
+    strict = vad.EnergyVad(frames_context=0, proportion_threshold=0.6)
+    kept = vad.keep_speech(np.concatenate(parts), RATE_HZ, strict)
+    assert abs(len(kept) - 1.1 * RATE_HZ) <= 4 * 160
+    # What is kept is made of stretches of the recording, in order.
+    speech = np.concatenate([parts[1], parts[3]])
+    assert np.isin(speech[400:-400], kept).mean() > 0.97
+
+
+def test_the_rest_of_the_last_frame_goes_with_it():
+    audio = burst(1.0, 0.1)[: 16000 - 90]  # 99 frames of 160 and 70 samples more
+    assert len(vad.log_energy(audio, RATE_HZ)) == 99
+    # Even noise: every frame is above 5.5 + half of about 16.
+    np.testing.assert_array_equal(vad.keep_speech(audio, RATE_HZ), audio)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 79, 16000])
+def test_silence_and_nothing_hold_no_speech(samples):
+    audio = np.zeros(samples, np.float32)
+    assert len(vad.keep_speech(audio, RATE_HZ)) == 0
+    assert vad.keep_speech(audio, RATE_HZ).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"frames_context": -1},
+        {"energy_mean_scale": -0.5},
+        {"proportion_threshold": 0.0},
+        {"proportion_threshold": 1.0},
+    ],
+)
+def test_what_kaldi_refuses_is_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        vad.EnergyVad(**changes)
+
+
+def test_real_speech_is_mostly_kept(speech_data):
+    path = speech_data / "sentences" / "an4" / "train" / "fash" / "fash-an251.flac"
+    audio = io.load_audio(path, sample_rate_hz=RATE_HZ)
+    share = len(vad.keep_speech(audio, RATE_HZ)) / len(audio)
+    assert 0.3 < share < 1.0
