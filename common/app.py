@@ -96,6 +96,19 @@ def use_compile_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+def command(name: str, work: Callable[[], None]) -> None:
+    """Does the work of a small command line; user errors are one message and exit code 1."""
+    keep_memory()
+    set_up_logging()
+    use_compile_cache()
+    try:
+        work()
+    except errors.UserError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: interrupted.")
+
+
 def run(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
     """Parses the flags and runs the mode; user errors are one message and exit code 1.
 

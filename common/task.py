@@ -18,12 +18,16 @@ Metrics = Mapping[str, Ratio]
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What an evaluation has to say: numbers for the writers, lines for the terminal."""
+    """What an evaluation has to say: numbers for the writers, lines for the terminal.
+
+    `meta` holds JSON values for later commands, kept with the checkpoints (a calibration).
+    """
 
     scalars: Mapping[str, float]
     lines: Sequence[str] = ()
     images: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     audio: Mapping[str, tuple[np.ndarray, int]] = dataclasses.field(default_factory=dict)
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable

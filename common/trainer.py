@@ -1,6 +1,7 @@
 """The one training loop, and evaluation."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import pathlib
@@ -172,7 +173,7 @@ def evaluate(
     scalars = {**metrics.finalize(sums), **report.scalars}
     if work is not None:
         scalars[f"{task.work_metric}_per_second"] = work.total / (time.monotonic() - started)
-    return Report(scalars, report.lines, report.images, report.audio)
+    return dataclasses.replace(report, scalars=scalars)
 
 
 def evaluate_all(
@@ -240,6 +241,7 @@ def train(
         eval_step = make_eval_step(task, config, mesh)
         late = _Throttle(saver)
         evaluated, best, reports = int(meta["evaluated"]), None, None
+        said = meta.get("report", {})  # by split, of the evaluation at step `evaluated`
         shown: dict[str, float] = {}
         clock = time.monotonic()
         trace_from = start + 10 if config.profile_steps else -1
@@ -268,13 +270,14 @@ def train(
                     task, eval_step, train_state.eval_variables, mesh, writer, step
                 )
                 evaluated, best = step, float(reports[split].scalars[name])
+                said = {part: dict(report.meta) for part, report in reports.items()}
                 clock += time.monotonic() - paused
             if step > start and (
                 evaluated == step or stopping or last or step % config.checkpoint_every == 0
             ):
                 late.flush()  # No state with a loss that is not finite is ever saved.
                 score = best if evaluated == step else None
-                meta = {**task.checkpoint_meta(), "evaluated": evaluated}
+                meta = {**task.checkpoint_meta(), "evaluated": evaluated, "report": said}
                 saver.save(step, train_state, iterator, meta, score)
                 writer.flush()
             if stopping:

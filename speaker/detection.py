@@ -92,6 +92,12 @@ def eer(curve: ErrorCurve) -> float:
     return float(curve.p_miss[j - 1] + share * (curve.p_miss[j] - curve.p_miss[j - 1]))
 
 
+def eer_threshold(curve: ErrorCurve) -> float:
+    """The score from which on to accept for P_miss and P_fa nearest to each other."""
+    gap = np.abs(curve.p_miss - curve.p_fa)[:-1]  # the last vertex accepts nothing
+    return float(curve.thresholds[np.argmin(gap)])
+
+
 def convex_hull(curve: ErrorCurve) -> ErrorCurve:
     """The lower convex hull of the ROC (ROCCH): its vertices are those of optimal thresholds.
 

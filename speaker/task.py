@@ -17,7 +17,17 @@ from common.audio import augment
 from common.data import splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
-from speaker import backend, bootstrap, data, detection, head, margin_schedules, model, trials
+from speaker import (
+    backend,
+    bootstrap,
+    calibration,
+    data,
+    detection,
+    head,
+    margin_schedules,
+    model,
+    trials,
+)
 
 log = logging.getLogger(__name__)
 
@@ -204,10 +214,26 @@ class SpeakerTask(steps.OneLoss):
         lines = [f"{split} {detection.describe(summary, bounds)}"]
         if not both.all():
             lines.append(f"{split} {int((~both).sum())} trials left out: unreadable recordings")
-        scalars = summary.flat()
+        scalars, meta = summary.flat(), _decision(split, scores, target)
         if bounds:
             scalars["eer_low"], scalars["eer_high"] = bounds["eer"]
-        return Report(scalars, lines)
+        return Report(scalars, lines, meta=meta)
+
+
+def _decision(split: str, scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
+    """What `verify` needs to decide by these scores, kept with the checkpoint."""
+    try:
+        fitted = calibration.fit(scores, target)
+    except (calibration.CalibrationError, detection.ScoreError) as error:
+        log.info("%s: the scores cannot be calibrated: %s", split, error)
+        return {}
+    return {
+        "slope": fitted.slope,
+        "offset": fitted.offset,
+        "p_target": fitted.p_target,
+        "eer_threshold": detection.eer_threshold(detection.error_curve(scores, target)),
+        "trials": len(scores),
+    }
 
 
 def find_trials(split: splits.Split, config: Any) -> trials.LocatedTrials:

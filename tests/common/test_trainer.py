@@ -59,6 +59,22 @@ def test_resumed_equals_uninterrupted(whole, tmp_path):
     assert len(set(steps)) == len(steps)  # what the lost run wrote does not stand twice
 
 
+def test_what_a_report_keeps_is_saved_with_the_checkpoints(tmp_path):
+    """That of the last evaluation, after a resume too."""
+
+    def said(step):
+        text = (tmp_path / "checkpoints" / str(step) / "meta" / "metadata").read_text()
+        return json.loads(text)["report"]
+
+    _, reports = train(tmp_path, keep_every=5)
+    assert said(5) == {}
+    assert said(10) == said(15) != said(20)
+    assert said(20) == {"dev": dict(reports["dev"].meta)}
+    shutil.rmtree(tmp_path / "checkpoints" / "20")
+    train(tmp_path, keep_every=1, checkpoint_every=1)
+    assert said(16) == said(10)
+
+
 def test_a_finished_run_is_left_alone(whole):
     workdir, state, _ = whole
     again, _ = train(workdir)

@@ -82,6 +82,15 @@ def test_curve_eer_and_costs_equal_brute_force(scored):
 
 
 @pytest.mark.parametrize("scored", SETS)
+def test_eer_threshold_has_the_nearest_rates(scored):
+    scores, is_target = scored
+    gaps = {t: abs(miss - fa) for t, miss, fa in brute_vertices(scores, is_target)}
+    threshold = detection.eer_threshold(detection.error_curve(scores, is_target))
+    assert np.isfinite(threshold)
+    assert gaps[threshold] == pytest.approx(min(g for t, g in gaps.items() if t < math.inf))
+
+
+@pytest.mark.parametrize("scored", SETS)
 def test_rocch_and_min_cllr_equal_brute_force(scored):
     _, is_target = scored
     num_target, num_nontarget = int(is_target.sum()), int((~is_target).sum())

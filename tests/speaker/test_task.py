@@ -78,6 +78,19 @@ def test_it_tells_four_voices_apart(trained):
     assert report.scalars["eer"] < 0.05
     assert "dev EER" in report.lines[0]
     assert "(24 target, 96 non-target trials)" in report.lines[0]
+    decide = report.meta
+    assert (decide["p_target"], decide["trials"]) == (0.5, 120)
+    # The ratios change sign where the two kinds of error are about as frequent.
+    assert -decide["offset"] / decide["slope"] == pytest.approx(decide["eer_threshold"], abs=0.2)
+
+
+def test_scores_that_say_nothing_are_not_calibrated(corpus, tmp_path, caplog):
+    task = make_task(corpus, tmp_path)
+    rows = {"index": np.arange(16), "mask": np.ones(16, bool), "embedding": np.ones((16, 3))}
+    with caplog.at_level("INFO"):
+        report = task.report("dev", [rows])
+    assert report.meta == {}
+    assert "dev: the scores cannot be calibrated: the score is the same" in caplog.text
 
 
 def test_crops_are_stretches_of_the_recording(corpus, tmp_path):

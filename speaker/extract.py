@@ -1,0 +1,114 @@
+"""Writes the embeddings of recordings with a trained speaker network.
+
+    python -m speaker.extract --workdir=runs/speaker --data eval --out=runs/speaker/eval
+    python -m speaker.extract --workdir=runs/speaker --data *.wav --format=ark --out=vectors
+
+DIR gets embeddings.<format> (ark: with an .scp), utt2spk where speakers are known, and rejected.tsv
+with the recordings that cannot be used; these are counted and named, the others go on, and the exit
+code is 1. Files of any format, rate and length; long ones get the mean over equal pieces.
+"""
+
+import argparse
+import logging
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from common import app, errors
+from common.data import records, splits
+from speaker import embed, vectors
+
+log = logging.getLogger(__name__)
+
+_SPLITS = ("train", "eval", "test")
+_NAMED = 20  # bad recordings in the log; all are in rejected.tsv
+
+
+def open_data(names: Sequence[str], config: Any) -> records.Source:
+    """The recordings that `--data` names: a split of the run, a Kaldi folder, or audio files."""
+    if len(names) == 1 and names[0] in _SPLITS:
+        wanted = names[0]
+        # A config may say which recordings are for the last test.
+        parts = config.data.get("test", ("test",)) if wanted == "test" else config.data[wanted]
+        return splits.open_source(config.data, parts)
+    if any(pathlib.Path(name).is_dir() for name in names):
+        return _open_folders(names)
+    rows = tuple({"id": name, "audio": name} for name in names)
+    return records.RecordList("the files of --data", rows)
+
+
+def _open_folders(names: Sequence[str]) -> records.Source:
+    for name in names:
+        folder = pathlib.Path(name)
+        if not any((folder / table).is_file() for table in ("wav.scp", "feats.scp")):
+            raise errors.UserError(
+                f"--data {name} is no Kaldi folder: it has neither wav.scp nor feats.scp. Name "
+                "such folders, audio files, or one of train, eval, test."
+            )
+    from common.data import kaldi
+
+    return kaldi.read_folders([pathlib.Path(name) for name in names])
+
+
+def extract(
+    embedder: embed.Embedder, source: records.Source, kind: str, out: pathlib.Path
+) -> tuple[pathlib.Path, list[str]]:
+    """Writes the embeddings of a source into `out`; (the file, ids of what could not be used)."""
+    vectors.check(kind, [source[i]["id"] for i in range(len(source))])
+    split = embedder.open(source, out)
+    started = time.monotonic()
+    found = embedder(split, progress=True)
+    seconds = max(time.monotonic() - started, 1e-9)
+    ids, speakers = ([part[i] for i in found.places] for part in (split.ids, split.speakers))
+    known = [bool(speaker) for speaker in speakers]
+    if any(known) and not all(known):
+        log.warning("%d recordings name no speaker: no utt2spk is written.", known.count(False))
+    path = vectors.write(out, kind, ids, found.embeddings, speakers if all(known) else None)
+    hours = float(split.index.seconds[found.places].sum()) / 3600
+    print(
+        f"{len(ids)} embeddings of {found.embeddings.shape[1]} dimensions, {hours:.2f} hours, "
+        f"{len(ids) / seconds:.1f} utterances/s: {path}"
+    )
+    bad = [f"{r.id}: {r.reason}" for r in split.index.rejected]
+    return path, bad + [f"{split.ids[i]}: can no longer be read" for i in found.failed]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speaker.extract",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of a training run")
+    parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="DATA",
+        help="train, eval or test of the run; Kaldi folders (wav.scp, feats.scp); or audio files",
+    )
+    parser.add_argument("--format", choices=vectors.FORMATS, default="npz")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        vectors.check(args.format, ())
+        embedder = embed.Embedder(args.workdir, args.checkpoint)
+        source = open_data(args.data, embedder.config)
+        _, bad = extract(embedder, source, args.format, args.out.expanduser())
+        for line in bad[:_NAMED]:
+            log.warning("%s", line)
+        if bad:
+            raise errors.UserError(
+                f"{len(bad)} of {len(source)} recordings have no embedding; all are listed in "
+                f"{args.out / 'rejected.tsv'} with the reason."
+            )
+
+    app.command("speaker.extract", work)
+
+
+if __name__ == "__main__":
+    main()

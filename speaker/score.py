@@ -1,0 +1,370 @@
+"""Scores a list of trials on embeddings, and says how good the scores are.
+
+    python -m speaker.score --trials=trials.txt --embeddings=eval_vectors
+    python -m speaker.score --trials=trials.txt --embeddings=eval_vectors --out=scores.txt
+        --backend=plda --lda-dim=128 --train-embeddings=train_vectors
+        --norm=asnorm --cohort=train_vectors
+
+Trials are `1 enrol test` or `enrol test target` lines. Embeddings are what speaker.extract wrote
+(its folder), or .npz, .ark, .scp, .txt files. With --enrolment (spk2utt) the enrolled side names
+speakers with several utterances. Printed are EER, minDCF and minCllr, actDCF and Cllr where scores
+are likelihood ratios (plda, --calibrate), and with --utt2spk intervals over the speakers.
+"""
+
+import argparse
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from common import app, errors
+from common.data import records
+from speaker import (
+    backend,
+    bootstrap,
+    calibration,
+    detection,
+    plda,
+    score_norm,
+    trials,
+    vectors,
+)
+
+log = logging.getLogger(__name__)
+
+_LISTED = 100  # unknown ids in the log
+_TOP_K = 300  # of the cohort, without --top-k
+_MOST_LDA = 200  # dimensions without --lda-dim, as Kaldi's recipe for VoxCeleb has
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BackEnd:
+    """What happens to embeddings before they are compared; a cosine unless there is a `model`."""
+
+    transform: backend.Transform
+    model: plda.Plda | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sides:
+    """Transformed embeddings of both sides of k trials: row enrol_index[i] against test_index[i].
+
+    Rows of the enrolled side are means of `counts` utterances.
+    """
+
+    enrol: Float[np.ndarray, "m p"]
+    counts: Int[np.ndarray, "m"]
+    test: Float[np.ndarray, "n p"]
+    enrol_index: Int[np.ndarray, "k"]
+    test_index: Int[np.ndarray, "k"]
+
+
+def fit_back_end(
+    kind: str,
+    dimensions: int | None,
+    train: tuple[Float[np.ndarray, "n d"], Sequence[str]] | None,
+    centre: Float[np.ndarray, "d"] | None,
+    size: int,
+) -> BackEnd:
+    """The back end `kind` (cosine, lda, plda) for embeddings of `size` dimensions.
+
+    Mean subtraction, LDA to `dimensions` (plda: only if given), length normalisation, and PLDA.
+    `train` are embeddings and their speakers. `centre` is subtracted from the embeddings to be
+    scored: that of another domain than the training set's moves them to where it was trained;
+    None takes the training set's, without one nothing is subtracted.
+    """
+    if train is None:
+        mean = np.zeros(size) if centre is None else centre
+        return BackEnd(backend.Transform(mean, np.eye(size)), None)
+    embeddings, speakers = train
+    if kind == "lda" or (kind == "plda" and dimensions):
+        most = min(_MOST_LDA, size, len(set(speakers)) - 1)
+        fitted = backend.fit_lda(embeddings, np.array(speakers), dimensions or most)
+    else:
+        fitted = backend.fit_mean(embeddings)
+    model = plda.train(fitted(embeddings), np.array(speakers)) if kind == "plda" else None
+    return BackEnd(fitted if centre is None else dataclasses.replace(fitted, mean=centre), model)
+
+
+def score(fitted: BackEnd, sides: Sides) -> Float[np.ndarray, "k"]:
+    """Cosines, or natural-log likelihood ratios of the PLDA model."""
+    rows = (sides.enrol, sides.test, sides.enrol_index, sides.test_index)
+    if fitted.model is None:
+        return backend.cosine_trials(*rows)
+    return plda.score_trials(fitted.model, *rows, enrol_counts=sides.counts)
+
+
+def normalise(
+    fitted: BackEnd,
+    sides: Sides,
+    scores: Float[np.ndarray, "k"],
+    cohort: tuple[Float[np.ndarray, "c p"], Int[np.ndarray, "c"]],
+    top_k: int | None,
+) -> Float[np.ndarray, "k"]:
+    """S-norm (`top_k` None) or AS-norm against the transformed `cohort`: means and their counts."""
+    means, cohort_counts = cohort
+
+    def statistics(rows, counts) -> score_norm.CohortStatistics:
+        mean, deviation = np.empty(len(rows)), np.empty(len(rows))
+        for count in np.unique(counts):
+
+            def against(part, others, count=count) -> np.ndarray:
+                if fitted.model is None:
+                    return backend.cosine_matrix(part, others)
+                return plda.score_matrix(
+                    fitted.model,
+                    part,
+                    others,
+                    enrol_counts=np.full(len(part), count),
+                    test_counts=cohort_counts,
+                )
+
+            chosen = counts == count
+            found = score_norm.cohort_statistics(rows[chosen], means, top_k=top_k, score=against)
+            mean[chosen], deviation[chosen] = found.mean, found.deviation
+        return score_norm.CohortStatistics(mean, deviation)
+
+    return score_norm.normalise(
+        scores,
+        statistics(sides.enrol, sides.counts),
+        statistics(sides.test, np.ones(len(sides.test), np.int64)),
+        sides.enrol_index,
+        sides.test_index,
+    )
+
+
+def sides(
+    listed: trials.Trials,
+    fitted: BackEnd,
+    test: tuple[Sequence[str], Float[np.ndarray, "n d"]],
+    enrol: tuple[Sequence[str], Float[np.ndarray, "m d"]],
+    enrolment: trials.Enrolment | None,
+    *,
+    allow_unknown: bool,
+) -> tuple[Sides, trials.LocatedTrials]:
+    """The trials that can be scored, and where they are in the list.
+
+    `test` and `enrol` are ids and embeddings. With an `enrolment` the enrolled side are its models,
+    the means of their transformed utterances. Raises UnknownIdsError, see `trials.locate`.
+    """
+    names, rows = tuple(enrol[0]), fitted.transform(enrol[1])
+    counts = np.ones(len(rows), np.int64)
+    if enrolment is not None:
+        names, rows, counts = trials.enrol(enrolment, names, rows, allow_unknown=allow_unknown)
+    located = trials.locate(listed, names, test[0], allow_unknown=allow_unknown)
+    # Statistics against a cohort are of the rows in use only.
+    enrol_used, enrol_index = np.unique(located.enrol_index, return_inverse=True)
+    test_used, test_index = np.unique(located.test_index, return_inverse=True)
+    found = Sides(
+        rows[enrol_used],
+        counts[enrol_used],
+        fitted.transform(test[1][test_used]),
+        enrol_index,
+        test_index,
+    )
+    return found, located
+
+
+def trial_speakers(
+    listed: trials.Trials,
+    located: trials.LocatedTrials,
+    speakers: Mapping[str, str],
+    enrolment: trials.Enrolment | None,
+) -> tuple[Shaped[np.ndarray, "k"], Shaped[np.ndarray, "k"]]:
+    """The speakers on both sides of each located trial, by the speakers of the utterances.
+
+    Raises UserError for an utterance without a speaker, or an enrolled model of several.
+    """
+
+    def speaker(names: Sequence[str]) -> str:
+        missing = [name for name in names if name not in speakers]
+        if missing:
+            raise errors.UserError(
+                f"--utt2spk names no speaker for {missing[0]!r}, which is in the trials. Add it, "
+                "or leave --utt2spk out and do without intervals."
+            )
+        found = sorted({speakers[name] for name in names})
+        if len(found) > 1:
+            raise errors.UserError(
+                f"{enrolment.path}: a model has utterances of {' and '.join(found[:2])} by "
+                "--utt2spk. Correct one of them."
+            )
+        return found[0]
+
+    models = {} if enrolment is None else enrolment.models
+    enrol_index, test_index = listed.enrol_index[located.kept], listed.test_index[located.kept]
+    sides_of = []
+    for ids, index, members in (
+        (listed.enrol_ids, enrol_index, models),
+        (listed.test_ids, test_index, {}),
+    ):
+        used, place = np.unique(index, return_inverse=True)
+        named = np.array([speaker(members.get(ids[i], (ids[i],))) for i in used])
+        sides_of.append(named[place])
+    return sides_of[0], sides_of[1]
+
+
+def _labelled(
+    path: pathlib.Path, table: pathlib.Path | None, *, option: str = ""
+) -> tuple[Float[np.ndarray, "n d"], list[str]]:
+    """Embeddings and their speakers, by `table` or by the utt2spk in their folder.
+
+    Without either `option` is missing; if that is empty, each embedding is a speaker's.
+    """
+    ids, embeddings = vectors.read(path)
+    if table is None and (path / vectors.UTT2SPK).is_file():
+        table = path / vectors.UTT2SPK
+    if table is None:
+        if option:
+            raise errors.UserError(f"{option} is missing: the speakers of {path} are needed.")
+        return embeddings, list(ids)
+    known = vectors.read_speakers(table)
+    missing = [name for name in ids if name not in known]
+    if missing:
+        raise errors.UserError(
+            f"{table} names no speaker for {len(missing)} of the {len(ids)} embeddings of {path}, "
+            f"first {missing[0]!r}. Add them."
+        )
+    return embeddings, [known[name] for name in ids]
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raises UserError for options that need others, before anything is read."""
+    for wrong, message in (
+        (
+            args.backend != "cosine" and not args.train_embeddings,
+            f"--backend={args.backend} is fitted to a training set: give --train-embeddings.",
+        ),
+        (
+            args.backend == "cosine" and args.lda_dim is not None,
+            "--lda-dim is for --backend=lda or plda; choose one of them.",
+        ),
+        (args.norm and not args.cohort, f"--norm={args.norm} needs a --cohort."),
+        (args.cohort and not args.norm, "--cohort does nothing without --norm=asnorm or snorm."),
+        (
+            args.top_k is not None and args.norm != "asnorm",
+            "--top-k is for --norm=asnorm only.",
+        ),
+    ):
+        if wrong:
+            raise errors.UserError(message)
+
+
+def _list_unknown(names: Sequence[str]) -> None:
+    for name in names[:_LISTED]:
+        log.warning("unknown: %s", name)
+    if len(names) > _LISTED:
+        log.warning("unknown: ... and %d more", len(names) - _LISTED)
+
+
+def _back_end(args: argparse.Namespace, size: int) -> BackEnd:
+    train = centre = None
+    if args.train_embeddings:
+        option = "" if args.backend == "cosine" else "--train-utt2spk"
+        train = _labelled(args.train_embeddings, args.train_utt2spk, option=option)
+    if args.center == "none":
+        centre = np.zeros(size)
+    elif args.center is not None:
+        centre = backend.fit_mean(vectors.read(args.center)[1]).mean
+    for name, found in (("--train-embeddings", train and train[0]), ("--center", centre)):
+        if found is not None and found.shape[-1] != size:
+            raise errors.UserError(
+                f"{name} has {found.shape[-1]} dimensions, --embeddings {size}. Take embeddings "
+                "of one network."
+            )
+    return fit_back_end(args.backend, args.lda_dim, train, centre, size)
+
+
+def _cohort(
+    args: argparse.Namespace, fitted: BackEnd
+) -> tuple[Float[np.ndarray, "c p"], Int[np.ndarray, "c"]]:
+    embeddings, speakers = _labelled(args.cohort, args.cohort_utt2spk)
+    _, means, counts = backend.speaker_means(fitted.transform(embeddings), np.array(speakers))
+    log.info("Cohort: %d speakers, %d embeddings.", len(means), len(embeddings))
+    return means, counts
+
+
+def _work(args: argparse.Namespace) -> None:
+    _check_options(args)
+    listed = trials.read_trials(args.trials)
+    speakers = vectors.read_speakers(args.utt2spk) if args.utt2spk else None
+    enrolment = trials.read_enrolment(args.enrolment) if args.enrolment else None
+    test = vectors.read(args.embeddings)
+    enrol = vectors.read(args.enrol_embeddings) if args.enrol_embeddings else test
+    fitted = _back_end(args, test[1].shape[1])
+    try:
+        both, located = sides(
+            listed, fitted, test, enrol, enrolment, allow_unknown=args.allow_unknown
+        )
+    except trials.UnknownIdsError as error:
+        _list_unknown(error.unknown)
+        raise
+    _list_unknown(located.unknown)
+    scores, target = score(fitted, both), located.is_target
+    if args.norm:
+        cohort = _cohort(args, fitted)
+        top_k = None
+        if args.norm == "asnorm":
+            top_k = args.top_k or min(_TOP_K, len(cohort[0]))
+        scores = normalise(fitted, both, scores, cohort, top_k)
+    if args.calibrate:
+        scores = calibration.fit(scores, target)(scores)
+    are_llrs = args.calibrate or (args.backend == "plda" and not args.norm)
+    bounds = {}
+    if speakers is not None:
+        pairs = trial_speakers(listed, located, speakers, enrolment)
+        bounds = bootstrap.intervals(bootstrap.resample(scores, target, *pairs, are_llrs=are_llrs))
+    print(detection.describe(detection.summarise(scores, target, are_llrs=are_llrs), bounds))
+    if args.calibrate:
+        print("Calibrated on these trials themselves: actDCF and Cllr flatter.")
+    if len(located.kept) < len(listed):
+        print(f"{len(listed) - len(located.kept)} of {len(listed)} trials left out: unknown ids.")
+    if args.out:
+        names = zip(listed.enrol_index[located.kept], listed.test_index[located.kept], scores)
+        lines = [f"{listed.enrol_ids[i]} {listed.test_ids[j]} {s:.9g}\n" for i, j, s in names]
+        records.write_atomic(args.out, "".join(lines))
+    if args.det:
+        from speaker import det  # matplotlib is slow to import
+
+        det.save_det(args.det, {args.trials.stem: detection.error_curve(scores, target)})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speaker.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+
+    def path(text: str) -> pathlib.Path:
+        return pathlib.Path(text).expanduser()
+
+    add("--trials", required=True, type=path, metavar="FILE")
+    add("--embeddings", required=True, type=path, metavar="E", help="of the tested side")
+    add("--enrol-embeddings", type=path, metavar="E", help="of the other side; default: the same")
+    add("--enrolment", type=path, metavar="SPK2UTT", help="models and their utterances")
+    add("--backend", choices=("cosine", "lda", "plda"), default="cosine")
+    add("--train-embeddings", type=path, metavar="E", help="to fit mean, LDA and PLDA to")
+    add("--train-utt2spk", type=path, metavar="FILE", help="default: that in the folder E")
+    add("--lda-dim", type=int, metavar="N", help=f"lda: default at most {_MOST_LDA}; plda: none")
+    add("--center", metavar="E|none", help="mean to subtract; default: the training set's")
+    add("--norm", choices=("asnorm", "snorm"))
+    add("--cohort", type=path, metavar="E", help="other speakers, one mean each")
+    add("--cohort-utt2spk", type=path, metavar="FILE", help="default: that in the folder E")
+    add("--top-k", type=int, metavar="K", help=f"asnorm: default at most {_TOP_K}")
+    add("--calibrate", action="store_true", help="to likelihood ratios, on these trials")
+    add("--utt2spk", type=path, metavar="FILE", help="of the trials, for intervals")
+    add("--allow-unknown", action="store_true", help="leave out trials without embeddings")
+    add("--out", type=path, metavar="FILE", help="`enrol test score` lines")
+    add("--det", type=path, metavar="PNG", help="plot of both kinds of error")
+    args = parser.parse_args(argv)
+    app.command("speaker.score", lambda: _work(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The network as a function: padding, long recordings, which weights, what it refuses."""
+
+import itertools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from common import checkpoint, errors, parallel, workdir
+from common.audio import io
+from common.data import records, splits
+from speaker import data, embed
+from speaker import task as speaker_task
+from tests.speaker.conftest import RATE_HZ, SPEAKERS, voice
+
+KINDS = {
+    "xvector": {},
+    "resnet": {"model.channels": 4, "model.depth": 18},
+    "ecapa": {"model.channels": 16, "model.pooled_channels": 24},
+}
+
+
+@pytest.fixture(scope="module")
+def embedder(run):
+    return embed.Embedder(run.workdir)
+
+
+def split_of(audio):
+    rows = [{"id": f"u{i}", "audio": a, "sample_rate": RATE_HZ} for i, a in enumerate(audio)]
+    seconds = np.array([len(a) / RATE_HZ for a in audio], np.float32)
+    source = records.RecordList("voices", tuple(rows))
+    return splits.Split("voices", source, records.Index(np.arange(len(rows)), seconds, ()))
+
+
+def untrained(run, folder, kind):
+    """The embedder of a fresh network of another kind."""
+    config = ConfigDict(workdir.load_config(run.workdir, "speaker").to_dict())
+    config.update_from_flattened_dict({"model.kind": kind, **KINDS[kind]})
+    config = workdir.freeze(config)
+    shutil.copy(run.workdir / "speakers.txt", folder)
+    workdir.save_config(folder, "speaker", config)
+    task = speaker_task.make_task(config, folder, "use")
+    state = task.create_state(jax.jit(task.init)(jax.random.key(1)))
+    (folder / "checkpoints").mkdir()
+    saver = checkpoint.Checkpointer(folder / "checkpoints")
+    state = parallel.place(state, parallel.make_mesh())
+    saver.save(3, state, None, {**task.checkpoint_meta(), "evaluated": -1}, None)
+    saver.close()
+    return embed.Embedder(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_changes_no_embedding(run, tmp_path, kind):
+    """Several lengths in one bucket against batches of one, to 1e-5."""
+    embedder = untrained(run, tmp_path, kind)
+    assert embedder.decision is None
+    audio = [voice(i, 0.5 + 0.2 * i, i) for i in range(3)]
+    together = embedder(split_of(audio), few_shapes=True)
+    assert together.failed == ()
+    alone = np.concatenate([embedder(split_of([a])).embeddings for a in audio[:2]])
+    assert np.abs(alone).max() > 0.01
+    scale = np.abs(alone).max(1, keepdims=True)
+    np.testing.assert_allclose(together.embeddings[:2] / scale, alone / scale, atol=1e-5)
+
+
+def test_long_recordings_are_means_over_equal_pieces(embedder):
+    """2 s at most: 5 s are three pieces, whose embeddings are averaged."""
+    whole = np.concatenate([voice(i, 1.7, 5) for i in range(3)])[: 5 * RATE_HZ]
+    assert embedder.config.data.max_eval_seconds == 2.0
+    cuts = [0, round(5 / 3 * RATE_HZ), round(10 / 3 * RATE_HZ), 5 * RATE_HZ]
+    pieces = [whole[a:b] for a, b in itertools.pairwise(cuts)]
+    short = voice(1, 0.8, 6)
+    found = embedder(split_of([short, whole, short]))
+    expected = embedder(split_of([short, *pieces])).embeddings
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found.embeddings[0], expected[0], atol=1e-5 * scale)
+    np.testing.assert_allclose(found.embeddings[2], expected[0], atol=1e-5 * scale)
+    np.testing.assert_allclose(found.embeddings[1], expected[1:].mean(0), atol=1e-5 * scale)
+    # The pieces differ: the mean is none of them.
+    assert np.abs(expected[1:] - expected[1:].mean(0)).max() > 0.01 * scale
+
+
+def test_pieces_of_files_are_cut_at_their_own_rate(tmp_path):
+    audio = np.random.default_rng(0).normal(size=8000 * 3).astype(np.float32) * 0.1
+    io.write_wav(tmp_path / "a.wav", audio, 8000, subtype="FLOAT")
+    source = records.RecordList("one", ({"id": "a", "audio": str(tmp_path / "a.wav")},))
+    pieces = embed.Pieces(
+        source, np.array([0]), np.array([3.0]), np.array([4]), sample_rate_hz=8000, channel="mean"
+    )
+    assert len(pieces) == 4
+    assert pieces.owner.tolist() == [0, 0, 0, 0]
+    assert pieces.lengths.tolist() == [0.75] * 4
+    joined = np.concatenate([pieces[i]["audio"] for i in range(4)])
+    np.testing.assert_array_equal(joined, audio)
+
+
+def test_a_recording_that_disappears_is_named(embedder, tmp_path, caplog):
+    rows = []
+    for i in range(3):
+        io.write_wav(tmp_path / f"{i}.wav", voice(i, 1.0, i), RATE_HZ)
+        rows.append({"id": f"r{i}", "audio": str(tmp_path / f"{i}.wav")})
+    split = embedder.open(records.RecordList("three", tuple(rows)), tmp_path / "out")
+    (tmp_path / "1.wav").unlink()
+    with caplog.at_level("WARNING"):
+        found = embedder(split)
+    assert found.places.tolist() == [0, 2]
+    assert found.failed == (1,)
+    assert len(found.embeddings) == 2
+    assert "1.wav: no such file" in caplog.text
+
+
+def test_files_equal_their_split(run, embedder):
+    """Through the index and from samples in memory; in the order of the files."""
+    names = ["bob-5", "ann-0", "fay-3"]
+    split = embedder.open(
+        records.RecordList(
+            "f", tuple({"id": n, "audio": f} for n, f in zip(names, run.files(*names)))
+        ),
+        run.workdir.parent / "validated",
+    )
+    found = embedder.embed_files(run.files(*names))
+    expected = embedder(split).embeddings
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_evaluation_of_training_is_repeated(run, embedder):
+    """The same embeddings as the task's own evaluation of the dev split, by its EER."""
+    config = embedder.config
+    source = splits.open_source(config.data, config.data.eval)
+    split = embedder.open(source, run.workdir.parent / "again")
+    found = embedder(split).embeddings
+    task = speaker_task.SpeakerTask(config, run.workdir, SPEAKERS, None, {"dev": split})
+    rows = {
+        "embedding": found,
+        "index": split.index.positions,
+        "mask": np.ones(len(found), bool),
+    }
+    report = task.report("dev", [rows])
+    lines = [json.loads(x) for x in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    stored = next(line for line in lines if line["split"] == "dev" and line["step"] == 60)
+    assert report.scalars["eer"] == pytest.approx(stored["eer"], abs=1e-6)
+    assert embedder.step == 60
+    assert embedder.decision.eer_threshold == pytest.approx(report.meta["eer_threshold"], abs=1e-4)
+    assert embedder.decision.source == "153 trials of the split 'dev' at step 60"
+
+
+def test_weights_have_their_own_name(run, embedder, tmp_path):
+    assert embed.Embedder(run.workdir, 60).network == embedder.network
+    assert untrained(run, tmp_path, "xvector").network != embedder.network
+    with pytest.raises(errors.UserError, match=r"no checkpoint of step 7 .* there are"):
+        embed.Embedder(run.workdir, 7)
+    with pytest.raises(errors.UserError, match="is no work directory"):
+        embed.Embedder(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros(16000, np.float32), r"a.wav: silent: every sample is zero"),
+        (voice(0, 0.1, 0), r"a.wav: too short: 0.100 s, the network of .* wants 0.4 s"),
+        (None, r"a.wav: cannot be decoded as audio"),
+    ],
+)
+def test_useless_audio_is_refused(run, embedder, tmp_path, content, message):
+    path = tmp_path / "a.wav"
+    if content is None:
+        path.write_bytes(b"RIFF....WAVE")
+    else:
+        io.write_wav(path, content, RATE_HZ)
+    with pytest.raises(io.AudioError, match=message):
+        embedder.embed_files([*run.files("ann-0"), str(path)])
+
+
+def test_shapes_are_few(run, embedder, monkeypatch):
+    """Files of any length are padded to lengths of a short list."""
+    shapes = set()
+    batches = data.eval_batches
+
+    def noting(split, config):
+        for batch in batches(split, config):
+            shapes.add(batch["audio"].shape)
+            yield batch
+
+    monkeypatch.setattr(data, "eval_batches", noting)
+    # 0.6 s; 0.9 s and a bit: up to 1 s; 1.1 and 1.3 s: up to 1.41 s.
+    for i in range(4):
+        embedder.embed_files([str(run.audio / "ann-0.wav")])
+        embedder.embed_files([str(run.audio / f"{SPEAKERS[i]}-1.wav")])
+    assert len(shapes) == 2

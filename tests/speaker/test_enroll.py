@@ -1,0 +1,135 @@
+"""`python -m speaker.enroll` and `speaker.identify`: known voices, unknown ones, other networks."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from speaker import embed, enroll, identify, storage
+from tests.speaker.conftest import SPEAKERS, failure
+from tests.speaker.test_embed import untrained
+
+
+@pytest.fixture(scope="module")
+def embedder(run):
+    return embed.Embedder(run.workdir)
+
+
+@pytest.fixture(scope="module")
+def voices(run, embedder, tmp_path_factory):
+    """A file that knows all but the last voice, by two recordings each."""
+    path = tmp_path_factory.mktemp("voices") / "known.npz"
+    for name in SPEAKERS[:-1]:
+        enroll.add(path, embedder, name, run.files(f"{name}-3", f"{name}-4"))
+    return path
+
+
+def lines(capsys) -> list[list[str]]:
+    return [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+
+
+def test_known_voices_are_found_and_others_are_unknown(run, voices, command, capsys):
+    files = run.files(*(f"{name}-6" for name in SPEAKERS))
+    options = ["--workdir", str(run.workdir), "--voices", str(voices)]
+    identify.main([*options, "--top", "2", *files])
+    found = lines(capsys)
+    assert [line[0] for line in found[::2]] == files
+    assert [line[0] for line in found[1::2]] == files
+    assert [line[1] for line in found[::2]] == [*SPEAKERS[:-1], "unknown"]
+    assert all(
+        line[2] == "-" if line[1] == "unknown" else float(line[2]) < 1.0001 for line in found
+    )
+    for first, second in zip(found[::2], found[1::2]):
+        assert float(first[3]) + float(second[3]) <= 1.0001
+        assert float(first[3]) >= float(second[3])
+
+
+def test_probabilities_follow_bayes():
+    ratios = np.array([[2.0, -1.0, 0.5], [-700.0, -800.0, -900.0]])
+    found = identify.posteriors(ratios, 0.3)
+    odds = [0.1 * math.exp(x) for x in ratios[0]] + [0.7]
+    np.testing.assert_allclose(found[0], np.array(odds) / sum(odds), rtol=1e-12)
+    np.testing.assert_allclose(found[1], [0, 0, 0, 1], atol=1e-12)
+    # One voice: what `verify` says of it.
+    one = identify.posteriors(ratios[:, :1], 0.3)
+    assert one[0, 0] == pytest.approx(1 / (1 + math.exp(-(2.0 + math.log(0.3 / 0.7)))))
+
+
+def test_a_voice_is_extended(run, embedder, tmp_path, command, capsys):
+    path = tmp_path / "voices.npz"
+    options = ["--workdir", str(run.workdir), "--voices", str(path)]
+    enroll.main([*options, "ann", *run.files("ann-3")])
+    enroll.main([*options, "bob", *run.files("bob-3", "bob-4")])
+    enroll.main([*options, "ann", *run.files("ann-4", "ann-5")])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"ann: 1 recordings, 0 of them from before. {path} knows 1 voices."
+    assert said[2] == f"ann: 3 recordings, 1 of them from before. {path} knows 2 voices."
+    names, models = enroll.load(path, embedder).models()
+    assert names == ("ann", "bob")
+    rows = embedder.embed_files(run.files("ann-3", "ann-4", "ann-5")).astype(np.float64)
+    mean = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(models[0], mean, atol=1e-5)
+    assert [p.name for p in tmp_path.iterdir()] == ["voices.npz"]
+
+
+def test_a_bad_recording_changes_nothing(run, embedder, voices, tmp_path, command):
+    before = voices.read_bytes()
+    options = ("--workdir", run.workdir, "--voices", voices)
+    said = failure(enroll.main, *options, "ann", *run.files("ann-5"), tmp_path / "absent.wav")
+    assert said.startswith("speaker.enroll:")
+    assert said.endswith("absent.wav: no such file")
+    for name in ("unknown", "", " ann", "a\tb"):
+        assert "cannot name a voice" in failure(enroll.main, *options, name, *run.files("ann-5"))
+    assert voices.read_bytes() == before
+
+
+def test_bad_files_are_named_and_the_others_go_on(run, voices, tmp_path, command, capsys):
+    arguments = ["--workdir", str(run.workdir), "--voices", str(voices), "--top", "1"]
+    with pytest.raises(SystemExit) as stopped:
+        identify.main([*arguments, str(tmp_path / "absent.wav"), *run.files("bob-6")])
+    assert stopped.value.code == 1
+    printed = capsys.readouterr()
+    assert "absent.wav: no such file" in printed.err
+    assert [line.split("\t")[1] for line in printed.out.splitlines()] == ["bob"]
+
+
+def test_voices_of_another_network_are_refused(run, voices, tmp_path, command):
+    untrained(run, tmp_path, "xvector")
+    options = ("--workdir", tmp_path, "--voices", voices)
+    for main, rest in (
+        (identify.main, run.files("bob-6")),
+        (enroll.main, ["bob", *run.files("bob-6")]),
+    ):
+        said = failure(main, *options, *rest)
+        assert "holds embeddings of another network (checkpoint of step 60," in said
+        assert "than step 3 of" in said
+
+
+def test_files_of_something_else_are_refused(run, embedder, tmp_path, command):
+    options = ("--workdir", run.workdir, "--voices", tmp_path / "v.npz")
+    assert "no such file" in failure(identify.main, *options, *run.files("bob-6"))
+    storage.save_arrays(tmp_path / "v.npz", {"mean": np.zeros(3)})
+    assert "is no file of voices" in failure(identify.main, *options, *run.files("bob-6"))
+    fields = {"names": np.array(["a", "b"]), "embeddings": np.zeros((1, 3))}
+    storage.save_arrays(tmp_path / "v.npz", {**fields, "network": "x", "step": 1})
+    assert "is no file of voices" in failure(identify.main, *options, *run.files("bob-6"))
+    assert "at least one name" in failure(identify.main, *options, "--top", 0, "a.wav")
+
+
+def test_without_a_calibration_there_are_scores_only(
+    run, voices, tmp_path, command, capsys, caplog
+):
+    folder = tmp_path / "run"
+    shutil.copytree(run.workdir, folder)
+    path = folder / "checkpoints" / "60" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    meta["report"] = {"dev": {}}
+    path.write_text(json.dumps(meta))
+    identify.main(["--workdir", str(folder), "--voices", str(voices), *run.files("cid-6")])
+    found = lines(capsys)
+    assert len(found) == 3
+    assert found[0][1] == "cid"
+    assert {line[3] for line in found} == {"-"}
+    assert "with no word on whether it is one of them" in caplog.text

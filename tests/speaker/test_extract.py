@@ -1,0 +1,108 @@
+"""`python -m speaker.extract`: splits and files to every format, bad recordings, Kaldi folders."""
+
+import numpy as np
+import pytest
+
+from common.audio import io
+from speaker import embed, extract, vectors
+from tests.speaker.conftest import RATE_HZ, SPEAKERS, failure, voice
+
+
+def test_a_split_of_the_run(run, tmp_path, command, capsys):
+    extract.main(
+        ["--workdir", str(run.workdir), "--data", "eval", "--format", "ark", "--out", str(tmp_path)]
+    )
+    said = capsys.readouterr().out
+    assert "18 embeddings of 16 dimensions" in said
+    assert "utterances/s" in said
+    ids, rows = vectors.read(tmp_path)
+    expected = {f"{name}-{i}" for name in SPEAKERS for i in (3, 4, 5)}
+    assert set(ids) == expected
+    speakers = vectors.read_speakers(tmp_path / "utt2spk")
+    assert speakers == {name: name[:3] for name in expected}
+    again = embed.Embedder(run.workdir).embed_files(run.files(*ids))
+    np.testing.assert_allclose(rows, again, atol=1e-5 * np.abs(rows).max())
+    assert not (run.audio / "rejected.tsv").exists()
+
+
+def test_the_split_named_test(run, tmp_path, command):
+    extract.main(["--workdir", str(run.workdir), "--data", "test", "--out", str(tmp_path)])
+    assert vectors.read(tmp_path)[0] == tuple(f"{name}-6" for name in SPEAKERS)
+
+
+def test_bad_files_are_named_and_the_others_go_on(run, tmp_path, command, caplog):
+    (tmp_path / "broken.wav").write_bytes(b"RIFF....WAVE")
+    io.write_wav(tmp_path / "silent.wav", np.zeros(RATE_HZ, np.float32), RATE_HZ)
+    io.write_wav(tmp_path / "short.wav", voice(0, 0.1, 0), RATE_HZ)
+    io.write_wav(tmp_path / "stereo.wav", np.stack([voice(0, 1, 0)] * 2, 1), 22050)
+    good = [*run.files("ann-0"), str(tmp_path / "stereo.wav")]
+    bad = [str(tmp_path / f"{name}.wav") for name in ("broken", "silent", "short", "absent")]
+    out = tmp_path / "out"
+    with caplog.at_level("WARNING"):
+        said = failure(
+            extract.main, "--workdir", run.workdir, "--out", out, "--data", *good[:1], *bad, good[1]
+        )
+    assert "4 of 6 recordings have no embedding" in said
+    assert vectors.read(out)[0] == tuple(sorted(good))
+    for name, reason in zip(bad, ("unreadable", "silent", "too short", "missing file")):
+        assert f"{name}: {reason}" in caplog.text
+    assert len((out / "rejected.tsv").read_text().splitlines()) == 5
+    assert not (out / "utt2spk").exists()
+
+
+def test_what_cannot_be_done_is_said_first(run, tmp_path, command, monkeypatch):
+    options = ("--workdir", run.workdir, "--out", tmp_path / "out", "--data")
+    assert "choose npz" in failure_of_pt(monkeypatch, options)
+    (tmp_path / "empty").mkdir()
+    said = failure(extract.main, *options, tmp_path / "empty")
+    assert "has neither wav.scp nor feats.scp" in said
+    said = failure(extract.main, *options, tmp_path / "absent.wav")
+    assert "none of 1 records is usable (1 missing file)" in said
+    spaced = tmp_path / "a b.wav"
+    said = failure(extract.main, *options, spaced, "--format", "ark")
+    assert "Choose format npz or rename" in said
+    assert not (tmp_path / "out" / "embeddings.ark").exists()
+    said = failure(extract.main, *options, spaced, spaced)
+    assert "comes twice" in said
+
+
+def failure_of_pt(monkeypatch, options) -> str:
+    with monkeypatch.context() as patch:
+        patch.setattr(vectors.importlib.util, "find_spec", lambda name: None)
+        return failure(extract.main, *options, "eval", "--format", "pt")
+
+
+@pytest.mark.slow
+def test_from_training_to_scores(run, tmp_path):
+    """The commands as a user starts them."""
+    import pathlib
+    import subprocess
+    import sys
+
+    root = pathlib.Path(__file__).parents[2]
+
+    def start(module, *options):
+        line = [sys.executable, "-m", f"speaker.{module}", *map(str, options)]
+        return subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
+
+    out = tmp_path / "out"
+    done = start("extract", "--workdir", run.workdir, "--data", "eval", "--out", out)
+    assert done.returncode == 0, done.stderr
+    trials = tmp_path / "trials"
+    trials.write_text("1 ann-3 ann-4\n0 ann-3 bob-4\n1 eve-3 eve-4\n0 eve-3 fay-5\n")
+    done = start("score", "--trials", trials, "--embeddings", out)
+    assert done.returncode == 0, done.stderr
+    assert "EER" in done.stdout
+    done = start("verify", "--workdir", run.workdir, *run.files("ann-3", "ann-4"))
+    assert done.returncode == 0, done.stderr
+    assert "same speaker" in done.stdout
+    done = start("verify", "--workdir", run.workdir, *run.files("ann-3"), tmp_path / "absent.wav")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("absent.wav: no such file")
+    voices = tmp_path / "voices.npz"
+    done = start("enroll", "--workdir", run.workdir, "--voices", voices, "ann", *run.files("ann-3"))
+    assert done.returncode == 0, done.stderr
+    done = start("identify", "--workdir", run.workdir, "--voices", voices, *run.files("ann-4"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\t")[1] == "ann"
