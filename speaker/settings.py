@@ -25,7 +25,13 @@ def default_config() -> ConfigDict:
             "num_buckets": 3,  # evaluation takes whole recordings
             "eval_batch_seconds": 120.0,
             "max_eval_seconds": 30.0,  # longer ones give their first seconds
-            "trials": "",  # a trial list over the ids of the evaluation split
+            # Trial lists over the recordings of an evaluation split, with commas between. The best
+            # checkpoint goes by the first list of the first split.
+            "trials": "",
+            # Splits for --mode=evaluate beside those of `eval`, and their lists. A split may be
+            # several together: "test+enroll".
+            "test": (),
+            "test_trials": "",
             "max_trials": 200_000,  # an evaluation without a trial list: of all pairs
         }
     )

@@ -184,12 +184,23 @@ class SpeakerTask(steps.OneLoss):
         return self._eval_batches
 
     @functools.cached_property
-    def trials(self) -> dict[str, trials.LocatedTrials]:
-        """What is compared in each evaluation split, by places in its index."""
-        return {name: find_trials(split, self.config) for name, split in self.eval_splits.items()}
+    def trials(self) -> dict[str, dict[str, trials.LocatedTrials]]:
+        """What is compared in each evaluation split, by list and by places in its index."""
+        settings = self.config.data
+        return {
+            name: find_trials(
+                split,
+                settings.trials if name in settings.eval else settings.test_trials,
+                settings.max_trials,
+            )
+            for name, split in self.eval_splits.items()
+        }
 
     def report(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
-        """EER and minDCF of the split's trials by the cosine of the embeddings."""
+        """EER and minDCF of the split's trials by the cosine of the embeddings.
+
+        The figures of its first list stand under their own names, those of others after the list's.
+        """
         positions = self.eval_splits[split].index.positions
         real = np.concatenate([batch["mask"] for batch in outputs])
         found = np.concatenate([batch["index"] for batch in outputs])[real]
@@ -199,33 +210,49 @@ class SpeakerTask(steps.OneLoss):
         places = np.searchsorted(positions, found)
         embeddings[places] = np.concatenate([batch["embedding"] for batch in outputs])[real]
         scored[places] = True
-        wanted = self.trials[split]
-        both = scored[wanted.enrol_index] & scored[wanted.test_index]
-        enrol, test = wanted.enrol_index[both], wanted.test_index[both]
-        scores = backend.cosine_trials(embeddings, embeddings, enrol, test)
-        target = wanted.is_target[both]
-        summary, bounds = detection.summarise(scores, target), {}
         speakers = np.asarray(self.eval_splits[split].speakers)
-        if speakers.all():  # a list may compare recordings whose speakers nobody wrote down
-            drawn = bootstrap.resample(
-                scores, target, speakers[enrol], speakers[test], num_resamples=RESAMPLES
-            )
-            bounds = bootstrap.intervals(drawn)
-        lines = [f"{split} {detection.describe(summary, bounds)}"]
-        if not both.all():
-            lines.append(f"{split} {int((~both).sum())} trials left out: unreadable recordings")
-        scalars, meta = summary.flat(), _decision(split, scores, target)
-        if bounds:
-            scalars["eer_low"], scalars["eer_high"] = bounds["eer"]
+        scalars, lines, meta = {}, [], {}
+        for number, (name, wanted) in enumerate(self.trials[split].items()):
+            values, said, decision = _measure(embeddings, scored, wanted, speakers, RESAMPLES)
+            lines += [f"{split} {name}{': ' if name else ''}{line}" for line in said]
+            scalars |= {f"{name}_{key}" if number else key: v for key, v in values.items()}
+            meta = meta or decision
         return Report(scalars, lines, meta=meta)
 
 
-def _decision(split: str, scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
+def _measure(
+    embeddings: np.ndarray,
+    scored: np.ndarray,
+    wanted: trials.LocatedTrials,
+    speakers: np.ndarray,
+    num_resamples: int,
+) -> tuple[dict[str, float], list[str], dict[str, Any]]:
+    """Figures of one list, what to say of them, and what to keep for later decisions."""
+    both = scored[wanted.enrol_index] & scored[wanted.test_index]
+    enrol, test = wanted.enrol_index[both], wanted.test_index[both]
+    scores = backend.cosine_trials(embeddings, embeddings, enrol, test)
+    target = wanted.is_target[both]
+    summary, bounds = detection.summarise(scores, target), {}
+    if speakers.all():  # a list may compare recordings whose speakers nobody wrote down
+        drawn = bootstrap.resample(
+            scores, target, speakers[enrol], speakers[test], num_resamples=num_resamples
+        )
+        bounds = bootstrap.intervals(drawn)
+    lines = [detection.describe(summary, bounds)]
+    if not both.all():
+        lines.append(f"{int((~both).sum())} trials left out: unreadable recordings")
+    scalars = summary.flat()
+    if bounds:
+        scalars["eer_low"], scalars["eer_high"] = bounds["eer"]
+    return scalars, lines, _decision(scores, target)
+
+
+def _decision(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     """What `verify` needs to decide by these scores, kept with the checkpoint."""
     try:
         fitted = calibration.fit(scores, target)
     except (calibration.CalibrationError, detection.ScoreError) as error:
-        log.info("%s: the scores cannot be calibrated: %s", split, error)
+        log.info("The scores cannot be calibrated: %s", error)
         return {}
     return {
         "slope": fitted.slope,
@@ -236,24 +263,30 @@ def _decision(split: str, scores: np.ndarray, target: np.ndarray) -> dict[str, A
     }
 
 
-def find_trials(split: splits.Split, config: Any) -> trials.LocatedTrials:
-    """The listed trials, or those of all pairs; UserError when there is nothing to measure."""
-    settings = config.data
-    if settings.trials:
-        listed = trials.read_trials(pathlib.Path(settings.trials).expanduser())
-        # Lists in VoxCeleb's manner name files.
-        wanted = {*listed.enrol_ids, *listed.test_ids}
-        names = max(split.ids, split.paths, key=lambda names: len(wanted.intersection(names)))
-        found = trials.locate(listed, names, names)
-    else:
-        found = all_pairs(data.speakers_of(split), settings.max_trials)
-    if found.is_target.all() or not found.is_target.any():
-        raise errors.UserError(
-            f"{split.source.name}: {int(found.is_target.sum())} of {len(found.is_target)} trials "
-            "are target trials, and error rates need both kinds: two speakers at least, one of "
-            "them with two recordings."
-        )
+def find_trials(split: splits.Split, lists: str, most: int) -> dict[str, trials.LocatedTrials]:
+    """The trials of each list (paths with commas between) by its name; without any, `most` of all
+    pairs under "". UserError when there is nothing to measure."""
+    paths = [pathlib.Path(part.strip()).expanduser() for part in lists.split(",") if part.strip()]
+    found = {path.stem: _listed(split, path) for path in paths}
+    if len(found) < len(paths):
+        raise errors.UserError(f"{lists}: two trial lists of one name; give them different names.")
+    for name, located in (found or {"": all_pairs(data.speakers_of(split), most)}).items():
+        found[name] = located
+        if located.is_target.all() or not located.is_target.any():
+            raise errors.UserError(
+                f"{split.source.name}: {int(located.is_target.sum())} of {len(located.is_target)} "
+                "trials are target trials, and error rates need both kinds: two speakers at least, "
+                "one of them with two recordings."
+            )
     return found
+
+
+def _listed(split: splits.Split, path: pathlib.Path) -> trials.LocatedTrials:
+    """The trials of a list, which names records by their ids or, as VoxCeleb's, by their files."""
+    listed = trials.read_trials(path)
+    wanted = {*listed.enrol_ids, *listed.test_ids}
+    names = max(split.ids, split.paths, key=lambda names: len(wanted.intersection(names)))
+    return trials.locate(listed, names, names)
 
 
 def all_pairs(speakers: Sequence[str], most: int) -> trials.LocatedTrials:
@@ -304,9 +337,10 @@ def make_task(config: Any, workdir: pathlib.Path, mode: str) -> SpeakerTask:
     if mode == "train":
         (workdir / "rejected.tsv").unlink(missing_ok=True)
         training = splits.open_split(config, config.data.train, workdir, require_text=False)
-    names = () if mode == "use" else config.data.eval
+    names = {"train": config.data.eval, "evaluate": (*config.data.eval, *config.data.test)}
     evaluation = {
-        name: splits.open_split(config, (name,), workdir, require_text=False) for name in names
+        name: splits.open_split(config, name.split("+"), workdir, require_text=False)
+        for name in names.get(mode, ())
     }
     task = SpeakerTask(config, workdir, data.classes(training, workdir), training, evaluation)
     _ = task.trials  # before the training, not at its first evaluation

@@ -397,12 +397,20 @@ def test_a_trial_list_is_used(trained, tmp_path, corpus):
     task, state, _ = trained
     lines = ["1 ann-0 ann-3", "1 bob-0 bob-2", "0 ann-1 bob-1", "0 cid-0 dee-3"]
     (tmp_path / "trials").write_text("\n".join(lines) + "\n")
-    listed = make_task(corpus, tmp_path, **{"data.trials": str(tmp_path / "trials")})
+    (tmp_path / "more.txt").write_text("bob-0 bob-1 target\nbob-0 ann-1 nontarget\n")
+    lists = f"{tmp_path / 'trials'}, {tmp_path / 'more.txt'}"
+    listed = make_task(corpus, tmp_path, **{"data.trials": lists})
     mesh = parallel.make_mesh(jax.devices()[:1])
     step = trainer.make_eval_step(task, task.config, mesh)
     batches = listed.eval_data()["dev"]
     report = trainer.evaluate(listed, step, state.variables, "dev", batches, mesh)
+    assert report.lines[0].startswith("dev trials: EER")
     assert "(2 target, 2 non-target trials)" in report.lines[0]
+    assert "(1 target, 1 non-target trials)" in report.lines[1]
+    assert {"eer", "more_eer", "more_min_dcf_0.01"} <= set(report.scalars)
+    twice = make_task(corpus, tmp_path, **{"data.trials": f"{lists},{tmp_path / 'more.txt'}"})
+    with pytest.raises(errors.UserError, match="two trial lists of one name"):
+        _ = twice.trials
 
 
 def test_a_trial_list_may_name_files(tmp_path, corpus):
@@ -410,8 +418,7 @@ def test_a_trial_list_may_name_files(tmp_path, corpus):
     split = splits.Split("dev", records.RecordList("voices", rows), corpus.index)
     lines = ["1 wav/ann-0.wav wav/ann-3.wav", "0 wav/ann-1.wav wav/bob-1.wav"]
     (tmp_path / "trials").write_text("\n".join(lines) + "\n")
-    task = make_task(corpus, tmp_path, **{"data.trials": str(tmp_path / "trials")})
-    found = speaker_task.find_trials(split, task.config)
+    found = speaker_task.find_trials(split, str(tmp_path / "trials"), 10)["trials"]
     assert found.enrol_index.tolist() == [0, 1]
     assert found.test_index.tolist() == [3, 5]
 
@@ -438,12 +445,12 @@ def test_bad_data_is_named(tmp_path, corpus):
         data.classes(three, tmp_path)
     assert data.classes(None, tmp_path) == SPEAKERS  # and nothing was written over it
     with pytest.raises(errors.UserError, match="'ann-0' names no speaker"):
-        speaker_task.find_trials(nameless, other.config)
+        speaker_task.find_trials(nameless, "", 100)
     alone = splits.Split(
         "dev", corpus.source, records.Index(np.arange(4), corpus.index.seconds[:4], ())
     )
     with pytest.raises(errors.UserError, match="6 of 6 trials are target trials"):
-        speaker_task.find_trials(alone, other.config)
+        speaker_task.find_trials(alone, "", 100)
     with pytest.raises(errors.UserError, match="batch_rows=10 does not divide by 8"):
         make_task(corpus, tmp_path, **{"data.batch_rows": 10}).train_data()
 
