@@ -179,6 +179,7 @@ def test_the_running_mean_is_that_of_all_frames_of_all_devices():
     mask[3] = 0  # a batch without any
     layer = norm.RunningMean(momentum=0.6, axis_name=parallel.AXIS)
     plain = norm.RunningMean()
+    batches, mask = jnp.asarray(batches), jnp.asarray(mask)
     variables = plain.init(jax.random.key(0), batches[0], mask[0], train=False)
 
     def step(variables, x, mask):
@@ -193,7 +194,7 @@ def test_the_running_mean_is_that_of_all_frames_of_all_devices():
         out_specs=(parallel.REPLICATED, parallel.ROWS),
     )
     mean, count = np.zeros(3), 0
-    for x, m in zip(batches, mask):
+    for x, m in zip(batches, mask, strict=True):
         variables, y = mapped(variables, x, m)
         if m.any():
             mean += max(0.4, 1 / (count + 1)) * (x[m > 0].mean(0) - mean)
