@@ -35,8 +35,9 @@ CROP_SECONDS = 2.0
 
 
 def make_config():
-    """The x-vector with the defaults of the project, Adam at a constant rate."""
+    """The x-vector with the defaults of the project but Adam at a constant rate, more buckets."""
     config = settings.default_config()
+    config.data.num_buckets = 8  # a second of compilation each; padding falls from 22 to 8 %
     config.optimizer.update({"schedule": "constant", "warmup_steps": 1, "learning_rate": 1e-3})
     return config
 
@@ -247,7 +248,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=3, help="training steps in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--utterances", type=int, default=128)
+    parser.add_argument("--utterances", type=int, default=192)
     parser.add_argument("--extract_rows", type=int, default=32, help="of PyTorch's padded batches")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
     parser.add_argument("--child", help=argparse.SUPPRESS)
