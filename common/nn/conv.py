@@ -155,7 +155,7 @@ def three_taps(
 
     y[b, i] = sum_k x[b, i + k * dilation - left] kernel[k], zeros outside; left is dilation
     (centred) or twice that (causal). Winograd's F(2, 3) for the frames i and i + dilation (Lavin
-    and Gray 2016, arXiv:1509.09308, section 4.1); both gradients, which JAX derives, save as much.
+    and Gray 2016, arXiv:1509.09308); both gradients, which JAX derives, save as much.
     Rounding errors are a third above those of the sum.
     """
     b, num_frames, c = x.shape
