@@ -70,10 +70,11 @@ def fit(
 
     Minimises p mean_targets log(1 + exp(-(llr + logit p))) + (1 - p) mean_nontargets
     log(1 + exp(llr + logit p)) (Brümmer and du Preez 2006; Brümmer and de Villiers, The BOSARIS
-    toolkit, 2013), for p = 0.5 Cllr itself; a small p looks after few false alarms. The problem is
-    convex, so there is one answer and no seed. `ridge` times half the squared weights (of inputs
-    scaled to unit deviation) keeps them finite where the trials are perfectly separable; else its
-    effect is in the sixth digit. Fit on trials of other speakers than those to be judged.
+    toolkit, 2013, arXiv:1304.2865), for p = 0.5 Cllr itself; a small p looks after few false
+    alarms. The problem is convex, so there is one answer and no seed. `ridge` times half the
+    squared weights (of inputs scaled to unit deviation) keeps them finite where the trials are
+    perfectly separable; else its effect is in the sixth digit. Fit on trials of other
+    speakers than those to be judged.
 
     Raises ScoreError as `detection.check` does; CalibrationError where a higher score does not mean
     the same speaker, or quality is not finite.
@@ -148,8 +149,9 @@ def quality_measures(
 
     Log of the duration in seconds, cut at `max_seconds` beyond which more speech hardly helps, and
     log of the length of the embedding before normalisation, which is low for unclear speech
-    (Thienpondt, Desplanques and Demuynck, The IDLab VoxSRC-20 submission, ICASSP 2021). Minimum and
-    maximum keep the ratio the same when enrolment and test change places.
+    (Thienpondt, Desplanques and Demuynck, The IDLab VoxSRC-20 submission, ICASSP 2021,
+    arXiv:2010.11255). Minimum and maximum keep the ratio the same when enrolment and test
+    change places.
 
     Raises CalibrationError unless durations and magnitudes are positive.
     """

@@ -79,7 +79,7 @@ def _frame_layer(
 
 
 class Res2Conv(nn.Module):
-    """Groups of channels that see each other in a chain (Gao et al., 2019, Res2Net, equation 1).
+    """Groups of channels that see each other in a chain (Gao et al., 2019, Res2Net, cf. eq. 1).
 
     y_1 = x_1, y_2 = f_2(x_2), y_i = f_i(x_i + y_(i-1)): from the third on, each group's context is
     wider than the last one's by one convolution.

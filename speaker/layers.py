@@ -10,7 +10,7 @@ from common.nn import conv, norm
 
 
 class FrameLayer(nn.Module):
-    """BN(relu(conv(x))): one layer of a time-delay network (Snyder et al., 2018, table 1).
+    """BN(relu(conv(x))): one layer of a time-delay network (Snyder et al., 2018, cf. table 1).
 
     Taps are `dilation` frames apart and centred on the frame; beyond the ends of the utterance they
     see zeros, so that no frame is lost.

@@ -39,12 +39,12 @@ class MarginConfig:
     * `softmax`: logits w_j x + b_j; margin and scale are not used.
     * `l2_softmax`: s w_j x / |x| + b_j (Ranjan et al. 2017, arXiv:1703.09507).
     * `sphereface`: target (1 - m) cos t + m psi(t), times s |x|, psi with the multiple
-      `angle_multiple` (Liu et al. 2017, arXiv:1704.08063, eq. 7). The usual annealing weight
+      `angle_multiple` (Liu et al. 2017, arXiv:1704.08063, cf. eq. 7). The usual annealing weight
       lambda is m = 1 / (1 + lambda), see `margin_schedules`; s = 1 in the paper.
     * `am`: s (cos t_y - m) (Wang et al. 2018, arXiv:1801.05599; CosFace, arXiv:1801.09414).
-    * `aam`: s cos(t_y + m) (ArcFace, Deng et al. 2019, arXiv:1801.07698, eq. 3); beyond pi - m,
+    * `aam`: s cos(t_y + m) (ArcFace, Deng et al. 2019, arXiv:1801.07698, cf. eq. 3); beyond pi - m,
       where that would rise again, see `add_angle`.
-    * `adacos`: no margin, s follows the data (Zhang et al. 2019, arXiv:1905.00292, eq. 15).
+    * `adacos`: no margin, s follows the data (Zhang et al. 2019, arXiv:1905.00292, cf. eq. 15).
     * `sphereface2`: one binary loss a class (Wen et al. 2022, arXiv:2108.01513, eq. 5, without the
       factor 1 / s, as in Han et al. 2023, arXiv:2307.08205), type C or A.
 
@@ -251,11 +251,12 @@ def adacos_scale(
     log_others: Float[Array, "b"],
     mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
-    """The scale of this batch (Zhang et al. 2019, eq. 15): log B / cos(min(pi / 4, median t_y)).
+    """The scale of this batch, log B / cos(min(pi / 4, median t_y)) (Zhang et al. 2019).
 
-    B is the mean over rows of sum_{j != y} exp(s cos t_j) with the previous s; `log_others` is the
-    logarithm of these sums. All rows of the batch have to be here. Without a real row the scale
-    stays; it never falls below 0, where the loss would turn round (from 0 it recovers).
+    Cf. eq. 15 there. B is the mean over rows of sum_{j != y} exp(s cos t_j) with the previous s;
+    `log_others` is the logarithm of these sums. All rows of the batch have to be here. Without a
+    real row the scale stays; it never falls below 0, where the loss would turn round (from 0 it
+    recovers).
     """
     angle = _masked_median(jnp.arccos(jnp.clip(target_cosines, -1.0, 1.0)), mask)
     count = jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)

@@ -1,7 +1,7 @@
 """Pooling over time: a padded batch of frames in, one float32 vector per utterance out.
 
 A pooling is named by its statistics, joined with "+" in the order of the output: "mean+std" (also
-called "statistical"; Snyder et al., 2018, section 2.1), "max", "mean+std+skew+kurtosis", ... The
+called "statistical"; Snyder et al., 2018), "max", "mean+std+skew+kurtosis", ... The
 comparison of these is that of Rouvier et al. (2021, arXiv 2105.04310). "attentive" is the channel-
 and context-dependent weighted mean and deviation of ECAPA-TDNN (Desplanques et al., 2020, arXiv
 2005.07143, section 3.1). Statistics see true frames only; an utterance without any gets zeros.

@@ -39,7 +39,7 @@ class ResNetConfig:
       bottleneck: blocks of 1x1, 3x3, 1x1 convolutions instead of two 3x3.
       pooling: statistics over time of `channels * frequencies`, see `speaker.pooling`.
       embedding_norm: batch normalisation of the embedding.
-      zero_init_residual: every block starts as its shortcut (Goyal et al., 2017, section 5.1).
+      zero_init_residual: every block starts as its shortcut (Goyal et al., 2017, arXiv:1706.02677).
       axis_name: mapped axis whose devices share the statistics of batch normalisation.
       dtype: of the stages; parameters, statistics and what follows the pooling are float32.
     """

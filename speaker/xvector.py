@@ -1,4 +1,4 @@
-"""x-vector: a time-delay network over frames (Snyder et al., 2018, "X-vectors", table 1).
+"""x-vector: a time-delay network over frames (Snyder et al., 2018, "X-vectors", cf. table 1).
 
 The table is that of Kaldi's `run_xvector_1a.sh`. 4,610,524 parameters with 80 features and 512
 channels: the weights and biases of tdnn1 to tdnn7; batch normalisation has none, as in Kaldi.

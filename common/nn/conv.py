@@ -20,6 +20,10 @@ from common.nn import masking
 MAX_SHIFTED_TAPS = 32
 # Frames summed in one loop by the gradient of the taps.
 _UNROLL = 8
+# From so many channels on, on both sides, `three_taps` saves more than its additions cost: value
+# and gradients of 32 x 200 frames with 512 channels take 300 ms of one core instead of 480, with
+# 256 channels 82 instead of 94, with 128 as long.
+MIN_THREE_TAPS_CHANNELS = 256
 
 
 def left_padding(kernel_size: int, causal: bool) -> int:
@@ -144,6 +148,38 @@ class DepthwiseConv(nn.Module):
         return y, masking.conv_lengths(lengths, self.stride)
 
 
+def three_taps(
+    x: Float[Array, "b l c"], kernel: Float[Array, "k c d"], *, dilation: int, left: int
+) -> Float[Array, "b l d"]:
+    """A dense convolution of 3 taps with 4 products for each 2 frames instead of 6.
+
+    y[b, i] = sum_k x[b, i + k * dilation - left] kernel[k], zeros outside; left is dilation
+    (centred) or twice that (causal). Winograd's F(2, 3) for the frames i and i + dilation (Lavin
+    and Gray 2016, arXiv:1509.09308); both gradients, which JAX derives, save as much.
+    Rounding errors are a third above those of the sum.
+    """
+    b, num_frames, c = x.shape
+    d = kernel.shape[2]
+    blocks = -(-num_frames // (2 * dilation))
+    right = 2 * dilation * (blocks + 1) - num_frames - left
+    # Halves of blocks of 2 x dilation frames; a frame needs its own block and the next one.
+    padded = jnp.pad(x, ((0, 0), (left, right), (0, 0)))
+    padded = padded.reshape(b, blocks + 1, 2, dilation, c)
+    x0, x1 = padded[:, :-1, 0], padded[:, :-1, 1]
+    x2, x3 = padded[:, 1:, 0], padded[:, 1:, 1]
+    outer, inner = (kernel[0] + kernel[2]) / 2, kernel[1] / 2
+    factors = (
+        (x0 - x2, kernel[0]),
+        (x1 + x2, outer + inner),
+        (x2 - x1, outer - inner),
+        (x1 - x3, kernel[2]),
+    )
+    y = [side.reshape(-1, c) @ taps for side, taps in factors]
+    pair = (y[0] + y[1] + y[2], y[1] - y[2] - y[3])
+    halves = [half.reshape(b, blocks, dilation, d) for half in pair]
+    return jnp.stack(halves, axis=2).reshape(b, -1, d)[:, :num_frames]
+
+
 class Conv(nn.Module):
     """A dense convolution over time `[k, c, d]`, with the alignment described above."""
 
@@ -166,14 +202,25 @@ class Conv(nn.Module):
         if not self.zero_padded:
             x = masking.zero_padding(x, lengths)
         extent = (self.kernel_size - 1) * self.dilation + 1
-        y = jax.lax.conv_general_dilated(
-            _pad(x, extent, left_padding(extent, self.causal)),
-            kernel.astype(self.dtype),
-            (self.stride,),
-            "VALID",
-            rhs_dilation=(self.dilation,),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )
+        left = left_padding(extent, self.causal)
+
+        def direct(x: Array, kernel: Array) -> Array:
+            return jax.lax.conv_general_dilated(
+                _pad(x, extent, left),
+                kernel,
+                (self.stride,),
+                "VALID",
+                rhs_dilation=(self.dilation,),
+                dimension_numbers=("NWC", "WIO", "NWC"),
+            )
+
+        kernel = kernel.astype(self.dtype)
+        saves = self.kernel_size == 3 and self.stride == 1 and x.dtype == jnp.float32
+        if saves and min(shape[1:]) >= MIN_THREE_TAPS_CHANNELS:
+            fast = functools.partial(three_taps, dilation=self.dilation, left=left)
+            y = jax.lax.platform_dependent(x, kernel, cpu=fast, default=direct)
+        else:
+            y = direct(x, kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)[None, None, :]

@@ -125,3 +125,59 @@ def test_bfloat16_gradient_of_taps_sums_in_float32():
 
     gradient = jax.grad(loss)(jnp.ones((3, 1), jnp.float32))
     np.testing.assert_array_equal(gradient[:, 0], [999.0, 1000.0, 999.0])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("frames", "dilation"), [(12, 1), (13, 2), (11, 3), (2, 3)])
+def test_three_taps_in_two_thirds_of_the_products(frames, dilation, causal):
+    """Value and gradients against the convolution; frames fill their blocks or do not."""
+    left = conv.left_padding(2 * dilation + 1, causal)
+    keys = jax.random.split(jax.random.key(frames), 3)
+    x, kernel = jax.random.normal(keys[0], (2, frames, 4)), jax.random.normal(keys[1], (3, 4, 5))
+    weight = jax.random.normal(keys[2], (2, frames, 5))
+
+    def reference(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (1,),
+            [(left, 2 * dilation - left)],
+            rhs_dilation=(dilation,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+
+    def ours(x, kernel):
+        return conv.three_taps(x, kernel, dilation=dilation, left=left)
+
+    def both(fn):
+        def value(x, kernel):
+            y = fn(x, kernel)
+            return jnp.sum(jnp.sin(y) * weight), y
+
+        return jax.jit(jax.grad(value, (0, 1), True))(x, kernel)
+
+    # float32 sums of up to 12 products, and of 24 x 5 in the gradients.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-5),
+        both(ours),
+        both(reference),
+    )
+
+
+def test_wide_dilated_conv_of_three_taps():
+    """The path of the x-vector's layers: against a sum of shifted products in float64, padded
+    against alone."""
+    module = conv.Conv(256, 3, dilation=2, use_bias=True)
+    x = jax.random.normal(jax.random.key(0), (2, 9, conv.MIN_THREE_TAPS_CHANNELS))
+    x = x.at[1, 5:].set(jnp.nan)
+    lengths = jnp.array([9, 5])
+    variables = module.init(jax.random.key(1), x, lengths)
+    y, _ = module.apply(variables, x, lengths)
+    kernel = np.asarray(variables["params"]["kernel"], np.float64)
+    for row, length in enumerate([9, 5]):
+        padded = np.pad(np.asarray(x[row, :length], np.float64), ((2, 2), (0, 0)))
+        expected = sum(padded[2 * k : 2 * k + length] @ kernel[k] for k in range(3))
+        # Sums of 768 products of deviation 1 in all.
+        np.testing.assert_allclose(y[row, :length], expected, atol=2e-5)
+        alone, _ = module.apply(variables, x[row : row + 1, :length], lengths[row : row + 1])
+        np.testing.assert_allclose(y[row, :length], alone[0], rtol=1e-5, atol=1e-5)
