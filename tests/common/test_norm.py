@@ -179,8 +179,9 @@ def test_the_running_mean_is_that_of_all_frames_of_all_devices():
     mask[3] = 0  # a batch without any
     layer = norm.RunningMean(momentum=0.6, axis_name=parallel.AXIS)
     plain = norm.RunningMean()
-    batches, mask = jnp.asarray(batches), jnp.asarray(mask)
-    variables = plain.init(jax.random.key(0), batches[0], mask[0], train=False)
+    variables = plain.init(
+        jax.random.key(0), jnp.asarray(batches[0]), jnp.asarray(mask[0]), train=False
+    )
 
     def step(variables, x, mask):
         y, new = layer.apply(variables, x, mask, train=True, mutable=["batch_stats"])
@@ -202,6 +203,6 @@ def test_the_running_mean_is_that_of_all_frames_of_all_devices():
         expected = (x - mean.astype(np.float32)) * m[..., None]
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
         # Used as it is when nothing is learned.
-        still = plain.apply(variables, x, m, train=False)
+        still = plain.apply(variables, jnp.asarray(x), jnp.asarray(m), train=False)
         np.testing.assert_allclose(still, expected, rtol=1e-5, atol=1e-5)
     assert float(variables["batch_stats"]["batches"]) == 4.0
