@@ -102,6 +102,8 @@ def fit_lda(
     )
     with warnings.catch_warnings():  # collinear dimensions are dropped, which is what is wanted
         warnings.filterwarnings("ignore", "Variables are collinear")
+        # A speaker with one utterance says nothing about the covariance within; that is no fault.
+        warnings.filterwarnings("ignore", "Only one sample available")
         discriminants.fit(embeddings, speakers)
     projection = discriminants.scalings_[:, :dimensions]
     if projection.shape[1] < dimensions:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from common import errors, parallel
 from common.audio import frontend
-from common.nn import masking
+from common.nn import masking, norm
 from speaker import ecapa, head, margins, resnet, xvector
 
 KINDS = ("xvector", "resnet", "ecapa")
@@ -27,9 +27,14 @@ def make_encoder(config: Any) -> nn.Module:
         if model.kind == "xvector":
             c, pooled = model.channels or 512, model.pooled_channels or 1500
             table = ((c, 5, 1), (c, 3, 2), (c, 3, 3), (c, 1, 1), (pooled, 1, 1))
+            options["embedding_layer"] = model.embedding_layer
             return xvector.XVector(xvector.XVectorConfig(frame_layers=table, **options))
         if model.kind == "resnet":
-            return resnet.ResNet(resnet.resnet(model.depth, model.channels or 32, **options))
+            for name in ("zero_init_residual", "embedding_norm"):
+                options[name] = model[name]
+            shape = resnet.resnet(model.depth, model.channels or 32, **options)
+            other = {name: tuple(model[name]) for name in ("num_blocks", "widths") if model[name]}
+            return resnet.ResNet(dataclasses.replace(shape, **other))
         if model.kind == "ecapa":
             options |= {"channels": model.channels or 512}
             options |= {"aggregation_channels": model.pooled_channels or 1536}
@@ -66,8 +71,11 @@ class SpeakerNet(nn.Module):
     loss: margins.MarginConfig
     num_classes: int
     num_shards: int = 1
+    running_mean: bool = False
 
     def setup(self) -> None:
+        if self.running_mean:
+            self.centre = norm.RunningMean(axis_name=parallel.AXIS)
         self.head = head.MarginHead(self.loss, self.num_classes, self.num_shards)
 
     def embed(
@@ -84,6 +92,9 @@ class SpeakerNet(nn.Module):
         `distort(features, lengths) -> features` comes between front end and encoder (SpecAugment).
         """
         features, lengths = self._features(inputs, masking.fold_row_mask(lengths, mask))
+        if self.running_mean:
+            frames = masking.float_mask(lengths, features.shape[1])
+            features = self.centre(features, frames, train=train)
         if distort is not None:
             features = distort(features, lengths)
         return self.encoder(features, lengths, train=train, mask=mask)
@@ -120,13 +131,17 @@ def make_model(config: Any, num_classes: int) -> SpeakerNet:
     if config.dtype not in ("float32", "bfloat16"):
         raise errors.UserError(f"config.dtype={config.dtype!r}: choose float32 or bfloat16.")
     features = config.features
+    running = features.normalize == "running"
+    each = "none" if running else features.normalize  # what the front end does to each recording
     try:
         if features.kind == "given":
-            front_end = GivenFeatures(features.num_mels, features.normalize)
+            front_end = GivenFeatures(features.num_mels, each)
         else:
-            front_end = frontend.log_mel_config(features, config.data.sample_rate_hz)
+            front_end = frontend.log_mel_config(
+                {**features, "normalize": each}, config.data.sample_rate_hz
+            )
     except ValueError as error:
-        raise errors.UserError(f"config.features: {error}") from error
+        raise errors.UserError(f'config.features: {error} or (speaker) "running"') from error
     return SpeakerNet(
         front_end=front_end,
         encoder=make_encoder(config),
@@ -145,6 +160,7 @@ def make_model(config: Any, num_classes: int) -> SpeakerNet:
         ),
         num_classes=num_classes,
         num_shards=head.SHARDS if loss.sharded else 1,
+        running_mean=running,
     )
 
 

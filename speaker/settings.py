@@ -43,7 +43,9 @@ def default_config() -> ConfigDict:
             "num_mels": 80,
             "window_ms": 25.0,
             "hop_ms": 10.0,
-            "normalize": "mean",  # none, mean, utterance
+            # none; mean, utterance: of each recording (common/audio/frontend.py); running: less
+            # each band's mean over the training data, so that recordings may differ in it.
+            "normalize": "mean",
             "compat": "default",  # or kaldi
         }
     )
@@ -59,7 +61,12 @@ def default_config() -> ConfigDict:
             # 0 and "": what the kind's paper has, see speaker/{xvector,resnet,ecapa}.py.
             "channels": 0,  # x-vector: tdnn1 to tdnn4; ResNet: the first stage; ECAPA: the blocks
             "pooled_channels": 0,  # x-vector: tdnn5; ECAPA: the aggregation
-            "depth": 34,  # ResNet
+            "depth": 34,  # ResNet: 18, 34, 50, 101, 152, 221, 293; and if it is to be another one,
+            "num_blocks": (),  # blocks of each stage
+            "widths": (),  # channels of each stage
+            "zero_init_residual": True,  # ResNet
+            "embedding_norm": False,  # ResNet: batch normalisation of the embedding
+            "embedding_layer": "tdnn7",  # x-vector: or tdnn6, as Kaldi extracts from
             "pooling": "",  # "mean+std", "attentive", any of speaker/pooling.py joined with "+"
             "embedding_size": 0,
         }

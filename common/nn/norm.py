@@ -150,3 +150,35 @@ class MaskedBatchNorm(nn.Module):
             mean.value += step * (batch_mean - mean.value)
             variance.value += step * (batch_variance - variance.value)
         return y
+
+
+class RunningMean(nn.Module):
+    """Subtracts each channel's mean over the true frames of all training batches.
+
+    The mean of the batches so far, later an exponential one that forgets `momentum` of itself a
+    batch; the same in training and evaluation. Sums and counts are added over `axis_name`. What
+    differs from channel to channel and is the same in all of the data thus does not reach the
+    zeros that convolutions pad with; what differs between recordings stays, unlike with the mean
+    of each. float32; 0 where the mask is False.
+    """
+
+    momentum: float = 0.99
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b l d"], mask: Float[Array, "b l"], *, train: bool
+    ) -> Float[Array, "b l d"]:
+        """x less the mean; `mask` is 1.0 in true frames, 0.0 elsewhere, where x is finite."""
+        mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(x.shape[-1], jnp.float32))
+        batches = self.variable("batch_stats", "batches", lambda: jnp.zeros((), jnp.float32))
+        x = x.astype(jnp.float32)
+        if train and not self.is_initializing():
+            sums = jnp.append(_weighted_sum(jax.lax.stop_gradient(x), mask), jnp.sum(mask))
+            if self.axis_name is not None:
+                sums = jax.lax.psum(sums, self.axis_name)
+            real = jnp.where(sums[-1] > 0, 1.0, 0.0)
+            rate = real * jnp.maximum(1.0 - self.momentum, 1.0 / (batches.value + 1.0))
+            mean.value += rate * (sums[:-1] / jnp.maximum(sums[-1], 1.0) - mean.value)
+            batches.value += real
+        return _masked(x - _channels(mean.value, x), mask)

@@ -28,11 +28,22 @@ def get_config(size: str = "") -> ConfigDict:
     config.update({"total_steps": 1000, "log_every": 25, "evaluate_every": 500})
     config.update({"checkpoint_every": 250, "ema_decay": 0.99})
     if size == "debug":
-        config.data.update({"hours": 0.02, "eval_hours": 0.01, "batch_rows": 16})
-        config.data.update({"voices": 8, "eval_voices": 4})
-        config.model.update({"channels": 16, "pooled_channels": 32, "embedding_size": 16})
-        config.loss.update({"margin_start_step": 5, "margin_end_step": 20})
-        config.optimizer.update({"schedule": "constant", "warmup_steps": 5})
-        config.update({"total_steps": 30, "log_every": 5, "evaluate_every": 15})
-        config.checkpoint_every = 10
+        shrink(config)
     return config
+
+
+def shrink(config: ConfigDict) -> None:
+    """A tiny network and a few dozen steps on a minute of the embedded corpus."""
+    config.data.update({"kind": "embedded", "train": ("train",), "eval": ("dev",), "test": ()})
+    config.data.update({"hours": 0.02, "eval_hours": 0.01, "batch_rows": 16, "num_workers": 0})
+    config.data.update({"voices": 8, "eval_voices": 4, "min_seconds": 0.4, "crop_seconds": 1.0})
+    config.features.update({"kind": "log_mel", "num_mels": 24})
+    small = {"channels": 16, "pooled_channels": 32, "embedding_size": 16}
+    if config.model.kind == "resnet":
+        small |= {"channels": 4, "depth": 18, "num_blocks": (), "widths": ()}
+    config.model.update(small)
+    config.loss.update({"margin_start_step": 5, "margin_end_step": 20})
+    config.optimizer.update({"schedule": "constant", "warmup_steps": 5, "clip_norm": 5.0})
+    config.optimizer.learning_rate = min(config.optimizer.learning_rate, 0.02)
+    config.update({"total_steps": 30, "log_every": 5, "evaluate_every": 15})
+    config.update({"checkpoint_every": 10, "dtype": "float32"})

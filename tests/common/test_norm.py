@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from common import parallel
 from common.nn import masking, norm
 
 
@@ -167,3 +168,39 @@ def test_scale_starts_as_told(problem):
     module = norm.MaskedBatchNorm(scale_init=jax.nn.initializers.zeros)
     variables = module.init(jax.random.key(0), x, mask[..., 0], train=False)
     np.testing.assert_array_equal(variables["params"]["scale"], 0.0)
+
+
+def test_the_running_mean_is_that_of_all_frames_of_all_devices():
+    """Rows of two devices, the second without a true frame in the last batch."""
+    rng = np.random.default_rng(0)
+    batches = rng.normal(3.0, 2.0, (5, 4, 6, 3)).astype(np.float32)
+    mask = (rng.random((5, 4, 6)) < 0.7).astype(np.float32)
+    mask[4, 2:] = 0
+    mask[3] = 0  # a batch without any
+    layer = norm.RunningMean(momentum=0.6, axis_name=parallel.AXIS)
+    plain = norm.RunningMean()
+    variables = plain.init(jax.random.key(0), batches[0], mask[0], train=False)
+
+    def step(variables, x, mask):
+        y, new = layer.apply(variables, x, mask, train=True, mutable=["batch_stats"])
+        return new, y
+
+    mesh = parallel.make_mesh(jax.devices()[:2])
+    mapped = parallel.data_parallel(
+        step,
+        mesh,
+        in_specs=(parallel.REPLICATED, parallel.ROWS, parallel.ROWS),
+        out_specs=(parallel.REPLICATED, parallel.ROWS),
+    )
+    mean, count = np.zeros(3), 0
+    for x, m in zip(batches, mask):
+        variables, y = mapped(variables, x, m)
+        if m.any():
+            mean += max(0.4, 1 / (count + 1)) * (x[m > 0].mean(0) - mean)
+            count += 1
+        expected = (x - mean.astype(np.float32)) * m[..., None]
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+        # Used as it is when nothing is learned.
+        still = plain.apply(variables, x, m, train=False)
+        np.testing.assert_allclose(still, expected, rtol=1e-5, atol=1e-5)
+    assert float(variables["batch_stats"]["batches"]) == 4.0
