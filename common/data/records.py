@@ -159,7 +159,9 @@ class SpeechCrops:
     @property
     def fingerprint(self) -> str:
         """Changes with the number, the lengths or the speakers of the recordings."""
-        return _fingerprint(self.index, self.labels, self.speeds, self.without_pauses)
+        # Streams of older checkpoints, which knew no pauses, keep their name.
+        cut = ("without pauses",) if self.without_pauses else ()
+        return _fingerprint(self.index, self.labels, self.speeds, *cut)
 
     def __len__(self) -> int:
         return len(self.index)

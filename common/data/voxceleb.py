@@ -24,7 +24,8 @@ def read_tree(
 
     Args:
       root: the folder that holds them.
-      names: a folder below root whose children are speakers (`vox1/dev/wav`), sorted; or a list
+      names: a folder below root whose children are speakers (`vox1/dev/wav`, or `vox1/dev` where
+        it holds them in a folder wav or aac, as the archives unpack), sorted; or a list
         file, in its order: lines of `path`, of `speaker path`, or of `number path` as in
         iden_split.txt, of which `iden_split.txt:1` takes number 1 (1 train, 2 dev, 3 test).
       audio_root: the folders, below root and with commas between, where the paths of a list start;
@@ -69,8 +70,10 @@ def _record(path: str, speaker: str, video: str, name: str) -> records.Record:
 
 
 def _read_subset(root: pathlib.Path, folder: pathlib.Path) -> Iterator[records.Record]:
-    speakers = _folders(folder) if folder.is_dir() else []
-    speakers = [entry for entry in speakers if _SPEAKER.fullmatch(entry.name)]
+    speakers = []
+    for inner in (folder, folder / "wav", folder / "aac"):
+        if not speakers and inner.is_dir():
+            speakers = [entry for entry in _folders(inner) if _SPEAKER.fullmatch(entry.name)]
     if not speakers:
         near = sorted(
             {p.parent for depth in ("*", "*/*", "*/*/*") for p in root.glob(f"{depth}/id[0-9]*")}

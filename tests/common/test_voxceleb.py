@@ -45,6 +45,12 @@ def test_subsets_are_read_sorted_with_the_ids_of_the_trial_lists(root):
     assert {enrol, test} < set(ids(source))
 
 
+def test_the_inner_folder_of_an_archive_need_not_be_named(root):
+    for outer, inner in (("vox1/dev", "vox1/dev/wav"), ("vox2/dev", "vox2/dev/aac")):
+        found = voxceleb.read_tree(root, [outer])
+        assert found.records == voxceleb.read_tree(root, [inner]).records
+
+
 def test_they_are_a_source_of_the_config(root, tmp_path):
     config = splits.default_config()
     config.update({"kind": "voxceleb", "root": str(root)})
@@ -127,7 +133,7 @@ def test_missing_folders_say_what_there_is(root):
     with pytest.raises(records.DataError, match=r"There is no folder .*nowhere"):
         voxceleb.read_tree(root / "nowhere", ["vox1"])
     with pytest.raises(records.DataError, match=r"below .*: vox1/dev/wav, vox1/test/wav, vox2"):
-        voxceleb.read_tree(root, ["vox1/dev"])
+        voxceleb.read_tree(root, ["vox1"])
     with pytest.raises(records.DataError, match=r"neither a list nor .*: none\."):
         voxceleb.read_tree(root / "vox1/dev/wav/id10001", ["x"])
     with pytest.raises(records.DataError, match=r"There is no folder .*wave. Mend"):
