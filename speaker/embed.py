@@ -14,10 +14,11 @@ import jax
 import numpy as np
 import tqdm
 from jaxtyping import Float, Int
+from ml_collections import ConfigDict
 
-from common import checkpoint, parallel, trainer, workdir
-from common.audio import io
-from common.data import records, splits
+from common import checkpoint, errors, parallel, trainer, workdir
+from common.audio import io, vad
+from common.data import ark, records, splits
 from speaker import calibration, data
 from speaker import task as speaker_task
 
@@ -49,8 +50,9 @@ class Embedded:
 class Pieces:
     """A source of equal stretches of recordings: `parts[i]` of them for the record at positions[i].
 
-    Its records hold samples at `sample_rate_hz`, read when they are asked for; a recording of one
-    piece is passed on as it is.
+    Those of audio are samples at `sample_rate_hz`, read when they are asked for; `without_pauses`
+    they are equal parts of what `vad.keep_speech` keeps. A recording of one piece is passed on as
+    it is. Raises io.AudioError for a recording that can no longer be read or holds no speech.
     """
 
     source: records.Source
@@ -59,6 +61,7 @@ class Pieces:
     parts: Int[np.ndarray, "n"]
     sample_rate_hz: int
     channel: str | int
+    without_pauses: bool = False
 
     @property
     def name(self) -> str:
@@ -69,34 +72,58 @@ class Pieces:
         """The record (place in `positions`) of every piece."""
         return np.repeat(np.arange(len(self.parts)), self.parts)
 
-    @property
+    @functools.cached_property
     def lengths(self) -> Float[np.ndarray, "p"]:
-        """Seconds of every piece."""
+        """Seconds of every piece, pauses included."""
         return (self.seconds / self.parts)[self.owner]
+
+    @functools.cached_property
+    def _ends(self) -> Int[np.ndarray, "n"]:
+        return np.cumsum(self.parts)
 
     def __len__(self) -> int:
         return int(self.parts.sum())
 
     def __getitem__(self, piece: int) -> records.Record:
-        place = int(np.searchsorted(self._ends, piece, side="right"))
-        record = self.source[int(self.positions[place])]
-        if self.parts[place] == 1:
+        place = int(self.owner[piece])
+        record, parts = self.source[int(self.positions[place])], int(self.parts[place])
+        number = piece - int(self._ends[place] - parts)
+        if "features" in record:
+            return record if parts == 1 else _frames(record, number, parts)
+        if parts == 1 and not self.without_pauses:
             return record
-        length = float(self.seconds[place]) / int(self.parts[place])
-        number = piece - int(self._ends[place] - self.parts[place])
-        audio = io.load_audio(
-            record["audio"],
-            sample_rate_hz=self.sample_rate_hz,
-            channel=self.channel,
-            source_rate_hz=record.get("sample_rate"),
-            start=number * length,
-            duration=length,
-        )
+        how = (self.sample_rate_hz, self.channel)
+        if self.without_pauses:
+            audio = keep_speech(
+                records.load_record(record, *how), self.sample_rate_hz, record["id"]
+            )
+            start, end = (len(audio) * n // parts for n in (number, number + 1))
+            audio = audio[start:end]
+        else:
+            length = float(self.seconds[place]) / parts
+            audio = records.load_record(record, *how, start=number * length, duration=length)
         return {"id": record["id"], "audio": audio, "sample_rate": self.sample_rate_hz}
 
-    @functools.cached_property
-    def _ends(self) -> Int[np.ndarray, "n"]:
-        return np.cumsum(self.parts)
+
+def keep_speech(
+    audio: Float[np.ndarray, "t"], sample_rate_hz: int, name: str
+) -> Float[np.ndarray, "k"]:
+    """`vad.keep_speech`; raises io.AudioError when it keeps nothing."""
+    kept = vad.keep_speech(audio, sample_rate_hz)
+    if not len(kept):
+        raise io.AudioError(name, "no speech in it, says config.data.vad=energy")
+    return kept
+
+
+def _frames(record: records.Record, number: int, parts: int) -> records.Record:
+    """Part `number` of the frames of a record, as rows of its archive entry."""
+    entry = record["features"]
+    count, _ = ark.matrix_shape(entry)
+    first = entry.rows[0] if entry.rows else 0
+    start, end = (count * n // parts for n in (number, number + 1))
+    rows = (first + start, first + end - 1)  # both included, as in Kaldi
+    cut = dataclasses.replace(entry, rows=rows)
+    return {"id": record["id"], "features": cut, "hop_ms": record["hop_ms"]}
 
 
 class Embedder:
@@ -105,7 +132,8 @@ class Embedder:
     A recording longer than `config.data.max_eval_seconds` is cut into the fewest equal pieces that
     are no longer, and gets the mean of their embeddings. That is the average weighted by length of
     Kaldi's extractor (which cuts 100 s pieces and a rest), without a short rest. Training evaluates
-    such recordings by their first seconds only.
+    such recordings by their first seconds only. Features with the decisions of a vad.scp are not
+    cut.
 
     `network` tells one set of weights from every other.
     """
@@ -126,6 +154,11 @@ class Embedder:
         weights = json.dumps(self._meta["fingerprint"], sort_keys=True)
         self.network = hashlib.sha256(weights.encode()).hexdigest()[:16]
         self.step = int(self._meta["step"])
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether the network was trained on features that the data hold, not on recordings."""
+        return data.sequence(self.config)[0] == "features"
 
     @property
     def decision(self) -> Decision | None:
@@ -156,19 +189,29 @@ class Embedder:
             max_bad_share=1.0,
             num_workers=os.cpu_count() or 1,
             progress=True,
+            feature_size=self.config.features.num_mels if self.takes_features else None,
         )
         return splits.Split(source.name, source, index)
 
     def load(self, path: str) -> Float[np.ndarray, "t"]:
         """The samples of one file at the network's rate.
 
-        Raises io.AudioError for a file that is unreadable, silent or too short.
+        Raises io.AudioError for a file that is unreadable, silent or too short, pauses left out if
+        the network is used to that.
         """
         settings = self.config.data
+        if self.takes_features:
+            raise errors.UserError(
+                f"The network of {self.folder} takes features that were computed elsewhere "
+                "(config.features.kind=given), not audio files. Use speaker.extract and "
+                "speaker.score on Kaldi folders."
+            )
         rate = settings.sample_rate_hz
         audio = io.load_audio(path, sample_rate_hz=rate, channel=splits.channel(settings))
         if "silent" in io.check_audio(audio):
             raise io.AudioError(path, "silent: every sample is zero")
+        if settings.vad == "energy":
+            audio = keep_speech(audio, rate, path)
         if len(audio) < settings.min_seconds * rate:
             raise io.AudioError(
                 path,
@@ -187,36 +230,52 @@ class Embedder:
         seconds = np.array([len(samples) / rate for samples in audio], np.float32)
         index = records.Index(np.arange(len(rows)), seconds, ())
         split = splits.Split("files", records.RecordList("files", rows), index)
-        return self(split, few_shapes=True).embeddings
+        return self._embed(split, without_pauses=False, few_shapes=True).embeddings
 
-    def __call__(
-        self, split: splits.Split, *, few_shapes: bool = False, progress: bool = False
-    ) -> Embedded:
+    def __call__(self, split: splits.Split, *, progress: bool = False) -> Embedded:
         """Embeddings of the usable records of a split, in its order.
 
-        `few_shapes` pads to lengths from a short list, so that what was compiled for a few files
-        is found again for the next. A recording that can no longer be read is named in a warning
-        and among `failed`.
+        A recording that can no longer be read, or holds no speech, is named in a warning and is
+        among `failed`; raises io.AudioError if that is so for a whole batch of them.
         """
-        settings = self.config.data
-        index = split.index
-        parts = np.ceil(index.seconds / np.float64(settings.max_eval_seconds)).astype(np.int64)
+        pauses = self.config.data.vad == "energy"
+        return self._embed(split, without_pauses=pauses, few_shapes=False, progress=progress)
+
+    def _embed(
+        self,
+        split: splits.Split,
+        *,
+        without_pauses: bool,
+        few_shapes: bool,
+        progress: bool = False,
+    ) -> Embedded:
+        """`few_shapes` pads to lengths from a short list, so that what was compiled for a few files
+        is found again for the next."""
+        settings, index = self.config.data, split.index
+        most, seconds = settings.max_eval_seconds, index.seconds.astype(np.float64)
+        if self.takes_features and settings.vad == "kaldi":
+            most = max(most, math.ceil(seconds.max()))
         pieces = Pieces(
             split.source,
             index.positions,
-            index.seconds.astype(np.float64),
-            np.maximum(parts, 1),
+            seconds,
+            np.maximum(np.ceil(seconds / most).astype(np.int64), 1),
             settings.sample_rate_hz,
             splits.channel(settings),
+            without_pauses,
         )
         lengths = pieces.lengths
         if few_shapes:  # the next power of the square root of two
             lengths = 2.0 ** (np.ceil(2 * np.log2(lengths)) / 2)
-        seconds = lengths.astype(np.float32)
         stretches = splits.Split(
-            split.name, pieces, records.Index(np.arange(len(pieces)), seconds, ())
+            split.name,
+            pieces,
+            records.Index(np.arange(len(pieces)), lengths.astype(np.float32), ()),
         )
-        batches = data.eval_batches(stretches, self.config)
+        # The pieces have lost their pauses already.
+        config = ConfigDict(self.config.to_dict())
+        config.data.update({"vad": "none", "max_eval_seconds": float(most)})
+        batches = data.eval_batches(stretches, workdir.freeze(config))
         found, embeddings = self._run(batches, len(pieces), progress)
         sums = np.zeros((len(index), embeddings.shape[1]))
         owner = pieces.owner[found]

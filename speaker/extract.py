@@ -16,39 +16,41 @@ from collections.abc import Sequence
 from typing import Any
 
 from common import app, errors
-from common.data import records, splits
+from common.data import kaldi, records, splits
 from speaker import embed, vectors
 
 log = logging.getLogger(__name__)
 
 _SPLITS = ("train", "eval", "test")
+_TABLES = ("wav.scp", "feats.scp")  # of Kaldi folders
 _NAMED = 20  # bad recordings in the log; all are in rejected.tsv
 
 
 def open_data(names: Sequence[str], config: Any) -> records.Source:
     """The recordings that `--data` names: a split of the run, a Kaldi folder, or audio files."""
+    given = config.features.kind == "given"
+    options = {"hop_ms": config.features.hop_ms if given else None}
+    options["vad"] = given and config.data.vad == "kaldi"
     if len(names) == 1 and names[0] in _SPLITS:
         wanted = names[0]
         # A config may say which recordings are for the last test.
         parts = config.data.get("test", ("test",)) if wanted == "test" else config.data[wanted]
-        return splits.open_source(config.data, parts)
+        return splits.open_source(config.data, parts, **options)
     if any(pathlib.Path(name).is_dir() for name in names):
-        return _open_folders(names)
+        for name in names:
+            if not any((pathlib.Path(name) / table).is_file() for table in _TABLES):
+                raise errors.UserError(
+                    f"--data {name} is no Kaldi folder: it has neither {' nor '.join(_TABLES)}. "
+                    "Name such folders, audio files, or one of train, eval, test."
+                )
+        return kaldi.read_folders("", names, **options)
+    if given:
+        raise errors.UserError(
+            "The network takes features that were computed elsewhere (config.features.kind=given), "
+            f"so --data {names[0]} has to be a Kaldi folder with feats.scp."
+        )
     rows = tuple({"id": name, "audio": name} for name in names)
     return records.RecordList("the files of --data", rows)
-
-
-def _open_folders(names: Sequence[str]) -> records.Source:
-    for name in names:
-        folder = pathlib.Path(name)
-        if not any((folder / table).is_file() for table in ("wav.scp", "feats.scp")):
-            raise errors.UserError(
-                f"--data {name} is no Kaldi folder: it has neither wav.scp nor feats.scp. Name "
-                "such folders, audio files, or one of train, eval, test."
-            )
-    from common.data import kaldi
-
-    return kaldi.read_folders([pathlib.Path(name) for name in names])
 
 
 def extract(
@@ -71,7 +73,9 @@ def extract(
         f"{len(ids) / seconds:.1f} utterances/s: {path}"
     )
     bad = [f"{r.id}: {r.reason}" for r in split.index.rejected]
-    return path, bad + [f"{split.ids[i]}: can no longer be read" for i in found.failed]
+    return path, bad + [
+        f"{split.ids[i]}: has no embedding, see the warning above" for i in found.failed
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,13 +5,14 @@ import json
 import shutil
 
 import jax
+import kaldi_native_io
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from common import checkpoint, errors, parallel, workdir
-from common.audio import io
-from common.data import records, splits
+from common.audio import io, vad
+from common.data import ark, records, splits
 from speaker import data, embed
 from speaker import task as speaker_task
 from tests.speaker.conftest import RATE_HZ, SPEAKERS, voice
@@ -35,10 +36,10 @@ def split_of(audio):
     return splits.Split("voices", source, records.Index(np.arange(len(rows)), seconds, ()))
 
 
-def untrained(run, folder, kind):
+def untrained(run, folder, kind="xvector", **changes):
     """The embedder of a fresh network of another kind."""
     config = ConfigDict(workdir.load_config(run.workdir, "speaker").to_dict())
-    config.update_from_flattened_dict({"model.kind": kind, **KINDS[kind]})
+    config.update_from_flattened_dict({"model.kind": kind, **KINDS[kind], **changes})
     config = workdir.freeze(config)
     shutil.copy(run.workdir / "speakers.txt", folder)
     workdir.save_config(folder, "speaker", config)
@@ -58,7 +59,7 @@ def test_a_batch_changes_no_embedding(run, tmp_path, kind):
     embedder = untrained(run, tmp_path, kind)
     assert embedder.decision is None
     audio = [voice(i, 0.5 + 0.2 * i, i) for i in range(3)]
-    together = embedder(split_of(audio), few_shapes=True)
+    together = embedder(split_of(audio))
     assert together.failed == ()
     alone = np.concatenate([embedder(split_of([a])).embeddings for a in audio[:2]])
     assert np.abs(alone).max() > 0.01
@@ -95,6 +96,68 @@ def test_pieces_of_files_are_cut_at_their_own_rate(tmp_path):
     assert pieces.lengths.tolist() == [0.75] * 4
     joined = np.concatenate([pieces[i]["audio"] for i in range(4)])
     np.testing.assert_array_equal(joined, audio)
+
+
+def test_pauses_are_left_out_once(run, tmp_path):
+    """Of files in memory, of validated ones, and before long ones are cut into pieces."""
+    embedder = untrained(run, tmp_path, **{"data.vad": "energy"})
+    gap, parts = np.zeros(RATE_HZ // 2, np.float32), [voice(i, 1.3, i) for i in range(3)]
+    gap[::2] = 1e-4
+    short, whole = np.concatenate([gap, voice(0, 0.9, 0), gap]), np.concatenate([*parts, gap])
+    files = []
+    for name, audio in (("short", short), ("whole", whole), ("gap", gap)):
+        files.append(str(tmp_path / f"{name}.wav"))
+        io.write_wav(files[-1], audio, RATE_HZ)
+    rows = tuple({"id": file, "audio": file} for file in files[:2])
+    found = embedder(embedder.open(records.RecordList("two", rows), tmp_path / "out")).embeddings
+    kept = [vad.keep_speech(io.load_audio(f, sample_rate_hz=RATE_HZ), RATE_HZ) for f in files[:2]]
+    assert len(kept[0]) < 0.8 * len(short)
+    third = [len(kept[1]) * n // 3 for n in range(4)]
+    pieces = [kept[0], *(kept[1][a:b] for a, b in itertools.pairwise(third))]
+    plain = untrained(run, make(tmp_path / "plain"))
+    expected = plain(split_of(pieces)).embeddings
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5 * scale)
+    np.testing.assert_allclose(found[1], expected[1:].mean(0), atol=1e-5 * scale)
+    np.testing.assert_allclose(embedder.embed_files(files[:1])[0], found[0], atol=1e-5 * scale)
+    silence = tmp_path / "silence.wav"
+    io.write_wav(silence, np.full(RATE_HZ, 3e-5, np.float32), RATE_HZ)
+    with pytest.raises(io.AudioError, match=r"silence.wav: no speech in it"):
+        embedder.embed_files([str(silence)])
+
+
+def test_long_features_are_cut_into_rows(run, tmp_path):
+    """2 s are 200 frames at most: 450 are three pieces of 150; a range of an archive too."""
+    changes = {"features.kind": "given", "features.num_mels": 5, "data.kind": "kaldi"}
+    embedder = untrained(run, tmp_path, **changes)
+    assert embedder.takes_features
+    rng = np.random.default_rng(0)
+    long, short = (rng.normal(size=(n, 5)).astype(np.float32) for n in (470, 120))
+    with kaldi_native_io.FloatMatrixWriter(f"ark:{tmp_path}/feats.ark") as writer:
+        for name, rows in (("a", long), ("b", short)):
+            writer.write(name, rows)
+    entries = [
+        ark.Entry(f"{tmp_path}/feats.ark", 2, rows=(10, 459)),
+        ark.Entry(f"{tmp_path}/feats.ark", 2 + 15 + long.nbytes + 2),
+    ]
+
+    def embedded(entries):
+        rows = [{"id": str(i), "features": e, "hop_ms": 10.0} for i, e in enumerate(entries)]
+        source = records.RecordList("features", tuple(rows))
+        return embedder(embedder.open(source, tmp_path / "out")).embeddings
+
+    thirds = [ark.Entry(entries[0].path, 2, rows=(10 + n, 159 + n)) for n in (0, 150, 300)]
+    found, expected = embedded(entries), embedded([entries[1], *thirds])
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found[1], expected[0], atol=1e-5 * scale)
+    np.testing.assert_allclose(found[0], expected[1:].mean(0), atol=1e-5 * scale)
+    with pytest.raises(errors.UserError, match="takes features that were computed elsewhere"):
+        embedder.embed_files(run.files("ann-0"))
+
+
+def make(folder):
+    folder.mkdir()
+    return folder
 
 
 def test_a_recording_that_disappears_is_named(embedder, tmp_path, caplog):

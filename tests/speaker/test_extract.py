@@ -1,11 +1,13 @@
 """`python -m speaker.extract`: splits and files to every format, bad recordings, Kaldi folders."""
 
+import kaldi_native_io
 import numpy as np
 import pytest
 
 from common.audio import io
 from speaker import embed, extract, vectors
 from tests.speaker.conftest import RATE_HZ, SPEAKERS, failure, voice
+from tests.speaker.test_embed import untrained
 
 
 def test_a_split_of_the_run(run, tmp_path, command, capsys):
@@ -28,6 +30,50 @@ def test_a_split_of_the_run(run, tmp_path, command, capsys):
 def test_the_split_named_test(run, tmp_path, command):
     extract.main(["--workdir", str(run.workdir), "--data", "test", "--out", str(tmp_path)])
     assert vectors.read(tmp_path)[0] == tuple(f"{name}-6" for name in SPEAKERS)
+
+
+def test_a_kaldi_folder_of_recordings(run, tmp_path, command):
+    """Cut by its segments, with the speakers of its utt2spk."""
+    folder = tmp_path / "kaldi"
+    folder.mkdir()
+    names = ("ann-5", "bob-5")
+    lines = [f"{name} {run.audio}/{name}.wav\n" for name in names]
+    (folder / "wav.scp").write_text("".join(lines))
+    (folder / "segments").write_text("ann-x ann-5 0.25 0.9\nbob-x bob-5 0.5 -1\n")
+    (folder / "utt2spk").write_text("ann-x ann\nbob-x bob\n")
+    options = ["--workdir", str(run.workdir), "--out", str(tmp_path / "out"), "--format", "txt"]
+    extract.main([*options, "--data", str(folder)])
+    ids, rows = vectors.read(tmp_path / "out")
+    assert ids == ("ann-x", "bob-x")
+    assert vectors.read_speakers(tmp_path / "out" / "utt2spk") == {"ann-x": "ann", "bob-x": "bob"}
+    cuts = []
+    for name, start, end in (("ann-5", 0.25, 0.9), ("bob-5", 0.5, None)):
+        audio = io.load_audio(run.audio / f"{name}.wav", sample_rate_hz=RATE_HZ)
+        cuts.append(str(tmp_path / f"{name}.wav"))
+        io.write_wav(cuts[-1], audio[int(start * RATE_HZ) : end and int(end * RATE_HZ)], RATE_HZ)
+    expected = embed.Embedder(run.workdir).embed_files(cuts)
+    np.testing.assert_allclose(rows, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_kaldi_folder_of_features(run, tmp_path, command, caplog):
+    """For a network of features; one of recordings says that it wants those."""
+    folder = tmp_path / "kaldi"
+    folder.mkdir()
+    given = {"features.kind": "given", "features.num_mels": 5, "data.kind": "kaldi"}
+    untrained(run, tmp_path, **given)
+    rng = np.random.default_rng(0)
+    with kaldi_native_io.FloatMatrixWriter(f"ark,scp:{folder}/f.ark,{folder}/feats.scp") as writer:
+        for name, frames in (("u1", 90), ("u2", 3), ("u3", 120)):
+            writer.write(name, rng.normal(size=(frames, 5)).astype(np.float32))
+    (folder / "utt2spk").write_text("u1 a\nu2 a\nu3 b\n")
+    out = ("--out", tmp_path / "out", "--data")
+    said = failure(extract.main, "--workdir", tmp_path, *out, folder)
+    assert "1 of 3 recordings have no embedding" in said
+    assert "u2: too short (0.030 s, limit 0.4 s)" in caplog.text
+    assert vectors.read(tmp_path / "out")[0] == ("u1", "u3")
+    said = failure(extract.main, "--workdir", tmp_path, *out, *run.files("ann-0"))
+    assert "has to be a Kaldi folder with feats.scp" in said
+    assert "has no wav.scp" in failure(extract.main, "--workdir", run.workdir, *out, folder)
 
 
 def test_bad_files_are_named_and_the_others_go_on(run, tmp_path, command, caplog):
