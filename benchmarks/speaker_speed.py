@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -125,7 +124,6 @@ class Ours:
             "framework": f"jax {jax.__version__}",
             "parameters": count,
             "padding": self.padding,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
     def embed(self, batch) -> np.ndarray:
