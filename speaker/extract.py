@@ -32,9 +32,9 @@ def open_data(names: Sequence[str], config: Any) -> records.Source:
     options = {"hop_ms": config.features.hop_ms if given else None}
     options["vad"] = given and config.data.vad == "kaldi"
     if len(names) == 1 and names[0] in _SPLITS:
-        wanted = names[0]
-        # A config may say which recordings are for the last test.
-        parts = config.data.get("test", ("test",)) if wanted == "test" else config.data[wanted]
+        # `test+enroll` are two together; without config.data.test the split is called test.
+        wanted = config.data[names[0]] or (names[0],)
+        parts = list(dict.fromkeys(part for name in wanted for part in name.split("+")))
         return splits.open_source(config.data, parts, **options)
     if any(pathlib.Path(name).is_dir() for name in names):
         for name in names:
