@@ -18,7 +18,7 @@ from configs.speaker import quickstart
 from speaker import settings
 
 NETWORKS = {
-    "xvector": {"kind": "xvector", "channels": 64, "pooled_channels": 192},
+    "xvector": {"kind": "xvector", "channels": 128, "pooled_channels": 384},
     "resnet": {"kind": "resnet", "channels": 8, "depth": 34},
     "ecapa": {"kind": "ecapa", "channels": 64, "pooled_channels": 192},
 }
@@ -32,16 +32,17 @@ def get_config(argument: str = "xvector") -> ConfigDict:
     config.data.update({"kind": "manifest", "min_seconds": 0.1})
     config.data.update({"batch_rows": 32, "crop_seconds": 1.5})
     # The mean of a recording tells one voice from another where all are recorded alike.
-    config.features.update({"num_mels": 40, "normalize": "running"})
+    config.features.update({"num_mels": 80, "normalize": "running"})
     config.augment.speeds = (1.0, 0.9, 1.1)
     config.augment.update({"freq_masks": 1, "time_masks": 1, "time_ratio": 0.15})
     config.model.update(NETWORKS.get(argument, NETWORKS["xvector"]))
-    config.model.embedding_size = 64
-    config.loss.update({"margin_start_step": 200, "margin_end_step": 500})
+    config.model.embedding_size = 128
+    steps = 600 if argument == "resnet" else 1000
+    config.loss.update({"margin_start_step": steps // 4, "margin_end_step": steps * 6 // 10})
     config.optimizer.update({"schedule": "cosine", "learning_rate": 2e-3, "warmup_steps": 100})
     config.optimizer.update({"clip_norm": 5.0, "weight_decay": 0.05})
-    config.update({"total_steps": 800, "log_every": 50, "evaluate_every": 400})
-    config.update({"checkpoint_every": 400, "ema_decay": 0.99})
+    config.update({"total_steps": steps, "log_every": 50, "evaluate_every": steps // 2})
+    config.update({"checkpoint_every": steps // 2, "ema_decay": 0.99})
     if argument == "lm":
         config.data.update({"batch_rows": 16, "crop_seconds": 3.0})
         config.augment.speeds = (1.0,)
