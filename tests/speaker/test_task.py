@@ -90,7 +90,7 @@ def test_scores_that_say_nothing_are_not_calibrated(corpus, tmp_path, caplog):
     with caplog.at_level("INFO"):
         report = task.report("dev", [rows])
     assert report.meta == {}
-    assert "dev: the scores cannot be calibrated: the score is the same" in caplog.text
+    assert "The scores cannot be calibrated: the score is the same" in caplog.text
 
 
 def test_crops_are_stretches_of_the_recording(corpus, tmp_path):
