@@ -96,7 +96,7 @@ class Ours:
             for path, leaf in jax.tree.leaves_with_path(variables[collection]):
                 arrays["/".join(key.key for key in path)] = np.asarray(leaf)
         np.savez(folder / "weights.npz", **arrays)
-        self.state = parallel.replicate(self.task.create_state(variables), self.mesh)
+        self.state = parallel.place(self.task.create_state(variables), self.mesh)
         self.train_step = trainer.make_train_step(self.task, self.config, self.mesh)
         self.eval_step = trainer.make_eval_step(self.task, self.config, self.mesh)
         rows, samples = problem["audio"].shape

@@ -228,7 +228,7 @@ class Checkpointer:
         for step in reversed(self.steps()):
             try:
                 restored, meta = self._read(step, template, mesh, data_iterator, sharded)
-            except CheckpointError:
+            except errors.UserError:  # The config or the devices do not fit: no fault of the file.
                 raise
             except Exception as error:
                 self._set_aside(step, error)
@@ -260,7 +260,11 @@ class Checkpointer:
         return _from_tree(template, tree), meta
 
     def _load(
-        self, step: int, mesh: Mesh, wanted: Mapping[str, Any] | None, sharded: Sequence[str]
+        self,
+        step: int,
+        mesh: Mesh,
+        wanted: Mapping[str, Any] | None,
+        sharded: Sequence[str] = (),
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The tree of one checkpoint, laid over the mesh and checked bit by bit."""
         metadata = self._manager.item_metadata(step)["state"]
@@ -313,12 +317,12 @@ class Checkpointer:
         self._manager.reload()
 
     def load_variables(
-        self, mesh: Mesh, *, step: int | None = None, sharded: Sequence[str] = ()
+        self, mesh: Mesh, *, step: int | None = None
     ) -> tuple[state.Variables, dict[str, Any]]:
         """Variables for inference (averaged ones if the run kept an average) and `meta`.
 
-        `step=None` takes the best checkpoint by the metric of the run, or the last one if no
-        evaluation was saved.
+        Whole on every device, however they lay in training. `step=None` takes the best checkpoint
+        by the metric of the run, or the last one if no evaluation was saved.
         """
         if not self.steps():
             raise CheckpointError(
@@ -332,7 +336,7 @@ class Checkpointer:
                 f"{', '.join(map(str, self.steps()))}."
             )
         try:
-            tree, meta = self._load(step, mesh, None, sharded)
+            tree, meta = self._load(step, mesh, None)
         except Exception as error:
             raise CheckpointError(
                 f"Checkpoint {self.directory / str(step)} is damaged "

@@ -323,9 +323,11 @@ def first_state(task: Task, config: Any, mesh: Mesh) -> state.TrainState:
     template = jax.eval_shape(fresh)
     first, arguments = fresh, ()
     if config.init_from:
-        folder = pathlib.Path(config.init_from).expanduser() / "checkpoints"
+        other = pathlib.Path(config.init_from).expanduser()
+        workdir_lib.load_config(other, task.name)  # raises if it is another task's
+        folder = other / "checkpoints"
         loader = checkpoint.Checkpointer(folder, best_mode=task.best_metric[2], read_only=True)
-        found, meta = loader.load_variables(mesh, sharded=task.sharded)
+        found, meta = loader.load_variables(mesh)
         loader.close()
 
         def first(found: state.Variables) -> state.Variables:

@@ -51,7 +51,7 @@ def classes(split: splits.Split | None, workdir: pathlib.Path) -> tuple[str, ...
     names = tuple(sorted(set(speakers_of(split))))
     if len(names) < 2:
         raise errors.UserError(f"{split.source.name}: training needs two speakers, not {names}.")
-    if known is None or not (workdir / "checkpoints").is_dir():
+    if known is None or not any((workdir / "checkpoints").glob("[0-9]*")):
         records.write_atomic(path, "\n".join(names) + "\n")
     elif known != names:
         missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))

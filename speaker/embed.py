@@ -146,9 +146,7 @@ class Embedder:
         self._split, _, mode = self._task.best_metric
         directory = self.folder / "checkpoints"
         loader = checkpoint.Checkpointer(directory, best_mode=mode, read_only=True)
-        self._variables, self._meta = loader.load_variables(
-            self._mesh, step=step, sharded=self._task.sharded
-        )
+        self._variables, self._meta = loader.load_variables(self._mesh, step=step)
         self._task.check_checkpoint(self._meta)
         self._eval_step = trainer.make_eval_step(self._task, self.config, self._mesh)
         weights = json.dumps(self._meta["fingerprint"], sort_keys=True)

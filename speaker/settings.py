@@ -32,6 +32,7 @@ def default_config() -> ConfigDict:
             # several together: "test+enroll".
             "test": (),
             "test_trials": "",
+            "allow_unknown_trials": False,  # of recordings that are not there, or are unusable
             "max_trials": 200_000,  # an evaluation without a trial list: of all pairs
         }
     )

@@ -60,7 +60,8 @@ class SpeakerTask(steps.OneLoss):
 
     @functools.cached_property
     def sharded(self) -> tuple[str, ...]:
-        return model.sharded(self.model)
+        # Without training the classes are not used, and any number of devices will do.
+        return model.sharded(self.model) if self.train_split is not None else ()
 
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
@@ -73,15 +74,24 @@ class SpeakerTask(steps.OneLoss):
         Without the speeds of that run, as in large-margin fine-tuning, the classes at speed 1 stay.
         """
         known, new = found["params"]["head"], fresh["params"]["head"]
-        if meta["speakers"] != data.digest(self.classes):
-            log.info("That run had other speakers: this one begins with new class weights.")
+        centers, classes = self.config.loss.sub_centers, self.model.num_classes
+        if (
+            meta["speakers"] != data.digest(self.classes)
+            or meta["sub_centers"] != centers
+            or meta["classes"] < classes
+        ):
+            log.info("That run had other speakers, speeds or centers: new class weights.")
             known = {}
-        adopted = head.adopt(self.model.loss, self.model.num_classes, new, known)
+        adopted = head.adopt(self.model.loss, classes, new, known)
         kept = {name: tree for name, tree in found.items() if name in fresh}
         return {**fresh, **kept, "params": {**found["params"], "head": adopted}}
 
-    def checkpoint_meta(self) -> dict[str, str]:
-        return {"speakers": data.digest(self.classes)}
+    def checkpoint_meta(self) -> dict[str, Any]:
+        return {
+            "speakers": data.digest(self.classes),
+            "classes": self.model.num_classes,
+            "sub_centers": self.config.loss.sub_centers,
+        }
 
     def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
         if meta["speakers"] != data.digest(self.classes):
@@ -187,11 +197,13 @@ class SpeakerTask(steps.OneLoss):
     def trials(self) -> dict[str, dict[str, trials.LocatedTrials]]:
         """What is compared in each evaluation split, by list and by places in its index."""
         settings = self.config.data
+        lists = ((settings.eval, settings.trials), (settings.test, settings.test_trials))
         return {
             name: find_trials(
                 split,
-                settings.trials if name in settings.eval else settings.test_trials,
+                ",".join(paths for names, paths in lists if name in names and paths),
                 settings.max_trials,
+                allow_unknown=settings.allow_unknown_trials,
             )
             for name, split in self.eval_splits.items()
         }
@@ -233,7 +245,8 @@ def _measure(
     scores = backend.cosine_trials(embeddings, embeddings, enrol, test)
     target = wanted.is_target[both]
     summary, bounds = detection.summarise(scores, target), {}
-    if speakers.all():  # a list may compare recordings whose speakers nobody wrote down
+    # A list may compare recordings whose speakers nobody wrote down.
+    if _agrees(speakers, enrol, test, target):
         drawn = bootstrap.resample(
             scores, target, speakers[enrol], speakers[test], num_resamples=num_resamples
         )
@@ -263,15 +276,33 @@ def _decision(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     }
 
 
-def find_trials(split: splits.Split, lists: str, most: int) -> dict[str, trials.LocatedTrials]:
+def _agrees(speakers: np.ndarray, enrol: np.ndarray, test: np.ndarray, target: np.ndarray) -> bool:
+    """Whether all speakers are known and the labels of the trials follow from them."""
+    return bool(speakers.all() and ((speakers[enrol] == speakers[test]) == target).all())
+
+
+def find_trials(
+    split: splits.Split, lists: str, most: int, *, allow_unknown: bool = False
+) -> dict[str, trials.LocatedTrials]:
     """The trials of each list (paths with commas between) by its name; without any, `most` of all
-    pairs under "". UserError when there is nothing to measure."""
+    pairs under "".
+
+    UserError when there is nothing to measure, or for recordings that are not there unless
+    `allow_unknown`: then their trials are left out, counted in the log.
+    """
     paths = [pathlib.Path(part.strip()).expanduser() for part in lists.split(",") if part.strip()]
-    found = {path.stem: _listed(split, path) for path in paths}
+    found = {path.stem: _listed(split, path, allow_unknown) for path in paths}
+    speakers = np.asarray(split.speakers)
     if len(found) < len(paths):
         raise errors.UserError(f"{lists}: two trial lists of one name; give them different names.")
     for name, located in (found or {"": all_pairs(data.speakers_of(split), most)}).items():
         found[name] = located
+        if not _agrees(speakers, located.enrol_index, located.test_index, located.is_target):
+            log.warning(
+                "%s: the labels of the trials are not those of the speakers that the data name "
+                "(or it names none): no intervals by speaker.",
+                name,
+            )
         if located.is_target.all() or not located.is_target.any():
             raise errors.UserError(
                 f"{split.source.name}: {int(located.is_target.sum())} of {len(located.is_target)} "
@@ -281,12 +312,18 @@ def find_trials(split: splits.Split, lists: str, most: int) -> dict[str, trials.
     return found
 
 
-def _listed(split: splits.Split, path: pathlib.Path) -> trials.LocatedTrials:
+def _listed(split: splits.Split, path: pathlib.Path, allow_unknown: bool) -> trials.LocatedTrials:
     """The trials of a list, which names records by their ids or, as VoxCeleb's, by their files."""
     listed = trials.read_trials(path)
     wanted = {*listed.enrol_ids, *listed.test_ids}
     names = max(split.ids, split.paths, key=lambda names: len(wanted.intersection(names)))
-    return trials.locate(listed, names, names)
+    try:
+        return trials.locate(listed, names, names, allow_unknown=allow_unknown)
+    except trials.UnknownIdsError as error:
+        raise errors.UserError(
+            f"{error} Here: rejected.tsv in the work directory says what is left out of the data; "
+            "--config.data.allow_unknown_trials goes on without those trials."
+        ) from error
 
 
 def all_pairs(speakers: Sequence[str], most: int) -> trials.LocatedTrials:

@@ -17,6 +17,10 @@ _USUAL_COLUMNS = {
 }
 
 
+class NoRows(records.DataError):
+    """A manifest without any row of the wanted values."""
+
+
 def read_manifest(
     path: str | os.PathLike,
     *,
@@ -55,7 +59,7 @@ def read_manifest(
     kept = [row for row in rows if _matches(row, where or {})]
     if not kept:
         values = {c: sorted({str(r.get(c, "")) for r in rows})[:10] for c in where or {}}
-        raise records.DataError(
+        raise NoRows(
             f"{path}: none of {len(rows)} rows has {dict(where or {})}; present are {values}."
         )
     found = tuple(_record(path, root, row, names) for row in kept)

@@ -162,10 +162,14 @@ def open_source(
         return librispeech.read_tree(root, list(names))
     if data.kind == "manifest":
         where, start = {data.split_column: list(names)}, data.audio_root or None
-        paths = [part.strip() for part in data.root.split(",")]
-        parts = [manifest.read_manifest(path, root=start, where=where) for path in paths]
-        if len(parts) == 1:
-            return parts[0]
+        parts, empty = [], None
+        for path in data.root.split(","):
+            try:
+                parts.append(manifest.read_manifest(path.strip(), root=start, where=where))
+            except manifest.NoRows as error:  # Another one may have some.
+                empty = error
+        if not parts:
+            raise empty
         merged = tuple(record for part in parts for record in part.records)
         return records.RecordList(", ".join(part.name for part in parts), merged)
     if data.kind == "voxceleb":

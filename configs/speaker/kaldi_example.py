@@ -18,7 +18,7 @@ from speaker import settings
 
 def get_config(argument: str = "5994") -> ConfigDict:
     """What Simple-tklia calls an iteration is one pass with one recording of every speaker."""
-    if argument != "debug" and not argument.isdigit():
+    if argument != "debug" and not (argument.isdigit() and int(argument) > 1):
         raise ValueError(f"kaldi_example.py:{argument}: the argument is debug or a number")
     rows = 128
     speakers = 5994 if argument == "debug" else int(argument)
@@ -26,7 +26,7 @@ def get_config(argument: str = "5994") -> ConfigDict:
     config = settings.default_config()
     config.data.update({"kind": "kaldi", "train": ("train",), "eval": ("eval",)})
     config.data.update({"sampler": "speaker", "batch_rows": rows, "crop_seconds": 4.0})
-    config.data.num_workers = 8
+    config.data.update({"num_workers": 8, "max_eval_seconds": 300.0})
     config.features.update({"kind": "given", "num_mels": 30, "hop_ms": 10.0, "normalize": "none"})
     config.model.update({"kind": "resnet", "num_blocks": (3, 4, 6, 3), "embedding_size": 256})
     config.model.update({"widths": (32, 64, 128, 256), "zero_init_residual": True})

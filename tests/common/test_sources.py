@@ -10,7 +10,7 @@ import soundfile
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from common.data import librispeech, manifest, records, tfds
+from common.data import librispeech, manifest, records, splits, tfds
 from common.data.builders.an4 import an4_dataset_builder as an4
 
 RATE_HZ = 16_000
@@ -70,6 +70,20 @@ def test_tree_errors_say_what_to_do(tree, tmp_path):
         librispeech.read_tree(tree, ["test-other"])
     with pytest.raises(records.DataError, match="not a LibriSpeech tree"):
         librispeech.read_tree(tree / "dev-clean" / "84" / "1")
+
+
+def test_one_of_several_manifests_may_have_no_row_of_a_split(tmp_path):
+    (tmp_path / "a.tsv").write_text("path\tsplit\na.wav\ttrain\n")
+    (tmp_path / "b.tsv").write_text("path\tsplit\nb.wav\tdev\nc.wav\ttrain\n")
+    data = splits.default_config()
+    data.update({"kind": "manifest", "root": f"{tmp_path / 'a.tsv'}, {tmp_path / 'b.tsv'}"})
+    found = {name: splits.open_source(data, [name]).records for name in ("train", "dev")}
+    assert {name: [r["id"] for r in rows] for name, rows in found.items()} == {
+        "train": ["a", "c"],
+        "dev": ["b"],
+    }
+    with pytest.raises(records.DataError, match="none of 2 rows has"):
+        splits.open_source(data, ["test"])
 
 
 def test_tsv_paths_columns_and_filter(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common import checkpoint, errors, metrics, parallel, trainer, workdir
+from common import state as state_lib
 from common.data import buckets, pipeline, records, splits
 from configs.speaker import quickstart
 from speaker import data, head
@@ -310,45 +311,81 @@ def test_classes_split_over_devices_move_to_other_devices(corpus, tmp_path):
     assert found.params["head"]["weights"].addressable_shards[0].data.shape[0] == 64
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(state))
     three = parallel.make_mesh(jax.devices()[:3])
+    saver = checkpoint.Checkpointer(tmp_path / "checkpoints")
     with pytest.raises(errors.UserError, match=r"128 rows .* do not divide over 3 devices"):
-        parallel.shardings(template, three, task.sharded)
+        saver.restore(template, three, None, task.sharded)
+    assert saver.steps() == [3]  # and it is not called damaged
+    variables, _ = saver.load_variables(three)  # to embed, any number of devices will do
+    saver.close()
+    used = dataclasses.replace(task, train_split=None)
+    step = trainer.make_eval_step(used, used.config, three)
+    batch = next(iter(data.eval_batches(corpus, used.config)))
+    batch = {name: np.concatenate([x[:1]] * 3) for name, x in batch.items()}
+    _, out = step(variables, parallel.global_batch(batch, three))
+    assert np.isfinite(np.asarray(out["embedding"])).all()
+
+
+def saved(folder, task, seed=7):
+    """A checkpoint of step 3 of a new state, as another run would have left it."""
+    folder.mkdir(exist_ok=True)
+    workdir.save_config(folder, "speaker", task.config)
+    state = task.create_state(jax.jit(task.init)(jax.random.key(seed)))
+    saver = checkpoint.Checkpointer(folder / "checkpoints")
+    saver.save(3, state, None, task.checkpoint_meta(), None)
+    saver.close()
+    return jax.device_get(state.params)
 
 
 def test_large_margin_training_starts_from_another_run(corpus, tmp_path):
     """Three speeds, then one: the encoder and the classes at speed 1 go on, moments start anew."""
     mesh = parallel.make_mesh(jax.devices()[:2])
     first = make_task(corpus, tmp_path, **{"augment.speeds": (1.0, 0.9, 1.1)})
-    old = first.create_state(jax.jit(first.init)(jax.random.key(7)))
-    saver = checkpoint.Checkpointer(tmp_path / "checkpoints")
-    saver.save(3, old, None, first.checkpoint_meta(), None)
-    saver.close()
+    old = saved(tmp_path / "first", first)
 
     def start(task):
-        return trainer.first_state(task, task.config, mesh)
+        return jax.device_get(trainer.first_state(task, task.config, mesh))
 
-    changes = {"init_from": str(tmp_path), "loss.margin": 0.5, "loss.sharded": True}
+    changes = {"init_from": str(tmp_path / "first"), "loss.margin": 0.5, "loss.sharded": True}
     begun = start(make_task(corpus, tmp_path, **changes))
     assert int(begun.step) == 0
-    weights = np.asarray(begun.params["head"]["weights"])
+    weights = begun.params["head"]["weights"]
     # The checkpoint's averaged variables, which at step 0 are the variables.
-    np.testing.assert_array_equal(weights[:4], old.params["head"]["weights"][:4])
+    np.testing.assert_array_equal(weights[:4], old["head"]["weights"][:4])
     assert weights.shape[0] == 128
     assert not weights[4:].any()
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        begun.params["encoder"],
-        jax.device_get(old.params["encoder"]),
-    )
+    jax.tree.map(np.testing.assert_array_equal, begun.params["encoder"], old["encoder"])
     few = splits.Split(
         "train", corpus.source, records.Index(np.arange(12), corpus.index.seconds[:12], ())
     )
     (tmp_path / "few").mkdir()
     other = start(make_task(few, tmp_path / "few", **(changes | {"loss.sharded": False})))
     assert other.params["head"]["weights"].shape[0] == 3
-    assert not np.isin(np.asarray(other.params["head"]["weights"]), weights).any()
+    assert not np.isin(other.params["head"]["weights"], weights).any()
     with pytest.raises(errors.UserError, match="these arrays differ") as told:
         start(make_task(corpus, tmp_path, **(changes | {"model.embedding_size": 8})))
     assert "config.init_from" in str(told.value)
+    workdir.save_config(tmp_path / "few", "asr", first.config)
+    with pytest.raises(errors.UserError, match="belongs to the task 'asr'"):
+        start(make_task(corpus, tmp_path, init_from=str(tmp_path / "few")))
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        # Rows of other centers or speeds are not the rows of these classes.
+        ({"loss.sub_centers": 3}, {}),
+        ({"augment.speeds": (1.0, 0.9, 1.1)}, {"loss.sub_centers": 3}),
+        ({"loss.sharded": True}, {"augment.speeds": (1.0, 0.9, 1.1)}),
+    ],
+)
+def test_class_weights_of_another_form_are_not_taken(corpus, tmp_path, first, then):
+    old = saved(tmp_path / "first", make_task(corpus, tmp_path, **first))
+    task = make_task(corpus, tmp_path, init_from=str(tmp_path / "first"), **then)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    begun = jax.device_get(trainer.first_state(task, task.config, mesh).params)
+    fresh = jax.device_get(jax.jit(task.init)(state_lib.stream_key(0, "init", 0)))["params"]
+    np.testing.assert_allclose(begun["head"]["weights"], fresh["head"]["weights"], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, begun["encoder"], old["encoder"])
 
 
 def test_no_message_between_devices_is_as_long_as_the_classes(corpus, tmp_path):
@@ -423,6 +460,36 @@ def test_a_trial_list_may_name_files(tmp_path, corpus):
     assert found.test_index.tolist() == [3, 5]
 
 
+def test_trials_that_the_data_contradict_or_do_not_have(tmp_path, corpus, caplog):
+    lines = ["1 ann-0 bob-1", "0 ann-0 ann-1", "0 ann-0 eve-1"]
+    (tmp_path / "trials").write_text("\n".join(lines) + "\n")
+    listed = str(tmp_path / "trials")
+    with pytest.raises(errors.UserError, match=r"eve-1.*allow_unknown_trials goes on"):
+        speaker_task.find_trials(corpus, listed, 10)
+    found = speaker_task.find_trials(corpus, listed, 10, allow_unknown=True)["trials"]
+    assert found.kept.tolist() == [0, 1]
+    assert "no intervals by speaker" in caplog.text
+    embeddings = np.eye(16, 3, dtype=np.float32) + 1
+    scalars, lines, _ = speaker_task._measure(
+        embeddings, np.ones(16, bool), found, np.asarray(corpus.speakers), 10
+    )
+    assert "eer" in scalars
+    assert "eer_low" not in scalars
+    assert "[" not in lines[0]
+
+
+def test_a_split_of_both_kinds_has_both_lists(tmp_path, corpus):
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("1 ann-0 ann-1\n0 ann-0 bob-1\n")
+    task = make_task(
+        corpus,
+        tmp_path,
+        **{"data.trials": str(tmp_path / "one"), "data.test_trials": str(tmp_path / "two")},
+        **{"data.test": ("dev",)},
+    )
+    assert list(task.trials["dev"]) == ["one", "two"]
+
+
 def test_bad_data_is_named(tmp_path, corpus):
     rows = tuple({k: v for k, v in row.items() if k != "speaker"} for row in corpus.source.records)
     nameless = splits.Split("train", records.RecordList("voices", rows), corpus.index)
@@ -440,7 +507,7 @@ def test_bad_data_is_named(tmp_path, corpus):
         corpus.source,
         records.Index(np.arange(12), corpus.index.seconds[:12], ()),
     )
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "15").mkdir(parents=True)
     with pytest.raises(errors.UserError, match=r"lack 1 \(dee\) and have 0 new"):
         data.classes(three, tmp_path)
     assert data.classes(None, tmp_path) == SPEAKERS  # and nothing was written over it
