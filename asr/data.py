@@ -67,6 +67,7 @@ def batches(
             sizes,
             seed=config.seed,
             num_workers=data.num_workers,
+            max_failed_share=data.max_bad_share,
             companions=beside,
             **share,
         )

@@ -216,6 +216,7 @@ def train_batches(
         {name: sizes},
         seed=config.seed,
         num_workers=data.num_workers,
+        max_failed_share=data.max_bad_share,
         companions=splits.companions(config, workdir),
         process_index=jax.process_index(),
         process_count=jax.process_count(),

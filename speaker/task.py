@@ -75,10 +75,12 @@ class SpeakerTask(steps.OneLoss):
         """
         known, new = found["params"]["head"], fresh["params"]["head"]
         centers, classes = self.config.loss.sub_centers, self.model.num_classes
+        speeds = list(self.config.augment.speeds)
         if (
             meta["speakers"] != data.digest(self.classes)
             or meta["sub_centers"] != centers
             or meta["classes"] < classes
+            or meta["speeds"][: len(speeds)] != speeds
         ):
             log.info("That run had other speakers, speeds or centers: new class weights.")
             known = {}
@@ -90,6 +92,7 @@ class SpeakerTask(steps.OneLoss):
         return {
             "speakers": data.digest(self.classes),
             "classes": self.model.num_classes,
+            "speeds": list(self.config.augment.speeds),
             "sub_centers": self.config.loss.sub_centers,
         }
 
@@ -98,6 +101,13 @@ class SpeakerTask(steps.OneLoss):
             raise errors.UserError(
                 f"The checkpoint was trained on other speakers than the {len(self.classes)} of "
                 f"{self.workdir}. Use the data of then, or another --workdir."
+            )
+        speeds = list(self.config.augment.speeds)
+        if meta.get("speeds") != speeds:
+            raise errors.UserError(
+                f"The checkpoint was trained with config.augment.speeds={meta.get('speeds')}, not "
+                f"{speeds}: each is a class of every speaker. Use those, or another --workdir (and "
+                "config.init_from)."
             )
 
     def _distortions(self, batch: Batch, key: Any) -> tuple[jax.Array, Any]:

@@ -45,8 +45,10 @@ class Clips:
     voices: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.voices[0] <= self.voices[1]:
-            raise records.DataError(f"Babble of {self.voices[0]} to {self.voices[1]} voices?")
+        if len(self.voices) != 2 or not 1 <= self.voices[0] <= self.voices[1]:
+            raise records.DataError(
+                f"Babble of {self.voices} voices? Give how many at least and at most, as (3, 7)."
+            )
 
     @property
     def fingerprint(self) -> str:

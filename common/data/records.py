@@ -46,6 +46,7 @@ Record = Mapping[str, Any]
 
 _CACHE_VERSION = 1
 _CUT_OFF_SECONDS = 0.1  # MP3 decoders drop some padding, so lengths agree only roughly
+_OVERSHOOT_SECONDS = 0.5  # of a segment past the end of its recording, as Kaldi's extract-segments
 
 
 class DataError(errors.UserError, ValueError):
@@ -158,10 +159,9 @@ class SpeechCrops:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the number, the lengths or the speakers of the recordings."""
-        # Streams of older checkpoints, which knew no pauses, keep their name.
-        cut = ("without pauses",) if self.without_pauses else ()
-        return _fingerprint(self.index, self.labels, self.speeds, *cut)
+        """Changes with the ids, lengths or speakers of the recordings, and how they are read."""
+        how = (self.sample_rate_hz, self.channel, self.speeds, self.without_pauses)
+        return _fingerprint(self.source, self.index, self.labels, *how)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -218,7 +218,7 @@ class FeatureCrops:
     def fingerprint(self) -> str:
         """Changes with the number, the lengths or the speakers of the records, and with "vad"."""
         selected = len(self.index) and "vad" in self.source[int(self.index.positions[0])]
-        return _fingerprint(self.index, self.labels, selected)
+        return _fingerprint(self.source, self.index, self.labels, selected)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -265,8 +265,10 @@ def _speech_frames(record: Record) -> Float[np.ndarray, "l f"]:
     return features[speech]
 
 
-def _fingerprint(index: Index, labels: Int[np.ndarray, "n"], *others: Any) -> str:
-    text = repr((index.seconds.tolist(), labels.tolist(), *others))
+def _fingerprint(source: Source, index: Index, labels: Int[np.ndarray, "n"], *others: Any) -> str:
+    # Reading samples only for their ids would take as long as an epoch.
+    ids = [row["id"] for row in source.records] if isinstance(source, RecordList) else source.name
+    text = repr((ids, index.positions.tolist(), index.seconds.tolist(), labels.tolist(), *others))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -420,6 +422,8 @@ def _check_features(
     """(name, cache key or "", fact) of one record with features."""
     entry, hop = record["features"], record["hop_ms"] / 1000
     key, stated = f"{entry} {record['hop_ms']:g} ms", record.get("num_frames")
+    if "vad" in record:  # Then the length is that of the kept frames.
+        key, stated = f"{key} {record['vad']} {_changed(record['vad'].path)}", None
     inspect = functools.partial(_inspect_features, record)
     fact, complete = _look(entry.path, known.get(key), inspect, max_seconds)
     if not fact.problem and stated is not None and stated != round(fact.seconds / hop):
@@ -427,6 +431,14 @@ def _check_features(
         # Not to the cache: the table may be mended.
         fact, complete = dataclasses.replace(fact, problem=reason), False
     return _Name(record["id"], str(entry), has_text), key if complete else "", fact
+
+
+def _changed(path: str) -> int:
+    """When a file changed last; 0 if it is not there."""
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116
+    except OSError:
+        return 0
 
 
 def _look(
@@ -472,7 +484,8 @@ def _inspect(record: Record, size: int, mtime_ns: int, max_seconds: float) -> tu
     if not samples.any():
         return fact(seconds, "silent (every sample is zero)"), True
     # Damage in the middle of a file ends its decoding early, often without an error.
-    if len(samples) < stated - _CUT_OFF_SECONDS * rate:
+    most = _CUT_OFF_SECONDS if record.get("duration") is None else _OVERSHOOT_SECONDS
+    if len(samples) < stated - most * rate:
         return fact(seconds, f"cut off ({seconds:.2f} of {stated / rate:.2f} s decode)"), True
     return fact(seconds, ""), True
 
@@ -494,6 +507,9 @@ def _inspect_features(
         fact = _Fact(size, mtime_ns, seconds, "", dimensions)
         if seconds > max_seconds:
             return fact, False
+        if "vad" in record:
+            seconds = round(len(_speech_frames(record)) * record["hop_ms"] / 1000, 6)
+            return dataclasses.replace(fact, seconds=seconds), True
         ark.read_matrix(record["features"])
     except io.AudioError as error:
         return _Fact(size, mtime_ns, 0.0, _problem(error, size)), True

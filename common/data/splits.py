@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from common import errors
+from common.audio import augment
 from common.data import (
     clips,
     embedded,
@@ -25,8 +26,6 @@ from common.data import (
 )
 
 log = logging.getLogger(__name__)
-
-ADDED = ("noise", "music", "babble")  # as common.audio.augment has them, which imports JAX
 
 
 def default_config() -> ConfigDict:
@@ -211,7 +210,7 @@ def open_split(
 def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Companion]:
     """What `config.augment` mixes into recordings, validated like any of them."""
     rate, found = config.data.sample_rate_hz, {}
-    for name in ("rir", *ADDED):
+    for name in ("rir", *augment.ADDED):
         settings = config.augment[name]
         if not settings.root:
             continue

@@ -86,6 +86,8 @@ class TfdsSource:
         for field in ("text", "speaker"):
             if value.get(field) not in (None, b"", ""):
                 names = getattr(self._features[self._columns[field]], "names", None)
+                if names and value[field] < 0:  # tfds' sign for "unknown"
+                    continue
                 record[field] = names[value[field]] if names else _text(value[field])
         return record
 

@@ -155,11 +155,11 @@ class MaskedBatchNorm(nn.Module):
 class RunningMean(nn.Module):
     """Subtracts each channel's mean over the true frames of all training batches.
 
-    The mean of the batches so far, later an exponential one that forgets `momentum` of itself a
-    batch; the same in training and evaluation. Sums and counts are added over `axis_name`. What
-    differs from channel to channel and is the same in all of the data thus does not reach the
-    zeros that convolutions pad with; what differs between recordings stays, unlike with the mean
-    of each. float32; 0 where the mask is False.
+    The mean of the batches so far, the present one included, later an exponential one that keeps
+    `momentum` of itself a batch; the same in training and evaluation. Sums and counts are added
+    over `axis_name`. What differs from channel to channel and is the same in all of the data thus
+    does not reach the zeros that convolutions pad with; what differs between recordings stays,
+    unlike with the mean of each. float32; 0 where the mask is False.
     """
 
     momentum: float = 0.99

@@ -88,7 +88,7 @@ def test_babble_is_a_sum_of_voices_of_one_power(folder, tmp_path):
         assert not expected[len(mixed) :].any()
         counts.add(int(count))
     assert counts == {2, 3, 4}
-    with pytest.raises(records.DataError, match="Babble of 3 to 2 voices"):
+    with pytest.raises(records.DataError, match="at least and at most"):
         dataclasses.replace(one, voices=(3, 2))
 
 

@@ -370,6 +370,13 @@ def test_tfds_voxceleb_is_read_without_tensorflow(tmp_path, named):
     assert "tensorflow" not in sys.modules
 
 
+def test_tfds_sign_for_an_unknown_label_is_no_speaker(tmp_path):
+    names = [f"id1{i:04d}" for i in range(1252)]
+    samples = [write_audio(tmp_path / "a.wav", 0.1, seed=0)]
+    write_prepared_voxceleb(tmp_path / "voxceleb" / "1.2.1", samples, [-1], names)
+    assert "speaker" not in tfds.TfdsSource(tmp_path / "voxceleb", "train")[0]
+
+
 def test_tfds_errors_say_what_to_do(tmp_path):
     with pytest.raises(records.DataError, match="holds no data set prepared by tfds"):
         tfds.TfdsSource(tmp_path, "train")

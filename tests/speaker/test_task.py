@@ -502,6 +502,9 @@ def test_bad_data_is_named(tmp_path, corpus):
     other = make_task(corpus, tmp_path)
     with pytest.raises(errors.UserError, match="other speakers"):
         other.check_checkpoint({"speakers": "0"})
+    faster = make_task(corpus, tmp_path, **{"augment.speeds": (1.0, 1.1)})
+    with pytest.raises(errors.UserError, match=r"speeds=\[1.0, 1.1\], not \[1.0\]"):
+        other.check_checkpoint(faster.checkpoint_meta())
     three = splits.Split(
         "train",
         corpus.source,
