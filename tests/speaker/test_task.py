@@ -11,7 +11,7 @@ from common import checkpoint, errors, metrics, parallel, trainer, workdir
 from common import state as state_lib
 from common.data import buckets, pipeline, records, splits
 from configs.speaker import quickstart
-from speaker import data, head
+from speaker import data, evaluation, head
 from speaker import task as speaker_task
 
 RATE_HZ = 16000
@@ -409,7 +409,7 @@ def test_no_message_between_devices_is_as_long_as_the_classes(corpus, tmp_path):
 
 def test_all_pairs_are_all_pairs():
     speakers = ["b", "a", "b", "a", "c"]
-    found = speaker_task.all_pairs(speakers, 100)
+    found = evaluation.all_pairs(speakers, 100)
     pairs = list(zip(found.enrol_index.tolist(), found.test_index.tolist()))
     assert sorted(pairs) == [(i, j) for i in range(5) for j in range(i + 1, 5)]
     expected = [speakers[i] == speakers[j] for i, j in pairs]
@@ -420,7 +420,7 @@ def test_many_pairs_are_thinned_without_building_them():
     """2 * 10^10 pairs: only an enumeration by arithmetic can do this."""
     rng = np.random.default_rng(0)
     number = rng.integers(0, 1000, 200_000)
-    found = speaker_task.all_pairs([f"{i:04d}" for i in number], 10_000)
+    found = evaluation.all_pairs([f"{i:04d}" for i in number], 10_000)
     assert found.is_target.sum() == 5000
     assert 9900 <= len(found.is_target) <= 10_000
     same = number[found.enrol_index] == number[found.test_index]
@@ -455,7 +455,7 @@ def test_a_trial_list_may_name_files(tmp_path, corpus):
     split = splits.Split("dev", records.RecordList("voices", rows), corpus.index)
     lines = ["1 wav/ann-0.wav wav/ann-3.wav", "0 wav/ann-1.wav wav/bob-1.wav"]
     (tmp_path / "trials").write_text("\n".join(lines) + "\n")
-    found = speaker_task.find_trials(split, str(tmp_path / "trials"), 10)["trials"]
+    found = evaluation.find_trials(split, str(tmp_path / "trials"), 10)["trials"]
     assert found.enrol_index.tolist() == [0, 1]
     assert found.test_index.tolist() == [3, 5]
 
@@ -465,13 +465,13 @@ def test_trials_that_the_data_contradict_or_do_not_have(tmp_path, corpus, caplog
     (tmp_path / "trials").write_text("\n".join(lines) + "\n")
     listed = str(tmp_path / "trials")
     with pytest.raises(errors.UserError, match=r"eve-1.*allow_unknown_trials goes on"):
-        speaker_task.find_trials(corpus, listed, 10)
-    found = speaker_task.find_trials(corpus, listed, 10, allow_unknown=True)["trials"]
+        evaluation.find_trials(corpus, listed, 10)
+    found = evaluation.find_trials(corpus, listed, 10, allow_unknown=True)["trials"]
     assert found.kept.tolist() == [0, 1]
     assert "no intervals by speaker" in caplog.text
     embeddings = np.eye(16, 3, dtype=np.float32) + 1
-    scalars, lines, _ = speaker_task._measure(
-        embeddings, np.ones(16, bool), found, np.asarray(corpus.speakers), 10
+    scalars, lines, _ = evaluation.measure(
+        embeddings, np.ones(16, bool), found, np.asarray(corpus.speakers)
     )
     assert "eer" in scalars
     assert "eer_low" not in scalars
@@ -515,12 +515,12 @@ def test_bad_data_is_named(tmp_path, corpus):
         data.classes(three, tmp_path)
     assert data.classes(None, tmp_path) == SPEAKERS  # and nothing was written over it
     with pytest.raises(errors.UserError, match="'ann-0' names no speaker"):
-        speaker_task.find_trials(nameless, "", 100)
+        evaluation.find_trials(nameless, "", 100)
     alone = splits.Split(
         "dev", corpus.source, records.Index(np.arange(4), corpus.index.seconds[:4], ())
     )
     with pytest.raises(errors.UserError, match="6 of 6 trials are target trials"):
-        speaker_task.find_trials(alone, "", 100)
+        evaluation.find_trials(alone, "", 100)
     with pytest.raises(errors.UserError, match="batch_rows=10 does not divide by 8"):
         make_task(corpus, tmp_path, **{"data.batch_rows": 10}).train_data()
 

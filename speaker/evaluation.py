@@ -1,0 +1,155 @@
+"""What an evaluation compares, and the figures that come of it."""
+
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from common import errors
+from common.data import splits
+from speaker import backend, bootstrap, calibration, data, detection, trials
+
+log = logging.getLogger(__name__)
+
+RESAMPLES = 200  # of the speakers, for the intervals
+
+
+def measure(
+    embeddings: Float[np.ndarray, "n d"],
+    scored: Bool[np.ndarray, "n"],
+    wanted: trials.LocatedTrials,
+    speakers: Shaped[np.ndarray, "n"],
+) -> tuple[dict[str, float], list[str], dict[str, Any]]:
+    """Figures of one list by cosine, what to say of them, and what to keep for later decisions.
+
+    `scored` are the recordings that have an embedding. Intervals by resampling the speakers, where
+    the labels of the trials follow from them.
+    """
+    both = scored[wanted.enrol_index] & scored[wanted.test_index]
+    enrol, test = wanted.enrol_index[both], wanted.test_index[both]
+    scores = backend.cosine_trials(embeddings, embeddings, enrol, test)
+    target = wanted.is_target[both]
+    summary, bounds = detection.summarise(scores, target), {}
+    # A list may compare recordings whose speakers nobody wrote down.
+    if _agrees(speakers, enrol, test, target):
+        drawn = bootstrap.resample(
+            scores, target, speakers[enrol], speakers[test], num_resamples=RESAMPLES
+        )
+        bounds = bootstrap.intervals(drawn)
+    lines = [detection.describe(summary, bounds)]
+    if not both.all():
+        lines.append(f"{int((~both).sum())} trials left out: unreadable recordings")
+    scalars = summary.flat()
+    if bounds:
+        scalars["eer_low"], scalars["eer_high"] = bounds["eer"]
+    return scalars, lines, _decision(scores, target)
+
+
+def _decision(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
+    """What `verify` needs to decide by these scores, kept with the checkpoint."""
+    try:
+        fitted = calibration.fit(scores, target)
+    except (calibration.CalibrationError, detection.ScoreError) as error:
+        log.info("The scores cannot be calibrated: %s", error)
+        return {}
+    return {
+        "slope": fitted.slope,
+        "offset": fitted.offset,
+        "p_target": fitted.p_target,
+        "eer_threshold": detection.eer_threshold(detection.error_curve(scores, target)),
+        "trials": len(scores),
+    }
+
+
+def _agrees(speakers: np.ndarray, enrol: np.ndarray, test: np.ndarray, target: np.ndarray) -> bool:
+    """Whether all speakers are known and the labels of the trials follow from them."""
+    return bool(speakers.all() and ((speakers[enrol] == speakers[test]) == target).all())
+
+
+def find_trials(
+    split: splits.Split, lists: str, most: int, *, allow_unknown: bool = False
+) -> dict[str, trials.LocatedTrials]:
+    """The trials of each list (paths with commas between) by its name; without any, `most` of all
+    pairs under "".
+
+    UserError when there is nothing to measure, or for recordings that are not there unless
+    `allow_unknown`: then their trials are left out, counted in the log.
+    """
+    paths = [pathlib.Path(part.strip()).expanduser() for part in lists.split(",") if part.strip()]
+    found = {path.stem: _listed(split, path, allow_unknown) for path in paths}
+    speakers = np.asarray(split.speakers)
+    if len(found) < len(paths):
+        raise errors.UserError(f"{lists}: two trial lists of one name; give them different names.")
+    for name, located in (found or {"": all_pairs(data.speakers_of(split), most)}).items():
+        found[name] = located
+        if not _agrees(speakers, located.enrol_index, located.test_index, located.is_target):
+            log.warning(
+                "%s: the labels of the trials are not those of the speakers that the data name "
+                "(or it names none): no intervals by speaker.",
+                name,
+            )
+        if located.is_target.all() or not located.is_target.any():
+            raise errors.UserError(
+                f"{split.source.name}: {int(located.is_target.sum())} of {len(located.is_target)} "
+                "trials are target trials, and error rates need both kinds: two speakers at least, "
+                "one of them with two recordings."
+            )
+    return found
+
+
+def _listed(split: splits.Split, path: pathlib.Path, allow_unknown: bool) -> trials.LocatedTrials:
+    """The trials of a list, which names records by their ids or, as VoxCeleb's, by their files."""
+    listed = trials.read_trials(path)
+    wanted = {*listed.enrol_ids, *listed.test_ids}
+    names = max(split.ids, split.paths, key=lambda names: len(wanted.intersection(names)))
+    try:
+        return trials.locate(listed, names, names, allow_unknown=allow_unknown)
+    except trials.UnknownIdsError as error:
+        raise errors.UserError(
+            f"{error} Here: rejected.tsv in the work directory says what is left out of the data; "
+            "--config.data.allow_unknown_trials goes on without those trials."
+        ) from error
+
+
+def all_pairs(speakers: Sequence[str], most: int) -> trials.LocatedTrials:
+    """Trials from all pairs of n recordings, at most `most`, in time and memory of that order.
+
+    Half of them at most are target pairs; where a kind has more than its room, pairs at equal
+    distances in the list of all of its kind are taken.
+    """
+    _, number = np.unique(np.asarray(speakers), return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    counts = np.bincount(number)
+    n, starts = len(speakers), np.cumsum(counts) - counts
+    # Pairs of one speaker, numbered speaker by speaker; of all recordings, numbered row by row.
+    per_speaker = counts * (counts - 1) // 2
+    ends = np.cumsum(per_speaker)
+    targets, every = int(ends[-1]), n * (n - 1) // 2
+    chosen = _spread(targets, max(most // 2, most - (every - targets)))
+    speaker = np.searchsorted(ends, chosen, side="right")
+    first, second = _unrank(chosen - (ends - per_speaker)[speaker])
+    left, right = order[starts[speaker] + first], order[starts[speaker] + second]
+    # Some of all pairs are target pairs again: those are dropped.
+    i, j = _unrank(_spread(every, max(most - len(chosen), 0) * every // max(every - targets, 1)))
+    other = number[i] != number[j]
+    left, right = np.concatenate([left, i[other]]), np.concatenate([right, j[other]])
+    target = np.arange(len(left)) < len(chosen)
+    return trials.LocatedTrials(
+        np.minimum(left, right), np.maximum(left, right), target, np.arange(len(left)), ()
+    )
+
+
+def _spread(count: int, most: int) -> Int[np.ndarray, "k"]:
+    """0 to count - 1, or `most` of them at equal distances."""
+    return np.arange(count) if count <= most else np.arange(most, dtype=np.int64) * count // most
+
+
+def _unrank(k: Int[np.ndarray, "k"]) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"]]:
+    """The k-th pair (i, j), i < j, in the order (0, 1), (0, 2), (1, 2), (0, 3), ..."""
+    j = ((1 + np.sqrt(1 + 8 * k.astype(np.float64))) / 2).astype(np.int64)
+    j -= j * (j - 1) // 2 > k  # where the root was rounded up
+    j += (j + 1) * j // 2 <= k
+    return k - j * (j - 1) // 2, j
