@@ -233,7 +233,7 @@ def _write_txt(path, ids, embeddings):
 
 
 def _write_npz(path, ids, embeddings):
-    storage.save_arrays(path, {"ids": np.asarray(ids), "embeddings": embeddings})
+    np.savez(path, ids=np.asarray(ids), embeddings=embeddings)
 
 
 def _write_pt(path, ids, embeddings):

@@ -598,13 +598,31 @@ def _write_cache(path: pathlib.Path, facts: Mapping[str, _Fact]) -> None:
     write_atomic(path, hashlib.sha256(body.encode()).hexdigest() + "\n" + body)
 
 
+def check_output(path: pathlib.Path) -> None:
+    """Raises UserError where no file `path` can be written; to be called before hours of work."""
+    place = next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir():
+        raise errors.UserError(f"{path} is a folder: name a file.")
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        reason = "may not be written to" if place.is_dir() else "is no folder"
+        raise errors.UserError(f"{path} cannot be written: {place} {reason}. Name another place.")
+
+
 def write_atomic(path: pathlib.Path, text: str) -> None:
-    """Writes a text file whole or not at all: to a temporary name beside it, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a text file whole or not at all: to a temporary name beside it, then renamed.
+
+    Raises UserError where the system refuses.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, "utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise errors.UserError(
+            f"{path} cannot be written ({error.strerror or error}). Free space or choose another "
+            "place."
+        ) from error
