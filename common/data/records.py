@@ -539,6 +539,14 @@ def _refuse(
     return "missing transcript" if require_text and not has_text else ""
 
 
+def write_rejected(tsv: pathlib.Path, name: str, rejected: Sequence[Rejected]) -> None:
+    """Writes the table of what a source holds and cannot be used; rows of other sources stay."""
+    others = tsv.read_text(encoding="utf-8").splitlines()[1:] if tsv.exists() else []
+    rows = [row for row in others if row.rsplit("\t", 1)[-1] != _one_line(name)]
+    rows += ["\t".join(map(_one_line, (r.id, r.path, r.reason, name))) for r in rejected]
+    write_atomic(tsv, "\n".join(["id\tpath\treason\tsource", *rows]) + "\n")
+
+
 def _report(
     name: str,
     count: int,
@@ -547,11 +555,7 @@ def _report(
     max_bad_share: float | int,
 ) -> None:
     """Writes the table of rejected records, logs the counts, and raises if they are too many."""
-    # One table for all sources of a run: the rows of the others stay.
-    others = tsv.read_text(encoding="utf-8").splitlines()[1:] if tsv.exists() else []
-    rows = [row for row in others if row.rsplit("\t", 1)[-1] != _one_line(name)]
-    rows += ["\t".join(map(_one_line, (r.id, r.path, r.reason, name))) for r in rejected]
-    write_atomic(tsv, "\n".join(["id\tpath\treason\tsource", *rows]) + "\n")
+    write_rejected(tsv, name, rejected)
     if not rejected:
         log.info("%s: %d records, all usable", name, count)
         return
