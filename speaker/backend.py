@@ -6,7 +6,6 @@ PLDA help across domains.
 """
 
 import dataclasses
-import pathlib
 import warnings
 
 import numpy as np
@@ -14,7 +13,6 @@ import sklearn.discriminant_analysis
 from jaxtyping import Float, Int, Shaped
 
 from common import errors
-from speaker import storage
 
 
 class EmbeddingError(errors.UserError, ValueError):
@@ -112,18 +110,6 @@ def fit_lda(
             f"{dimensions}: the embeddings span few dimensions. Set fewer dimensions."
         )
     return Transform(embeddings.mean(0), projection, normalise)
-
-
-def save_transform(transform: Transform, path: pathlib.Path | str) -> None:
-    """Writes the transform to an npz file, whole or not at all."""
-    storage.save_arrays(path, dataclasses.asdict(transform))
-
-
-def load_transform(path: pathlib.Path | str) -> Transform:
-    """Reads what `save_transform` wrote. Raises ModelFileError for any other file."""
-    names = [field.name for field in dataclasses.fields(Transform)]
-    stored = storage.load_arrays(path, names, kind="embedding transform")
-    return Transform(stored["mean"], stored["projection"], bool(stored["normalise"]))
 
 
 def speaker_means(

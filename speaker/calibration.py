@@ -5,8 +5,6 @@ recording gets a ratio nearer to what it can support.
 """
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,19 +13,11 @@ import scipy.special
 from jaxtyping import Bool, Float, Int
 
 from common import errors
-from common.data import records
 from speaker import detection
-
-QUALITY_MEASURES = (
-    "min_log_seconds",
-    "max_log_seconds",
-    "min_log_magnitude",
-    "max_log_magnitude",
-)
 
 
 class CalibrationError(errors.UserError, ValueError):
-    """No calibration can be had from these trials or this file; the message says why."""
+    """No calibration can be had from these trials; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,36 +126,36 @@ def fit(
 
 
 def quality_measures(
-    enrol_seconds: Float[np.ndarray, "m"],
-    test_seconds: Float[np.ndarray, "n"],
     enrol_magnitudes: Float[np.ndarray, "m"],
     test_magnitudes: Float[np.ndarray, "n"],
     enrol_index: Int[np.ndarray, "k"],
     test_index: Int[np.ndarray, "k"],
+    seconds: tuple[Float[np.ndarray, "m"], Float[np.ndarray, "n"]] | None = None,
     *,
     max_seconds: float | int = 20,
-) -> Float[np.ndarray, "k 4"]:
-    """The columns QUALITY_MEASURES of each trial: the poorer and the better of its two sides.
+) -> tuple[tuple[str, ...], Float[np.ndarray, "k q"]]:
+    """Names and columns of quality measures of each trial: its poorer and its better side.
 
-    Log of the duration in seconds, cut at `max_seconds` beyond which more speech hardly helps, and
-    log of the length of the embedding before normalisation, which is low for unclear speech
-    (Thienpondt, Desplanques and Demuynck, The IDLab VoxSRC-20 submission, ICASSP 2021,
-    arXiv:2010.11255). Minimum and maximum keep the ratio the same when enrolment and test
-    change places.
+    Log of the length of the embedding before normalisation, which is low for unclear speech, and,
+    where the durations of both sides are given, log of the seconds, cut at `max_seconds` beyond
+    which more speech hardly helps (Thienpondt, Desplanques and Demuynck, The IDLab VoxSRC-20
+    submission, ICASSP 2021, arXiv:2010.11255). Minimum and maximum keep the ratio the same when
+    enrolment and test change places.
 
     Raises CalibrationError unless durations and magnitudes are positive.
     """
-    columns = []
-    for enrol, test, limit in (
-        (enrol_seconds, test_seconds, float(max_seconds)),
-        (enrol_magnitudes, test_magnitudes, np.inf),
-    ):
+    names, columns = [], []
+    measured = [("magnitude", enrol_magnitudes, test_magnitudes, np.inf)]
+    if seconds is not None:
+        measured.append(("seconds", *seconds, float(max_seconds)))
+    for name, enrol, test, limit in measured:
         if not ((enrol > 0).all() and (test > 0).all()):
             raise CalibrationError("durations and magnitudes must be positive to take logarithms")
         left = np.log(np.minimum(enrol, limit))[enrol_index]
         right = np.log(np.minimum(test, limit))[test_index]
+        names += [f"min_log_{name}", f"max_log_{name}"]
         columns += [np.minimum(left, right), np.maximum(left, right)]
-    return np.stack(columns, axis=1).astype(np.float64)
+    return tuple(names), np.stack(columns, axis=1).astype(np.float64)
 
 
 def probability(llrs: Float[np.ndarray, "..."], p_target: float) -> Float[np.ndarray, "..."]:
@@ -173,25 +163,3 @@ def probability(llrs: Float[np.ndarray, "..."], p_target: float) -> Float[np.nda
     if not 0 < p_target < 1:
         raise ValueError(f"p_target is a probability between 0 and 1, got {p_target}")
     return scipy.special.expit(llrs.astype(np.float64) + scipy.special.logit(p_target))
-
-
-def save(calibration: Calibration, path: pathlib.Path | str) -> None:
-    """Writes one JSON object, whole or not at all."""
-    records.write_atomic(
-        pathlib.Path(path), json.dumps(dataclasses.asdict(calibration), indent=2) + "\n"
-    )
-
-
-def load(path: pathlib.Path | str) -> Calibration:
-    """Reads what `save` wrote. Raises CalibrationError for any other file."""
-    try:
-        stored = json.loads(pathlib.Path(path).read_text("utf-8"))
-        names, weights = tuple(stored["quality_names"]), tuple(stored["quality_weights"])
-        if len(names) != len(weights):
-            raise ValueError("as many names as weights are expected")
-        slope, offset, p_target = (float(stored[k]) for k in ("slope", "offset", "p_target"))
-        return Calibration(slope, offset, p_target, names, tuple(map(float, weights)))
-    except FileNotFoundError:
-        raise CalibrationError(f"{path}: no such file. Calibrate first.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CalibrationError(f"{path} is no calibration ({error}). Calibrate again.") from error

@@ -49,6 +49,16 @@ def draw(axes: Axes, curves: Mapping[str, detection.ErrorCurve]) -> None:
     axes.legend(loc="upper right", fontsize="small")
 
 
+def plot_format(path: pathlib.Path) -> str:
+    """png, pdf or svg, by the ending of a name. Raises errors.UserError for any other."""
+    kind = path.suffix[1:].lower()
+    if kind not in _FORMATS:
+        raise errors.UserError(
+            f"{path}: a plot cannot be written as {kind!r}; end the name with .png, .pdf or .svg."
+        )
+    return kind
+
+
 def save_det(path: pathlib.Path | str, curves: Mapping[str, detection.ErrorCurve]) -> None:
     """Writes the DET plot of named systems; the name's ending says the format (png, pdf, svg).
 
@@ -58,11 +68,7 @@ def save_det(path: pathlib.Path | str, curves: Mapping[str, detection.ErrorCurve
     path = pathlib.Path(path)
     if not curves:
         raise errors.UserError(f"{path}: there is no curve to draw.")
-    kind = path.suffix[1:].lower()
-    if kind not in _FORMATS:
-        raise errors.UserError(
-            f"{path}: a plot cannot be written as {kind!r}; end the name with .png, .pdf or .svg."
-        )
+    kind = plot_format(path)
     figure = Figure(figsize=(6, 6), layout="constrained")
     draw(figure.add_subplot(), curves)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,5 +1,6 @@
 """A trained speaker network as a function from recordings to embeddings."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -8,7 +9,7 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -39,20 +40,24 @@ class Decision:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embedded:
-    """Embeddings f32[n, d] of the records at `places` of an index; `failed` ones have none."""
+    """Embeddings f32[n, d] of the records at `places` of an index.
+
+    Those at the places in `failed` have none; the values say why.
+    """
 
     places: Int[np.ndarray, "n"]
     embeddings: Float[np.ndarray, "n d"]
-    failed: tuple[int, ...]
+    failed: Mapping[int, str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pieces:
-    """A source of equal stretches of recordings: `parts[i]` of them for the record at positions[i].
+    """A source of equal pieces of recordings: `parts[i]` of them for the record at positions[i].
 
-    Those of audio are samples at `sample_rate_hz`, read when they are asked for; `without_pauses`
-    they are equal parts of what `vad.keep_speech` keeps. A recording of one piece is passed on as
-    it is. Raises io.AudioError for a recording that can no longer be read or holds no speech.
+    Those of audio are samples at `sample_rate_hz`, read when they are asked for. With `speech`, the
+    `vad.speech_stretches` of each record, they are equal parts of what these keep, and `seconds`
+    are those kept. Without, a recording of one piece is passed on as it is. Raises io.AudioError
+    for a recording that can no longer be read.
     """
 
     source: records.Source
@@ -61,7 +66,7 @@ class Pieces:
     parts: Int[np.ndarray, "n"]
     sample_rate_hz: int
     channel: str | int
-    without_pauses: bool = False
+    speech: Sequence[Int[np.ndarray, "s 2"]] | None = None
 
     @property
     def name(self) -> str:
@@ -74,7 +79,7 @@ class Pieces:
 
     @functools.cached_property
     def lengths(self) -> Float[np.ndarray, "p"]:
-        """Seconds of every piece, pauses included."""
+        """Seconds of every piece."""
         return (self.seconds / self.parts)[self.owner]
 
     @functools.cached_property
@@ -90,29 +95,45 @@ class Pieces:
         number = piece - int(self._ends[place] - parts)
         if "features" in record:
             return record if parts == 1 else _frames(record, number, parts)
-        if parts == 1 and not self.without_pauses:
-            return record
-        how = (self.sample_rate_hz, self.channel)
-        if self.without_pauses:
-            audio = keep_speech(
-                records.load_record(record, *how), self.sample_rate_hz, record["id"]
+        rate = self.sample_rate_hz
+        if self.speech is not None:
+            cut = _part(self.speech[place], number, parts)
+            first, end = int(cut[0, 0]), int(cut[-1, 1])
+            audio = records.load_record(
+                record, rate, self.channel, start=first / rate, duration=(end - first) / rate
             )
-            start, end = (len(audio) * n // parts for n in (number, number + 1))
-            audio = audio[start:end]
+            audio = np.concatenate([audio[a:b] for a, b in cut - first])
+        elif parts == 1:
+            return record
         else:
             length = float(self.seconds[place]) / parts
-            audio = records.load_record(record, *how, start=number * length, duration=length)
-        return {"id": record["id"], "audio": audio, "sample_rate": self.sample_rate_hz}
+            audio = records.load_record(
+                record, rate, self.channel, start=number * length, duration=length
+            )
+        return {"id": record["id"], "audio": audio, "sample_rate": rate}
 
 
-def keep_speech(
-    audio: Float[np.ndarray, "t"], sample_rate_hz: int, name: str
-) -> Float[np.ndarray, "k"]:
-    """`vad.keep_speech`; raises io.AudioError when it keeps nothing."""
-    kept = vad.keep_speech(audio, sample_rate_hz)
-    if not len(kept):
+def _part(stretches: Int[np.ndarray, "s 2"], number: int, parts: int) -> Int[np.ndarray, "r 2"]:
+    """Part `number` of `parts` equal ones of the samples in `stretches`, as stretches."""
+    ends = np.cumsum(stretches[:, 1] - stretches[:, 0])  # of the stretches, one after the other
+    start, end = (int(ends[-1]) * n // parts for n in (number, number + 1))
+    shift = (stretches[:, 1] - ends)[:, None]
+    cut = np.clip(stretches - shift, start, end) + shift
+    return cut[cut[:, 0] < cut[:, 1]]
+
+
+def _speech_seconds(
+    stretches: Int[np.ndarray, "s 2"], sample_rate_hz: int, name: str, min_seconds: float
+) -> float:
+    """What is left of a recording; raises io.AudioError for less than `min_seconds`."""
+    seconds = float((stretches[:, 1] - stretches[:, 0]).sum()) / sample_rate_hz
+    if not seconds:
         raise io.AudioError(name, "no speech in it, says config.data.vad=energy")
-    return kept
+    if seconds < min_seconds:
+        raise io.AudioError(
+            name, f"too short: {seconds:.3f} s of speech, the network wants {min_seconds:g} s"
+        )
+    return seconds
 
 
 def _frames(record: records.Record, number: int, parts: int) -> records.Record:
@@ -132,8 +153,8 @@ class Embedder:
     A recording longer than `config.data.max_eval_seconds` is cut into the fewest equal pieces that
     are no longer, and gets the mean of their embeddings. That is the average weighted by length of
     Kaldi's extractor (which cuts 100 s pieces and a rest), without a short rest. Training evaluates
-    such recordings by their first seconds only. Features with the decisions of a vad.scp are not
-    cut.
+    such recordings by their first seconds only. Pauses are cut out before. Features with the
+    decisions of a vad.scp are not cut.
 
     `network` tells one set of weights from every other.
     """
@@ -179,7 +200,7 @@ class Embedder:
         (folder / "rejected.tsv").unlink(missing_ok=True)
         index = records.build_index(
             source,
-            cache=folder / "index.json",
+            cache=None,  # it would be left among the embeddings
             rejected_tsv=folder / "rejected.tsv",
             min_seconds=self.config.data.min_seconds,
             max_seconds=math.inf,
@@ -209,7 +230,9 @@ class Embedder:
         if "silent" in io.check_audio(audio):
             raise io.AudioError(path, "silent: every sample is zero")
         if settings.vad == "energy":
-            audio = keep_speech(audio, rate, path)
+            stretches = vad.speech_stretches(audio, rate)
+            _speech_seconds(stretches, rate, path, settings.min_seconds)
+            audio = np.concatenate([audio[start:end] for start, end in stretches])
         if len(audio) < settings.min_seconds * rate:
             raise io.AudioError(
                 path,
@@ -228,23 +251,60 @@ class Embedder:
         seconds = np.array([len(samples) / rate for samples in audio], np.float32)
         index = records.Index(np.arange(len(rows)), seconds, ())
         split = splits.Split("files", records.RecordList("files", rows), index)
-        return self._embed(split, without_pauses=False, few_shapes=True).embeddings
+        return self._embed(split, few_shapes=True).embeddings
 
     def __call__(self, split: splits.Split, *, progress: bool = False) -> Embedded:
         """Embeddings of the usable records of a split, in its order.
 
-        A recording that can no longer be read, or holds no speech, is named in a warning and is
-        among `failed`; raises io.AudioError if that is so for a whole batch of them.
+        Recordings that can no longer be read, or hold too little speech, are among `failed`; raises
+        io.AudioError if that is so for all of them, or for a whole batch that cannot be read.
         """
-        pauses = self.config.data.vad == "energy"
-        return self._embed(split, without_pauses=pauses, few_shapes=False, progress=progress)
+        if self.config.data.vad != "energy":
+            return self._embed(split, progress=progress)
+        stretches, failed = self._find_speech(split, progress)
+        usable = np.array([i for i in range(len(split.index)) if i not in failed])
+        kept = [stretches[i] for i in usable]
+        lengths = np.array([(s[:, 1] - s[:, 0]).sum() for s in kept])
+        seconds = lengths / self.config.data.sample_rate_hz
+        index = records.Index(split.index.positions[usable], seconds.astype(np.float32), ())
+        found = self._embed(dataclasses.replace(split, index=index), speech=kept, progress=progress)
+        failed |= {int(usable[i]): reason for i, reason in found.failed.items()}
+        return Embedded(usable[found.places], found.embeddings, failed)
+
+    def _find_speech(
+        self, split: splits.Split, progress: bool
+    ) -> tuple[list[Int[np.ndarray, "s 2"]], dict[int, str]]:
+        """The speech of every recording, found once; and why some cannot be used."""
+        settings, failed = self.config.data, {}
+        rate, channel = settings.sample_rate_hz, splits.channel(settings)
+
+        def find(i: int) -> Int[np.ndarray, "s 2"]:
+            record = split.source[int(split.index.positions[i])]
+            try:
+                found = vad.speech_stretches(records.load_record(record, rate, channel), rate)
+                _speech_seconds(found, rate, record["id"], settings.min_seconds)
+            except io.AudioError as error:
+                failed[i] = error.reason
+                return np.zeros((0, 2), np.int32)
+            return found.astype(np.int32)
+
+        count = len(split.index)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            results = pool.map(find, range(count))
+            bar = tqdm.tqdm(
+                results, total=count, desc="finding speech", unit="file", disable=not progress
+            )
+            stretches = list(bar)
+        if len(failed) == count:
+            raise io.AudioError(f"all {count} recordings of {split.source.name}", failed[0])
+        return stretches, failed
 
     def _embed(
         self,
         split: splits.Split,
         *,
-        without_pauses: bool,
-        few_shapes: bool,
+        speech: Sequence[Int[np.ndarray, "s 2"]] | None = None,
+        few_shapes: bool = False,
         progress: bool = False,
     ) -> Embedded:
         """`few_shapes` pads to lengths from a short list, so that what was compiled for a few files
@@ -260,7 +320,7 @@ class Embedder:
             np.maximum(np.ceil(seconds / most).astype(np.int64), 1),
             settings.sample_rate_hz,
             splits.channel(settings),
-            without_pauses,
+            speech,
         )
         lengths = pieces.lengths
         if few_shapes:  # the next power of the square root of two
@@ -280,7 +340,8 @@ class Embedder:
         np.add.at(sums, owner, embeddings.astype(np.float64))
         whole = np.bincount(owner, minlength=len(index)) == pieces.parts
         means = sums[whole] / pieces.parts[whole, None]
-        failed = tuple(np.flatnonzero(~whole).tolist())
+        reason = "it, or a piece of it, could no longer be read: see the warning above"
+        failed = dict.fromkeys(np.flatnonzero(~whole).tolist(), reason)
         return Embedded(np.flatnonzero(whole), means.astype(np.float32), failed)
 
     def _run(self, batches, count, progress) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common import app, errors
+from common.data import records
 from speaker import backend, embed, storage
 
 UNKNOWN = "unknown"  # what `identify` calls a voice that is none of the known ones
@@ -96,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     def work() -> None:
-        embedder = embed.Embedder(args.workdir, args.checkpoint)
         path = args.voices.expanduser()
+        records.check_output(path)
+        embedder = embed.Embedder(args.workdir, args.checkpoint)
         voices, before = add(path, embedder, args.name, args.files)
         print(
             f"{args.name}: {before + len(args.files)} recordings, {before} of them from before. "

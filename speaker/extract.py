@@ -3,9 +3,10 @@
     python -m speaker.extract --workdir=runs/speaker --data eval --out=runs/speaker/eval
     python -m speaker.extract --workdir=runs/speaker --data *.wav --format=ark --out=vectors
 
-DIR gets embeddings.<format> (ark: with an .scp), utt2spk where speakers are known, and rejected.tsv
-with the recordings that cannot be used; these are counted and named, the others go on, and the exit
-code is 1. Files of any format, rate and length; long ones get the mean over equal pieces.
+DIR gets embeddings.<format> (ark: with an .scp), utt2dur with the seconds, utt2spk where speakers
+are known, and rejected.tsv with the recordings that cannot be used; these are counted and named,
+the others go on, and the exit code is 1. Files of any format, rate and length; long ones get the
+mean over equal pieces.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from common import app, errors
 from common.data import kaldi, records, splits
@@ -57,7 +60,8 @@ def extract(
     embedder: embed.Embedder, source: records.Source, kind: str, out: pathlib.Path
 ) -> tuple[pathlib.Path, list[str]]:
     """Writes the embeddings of a source into `out`; (the file, ids of what could not be used)."""
-    vectors.check(kind, [source[i]["id"] for i in range(len(source))])
+    names = [(r["id"], r.get("speaker") or "") for r in (source[i] for i in range(len(source)))]
+    vectors.check(kind, [name for name, _ in names], [speaker for _, speaker in names])
     split = embedder.open(source, out)
     started = time.monotonic()
     found = embedder(split, progress=True)
@@ -66,16 +70,23 @@ def extract(
     known = [bool(speaker) for speaker in speakers]
     if any(known) and not all(known):
         log.warning("%d recordings name no speaker: no utt2spk is written.", known.count(False))
-    path = vectors.write(out, kind, ids, found.embeddings, speakers if all(known) else None)
-    hours = float(split.index.seconds[found.places].sum()) / 3600
+    lengths = split.index.seconds[found.places]
+    path = vectors.write(
+        out, kind, ids, found.embeddings, speakers if all(known) else None, lengths.tolist()
+    )
+    bad = [*split.index.rejected]
+    for place, reason in sorted(found.failed.items()):
+        position = int(split.index.positions[place])
+        audio = source[position].get("audio", source[position].get("features"))
+        path_of = f"{source.name}[{position}]" if isinstance(audio, np.ndarray) else str(audio)
+        bad.append(records.Rejected(split.ids[place], path_of, reason))
+    records.write_rejected(out / "rejected.tsv", source.name, bad)
+    hours = float(lengths.sum()) / 3600
     print(
         f"{len(ids)} embeddings of {found.embeddings.shape[1]} dimensions, {hours:.2f} hours, "
         f"{len(ids) / seconds:.1f} utterances/s: {path}"
     )
-    bad = [f"{r.id}: {r.reason}" for r in split.index.rejected]
-    return path, bad + [
-        f"{split.ids[i]}: has no embedding, see the warning above" for i in found.failed
-    ]
+    return path, [f"{r.id}: {r.reason}" for r in bad]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,15 +111,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def work() -> None:
         vectors.check(args.format, ())
+        out = args.out.expanduser()
+        records.check_output(out / "rejected.tsv")
         embedder = embed.Embedder(args.workdir, args.checkpoint)
         source = open_data(args.data, embedder.config)
-        _, bad = extract(embedder, source, args.format, args.out.expanduser())
+        _, bad = extract(embedder, source, args.format, out)
         for line in bad[:_NAMED]:
             log.warning("%s", line)
         if bad:
             raise errors.UserError(
                 f"{len(bad)} of {len(source)} recordings have no embedding; all are listed in "
-                f"{args.out / 'rejected.tsv'} with the reason."
+                f"{out / 'rejected.tsv'} with the reason."
             )
 
     app.command("speaker.extract", work)

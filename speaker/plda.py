@@ -13,7 +13,6 @@ speaker's posterior costs O(d) and scores are matrix products.
 import dataclasses
 import functools
 import logging
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -21,13 +20,12 @@ import scipy.linalg
 from jaxtyping import Float, Int, Shaped
 
 from common import errors
-from speaker import storage
 
 log = logging.getLogger(__name__)
 
 
 class PldaError(errors.UserError, ValueError):
-    """The model cannot be trained, read or applied; the message says why and what to do."""
+    """The model cannot be trained or applied; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,17 +132,6 @@ def score_trials(
             products = np.einsum("kd,kd->k", part.square[i] * x + part.linear[i], x)
             scores[chosen] = products + part.enrol_term[i] + part.test_term[j]
     return scores
-
-
-def save(plda: Plda, path: pathlib.Path | str) -> None:
-    """Writes `mean`, `between` and `within` to an npz file, whole or not at all."""
-    storage.save_arrays(path, dataclasses.asdict(plda))
-
-
-def load(path: pathlib.Path | str) -> Plda:
-    """Reads what `save` wrote. Raises ModelFileError for a missing, damaged or other file."""
-    names = [field.name for field in dataclasses.fields(Plda)]
-    return Plda(**storage.load_arrays(path, names, kind="PLDA model"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,15 +7,18 @@
 
 Trials are `1 enrol test` or `enrol test target` lines. Embeddings are what speaker.extract wrote
 (its folder), or .npz, .ark, .scp, .txt files. With --enrolment (spk2utt) the enrolled side names
-speakers with several utterances. Printed are EER, minDCF and minCllr, actDCF and Cllr where scores
-are likelihood ratios (plda, --calibrate), and with --utt2spk intervals over the speakers.
+speakers with several utterances. Lists match the embeddings by their ids: the lists of VoxCeleb,
+which name files, those of data of kind voxceleb, or of recordings whose ids are their paths.
+
+Printed are EER, minDCF and minCllr, actDCF and Cllr where scores are likelihood ratios (plda,
+--calibrate-on, --calibrate), and with --utt2spk intervals over the speakers.
 """
 
 import argparse
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -80,9 +83,10 @@ def fit_back_end(
         mean = np.zeros(size) if centre is None else centre
         return BackEnd(backend.Transform(mean, np.eye(size)), None)
     embeddings, speakers = train
-    if kind == "lda" or (kind == "plda" and dimensions):
+    if kind == "lda" or (kind == "plda" and dimensions is not None):
         most = min(_MOST_LDA, size, len(set(speakers)) - 1)
-        fitted = backend.fit_lda(embeddings, np.array(speakers), dimensions or most)
+        wanted = most if dimensions is None else dimensions
+        fitted = backend.fit_lda(embeddings, np.array(speakers), wanted)
     else:
         fitted = backend.fit_mean(embeddings)
     model = plda.train(fitted(embeddings), np.array(speakers)) if kind == "plda" else None
@@ -147,12 +151,16 @@ def sides(
 ) -> tuple[Sides, trials.LocatedTrials]:
     """The trials that can be scored, and where they are in the list.
 
-    `test` and `enrol` are ids and embeddings. With an `enrolment` the enrolled side are its models,
-    the means of their transformed utterances. Raises UnknownIdsError, see `trials.locate`.
+    `test` and `enrol` are ids and embeddings. With an `enrolment` the enrolled side are those of
+    its models that the list names, the means of their transformed utterances. Raises
+    UnknownIdsError, see `trials.locate`.
     """
     names, rows = tuple(enrol[0]), fitted.transform(enrol[1])
     counts = np.ones(len(rows), np.int64)
     if enrolment is not None:
+        named = {m: enrolment.models[m] for m in listed.enrol_ids if m in enrolment.models}
+        if named:  # else `locate` says what is wrong
+            enrolment = dataclasses.replace(enrolment, models=named)
         names, rows, counts = trials.enrol(enrolment, names, rows, allow_unknown=allow_unknown)
     located = trials.locate(listed, names, test[0], allow_unknown=allow_unknown)
     # Statistics against a cohort are of the rows in use only.
@@ -173,8 +181,11 @@ def trial_speakers(
     located: trials.LocatedTrials,
     speakers: Mapping[str, str],
     enrolment: trials.Enrolment | None,
+    enrolled: Collection[str],
 ) -> tuple[Shaped[np.ndarray, "k"], Shaped[np.ndarray, "k"]]:
     """The speakers on both sides of each located trial, by the speakers of the utterances.
+
+    Of the utterances of an enrolled model only those in `enrolled` count, which have embeddings.
 
     Raises UserError for an utterance without a speaker, or an enrolled model of several.
     """
@@ -194,7 +205,11 @@ def trial_speakers(
             )
         return found[0]
 
-    models = {} if enrolment is None else enrolment.models
+    models = {}
+    if enrolment is not None:
+        enrolled = frozenset(enrolled)
+        for model, members in enrolment.models.items():
+            models[model] = tuple(name for name in members if name in enrolled)
     enrol_index, test_index = listed.enrol_index[located.kept], listed.test_index[located.kept]
     sides_of = []
     for ids, index, members in (
@@ -208,19 +223,13 @@ def trial_speakers(
 
 
 def _labelled(
-    path: pathlib.Path, table: pathlib.Path | None, *, option: str = ""
-) -> tuple[Float[np.ndarray, "n d"], list[str]]:
-    """Embeddings and their speakers, by `table` or by the utt2spk in their folder.
-
-    Without either `option` is missing; if that is empty, each embedding is a speaker's.
-    """
+    path: pathlib.Path, table: pathlib.Path | None
+) -> tuple[Float[np.ndarray, "n d"], list[str] | None]:
+    """Embeddings and their speakers, by `table` or by the utt2spk beside them; None without."""
     ids, embeddings = vectors.read(path)
-    if table is None and (path / vectors.UTT2SPK).is_file():
-        table = path / vectors.UTT2SPK
+    table = table or vectors.beside(path, vectors.UTT2SPK)
     if table is None:
-        if option:
-            raise errors.UserError(f"{option} is missing: the speakers of {path} are needed.")
-        return embeddings, list(ids)
+        return embeddings, None
     known = vectors.read_speakers(table)
     missing = [name for name in ids if name not in known]
     if missing:
@@ -248,9 +257,42 @@ def _check_options(args: argparse.Namespace) -> None:
             args.top_k is not None and args.norm != "asnorm",
             "--top-k is for --norm=asnorm only.",
         ),
+        (args.lda_dim is not None and args.lda_dim < 1, "--lda-dim is at least 1."),
+        (args.top_k is not None and args.top_k < 1, "--top-k is at least 1."),
+        (
+            args.train_utt2spk and not args.train_embeddings,
+            "--train-utt2spk does nothing without --train-embeddings.",
+        ),
+        (
+            args.cohort_utt2spk and not args.cohort,
+            "--cohort-utt2spk does nothing without --cohort.",
+        ),
+        (
+            args.calibrate and args.calibrate_on,
+            "--calibrate fits to the trials themselves, --calibrate-on to others; choose one.",
+        ),
+        (
+            args.calibrate_embeddings and not args.calibrate_on,
+            "--calibrate-embeddings does nothing without --calibrate-on.",
+        ),
+        (
+            args.quality and not (args.calibrate or args.calibrate_on),
+            "--quality is for --calibrate-on or --calibrate; choose one of them.",
+        ),
+        (
+            args.quality and args.enrolment,
+            "--quality is for trials of two utterances, without --enrolment.",
+        ),
     ):
         if wrong:
             raise errors.UserError(message)
+    for path in (args.out, args.det):
+        if path is not None:
+            records.check_output(path)
+    if args.det:
+        from speaker import det  # matplotlib is slow to import
+
+        det.plot_format(args.det)
 
 
 def _list_unknown(names: Sequence[str]) -> None:
@@ -263,8 +305,11 @@ def _list_unknown(names: Sequence[str]) -> None:
 def _back_end(args: argparse.Namespace, size: int) -> BackEnd:
     train = centre = None
     if args.train_embeddings:
-        option = "" if args.backend == "cosine" else "--train-utt2spk"
-        train = _labelled(args.train_embeddings, args.train_utt2spk, option=option)
+        train = _labelled(args.train_embeddings, args.train_utt2spk)
+        if train[1] is None and args.backend != "cosine":
+            raise errors.UserError(
+                f"--train-utt2spk is missing: the speakers of {args.train_embeddings} are needed."
+            )
     if args.center == "none":
         centre = np.zeros(size)
     elif args.center is not None:
@@ -282,19 +327,28 @@ def _cohort(
     args: argparse.Namespace, fitted: BackEnd
 ) -> tuple[Float[np.ndarray, "c p"], Int[np.ndarray, "c"]]:
     embeddings, speakers = _labelled(args.cohort, args.cohort_utt2spk)
+    if speakers is None:
+        log.warning(
+            "No utt2spk beside --cohort %s: each embedding in it counts as another speaker. If "
+            "that is not so, give --cohort-utt2spk.",
+            args.cohort,
+        )
+        speakers = range(len(embeddings))
     _, means, counts = backend.speaker_means(fitted.transform(embeddings), np.array(speakers))
     log.info("Cohort: %d speakers, %d embeddings.", len(means), len(embeddings))
     return means, counts
 
 
-def _work(args: argparse.Namespace) -> None:
-    _check_options(args)
-    listed = trials.read_trials(args.trials)
-    speakers = vectors.read_speakers(args.utt2spk) if args.utt2spk else None
-    enrolment = trials.read_enrolment(args.enrolment) if args.enrolment else None
-    test = vectors.read(args.embeddings)
-    enrol = vectors.read(args.enrol_embeddings) if args.enrol_embeddings else test
-    fitted = _back_end(args, test[1].shape[1])
+def _scored(
+    args: argparse.Namespace,
+    listed: trials.Trials,
+    fitted: BackEnd,
+    cohort: tuple[Float[np.ndarray, "c p"], Int[np.ndarray, "c"]] | None,
+    enrol: tuple[Sequence[str], Float[np.ndarray, "m d"]],
+    test: tuple[Sequence[str], Float[np.ndarray, "n d"]],
+    enrolment: trials.Enrolment | None,
+) -> tuple[trials.LocatedTrials, Float[np.ndarray, "k"]]:
+    """The trials of a list that can be scored, and their scores, normalised if asked for."""
     try:
         both, located = sides(
             listed, fitted, test, enrol, enrolment, allow_unknown=args.allow_unknown
@@ -303,23 +357,99 @@ def _work(args: argparse.Namespace) -> None:
         _list_unknown(error.unknown)
         raise
     _list_unknown(located.unknown)
-    scores, target = score(fitted, both), located.is_target
-    if args.norm:
-        cohort = _cohort(args, fitted)
+    scores = score(fitted, both)
+    if cohort is not None:
         top_k = None
         if args.norm == "asnorm":
-            top_k = args.top_k or min(_TOP_K, len(cohort[0]))
+            top_k = min(_TOP_K, len(cohort[0])) if args.top_k is None else args.top_k
         scores = normalise(fitted, both, scores, cohort, top_k)
-    if args.calibrate:
-        scores = calibration.fit(scores, target)(scores)
-    are_llrs = args.calibrate or (args.backend == "plda" and not args.norm)
+    return located, scores
+
+
+def _seconds(path: pathlib.Path, ids: Sequence[str]) -> Float[np.ndarray, "n"] | None:
+    """Durations by the utt2dur beside a set of embeddings; None without one."""
+    table = vectors.beside(path, vectors.UTT2DUR)
+    if table is None:
+        return None
+    known = vectors.read_durations(table)
+    missing = [name for name in ids if name not in known]
+    if missing:
+        raise errors.UserError(
+            f"{table} has no duration for {len(missing)} of the {len(ids)} embeddings of {path}, "
+            f"first {missing[0]!r}. Add them, or remove the table."
+        )
+    return np.array([known[name] for name in ids])
+
+
+def _quality(
+    args: argparse.Namespace,
+    paths: tuple[pathlib.Path, pathlib.Path],
+    enrol: tuple[Sequence[str], Float[np.ndarray, "m d"]],
+    test: tuple[Sequence[str], Float[np.ndarray, "n d"]],
+    located: trials.LocatedTrials,
+) -> tuple[tuple[str, ...], Float[np.ndarray, "k q"] | None]:
+    """Quality measures of trials if they are asked for: by durations where all sets have them."""
+    if not args.quality:
+        return (), None
+    used = {args.embeddings, args.enrol_embeddings, args.calibrate_embeddings} - {None}
+    without = sorted(str(p) for p in used if vectors.beside(p, vectors.UTT2DUR) is None)
+    seconds = None
+    if without:
+        log.warning("No utt2dur beside %s: quality is that of magnitudes.", ", ".join(without))
+    else:
+        seconds = (_seconds(paths[0], enrol[0]), _seconds(paths[1], test[0]))
+    lengths = [np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (enrol[1], test[1])]
+    return calibration.quality_measures(*lengths, located.enrol_index, located.test_index, seconds)
+
+
+def _warn_of_shared(listed: trials.Trials, other: trials.Trials) -> None:
+    """Trials that were fitted to judge a calibration too kindly."""
+    shared = {*listed.enrol_ids, *listed.test_ids} & {*other.enrol_ids, *other.test_ids}
+    if shared:
+        log.warning(
+            "%d ids are in --trials and in --calibrate-on: actDCF and Cllr flatter. Calibrate on "
+            "other speakers.",
+            len(shared),
+        )
+
+
+def _work(args: argparse.Namespace) -> None:
+    _check_options(args)
+    listed = trials.read_trials(args.trials)
+    other = trials.read_trials(args.calibrate_on) if args.calibrate_on else None
+    speakers = vectors.read_speakers(args.utt2spk) if args.utt2spk else None
+    enrolment = trials.read_enrolment(args.enrolment) if args.enrolment else None
+    test = vectors.read(args.embeddings)
+    enrol = vectors.read(args.enrol_embeddings) if args.enrol_embeddings else test
+    fitted = _back_end(args, test[1].shape[1])
+    cohort = _cohort(args, fitted) if args.norm else None
+    located, scores = _scored(args, listed, fitted, cohort, enrol, test, enrolment)
+    target, calibrated = located.is_target, ""
+    if args.calibrate or other is not None:
+        paths = (args.enrol_embeddings or args.embeddings, args.embeddings)
+        names, quality = _quality(args, paths, enrol, test, located)
+        fit_to, calibrated = (scores, target, quality), "these trials themselves"
+        if other is not None:
+            _warn_of_shared(listed, other)
+            sets = (enrol, test)
+            if args.calibrate_embeddings:
+                paths = (args.calibrate_embeddings,) * 2
+                sets = (vectors.read(args.calibrate_embeddings),) * 2
+            there, found = _scored(args, other, fitted, cohort, *sets, enrolment)
+            _, measured = _quality(args, paths, *sets, there)
+            fit_to = (found, there.is_target, measured)
+            calibrated = f"{len(found)} trials of {args.calibrate_on}"
+        scores = calibration.fit(*fit_to, quality_names=names)(scores, quality)
+        calibrated += f", with {', '.join(names)}" if names else ""
+    are_llrs = bool(calibrated) or (args.backend == "plda" and not args.norm)
     bounds = {}
     if speakers is not None:
-        pairs = trial_speakers(listed, located, speakers, enrolment)
+        pairs = trial_speakers(listed, located, speakers, enrolment, enrol[0])
         bounds = bootstrap.intervals(bootstrap.resample(scores, target, *pairs, are_llrs=are_llrs))
     print(detection.describe(detection.summarise(scores, target, are_llrs=are_llrs), bounds))
-    if args.calibrate:
-        print("Calibrated on these trials themselves: actDCF and Cllr flatter.")
+    if calibrated:
+        flatter = ": actDCF and Cllr flatter" if args.calibrate else ""
+        print(f"Calibrated on {calibrated}{flatter}.")
     if len(located.kept) < len(listed):
         print(f"{len(listed) - len(located.kept)} of {len(listed)} trials left out: unknown ids.")
     if args.out:
@@ -327,7 +457,7 @@ def _work(args: argparse.Namespace) -> None:
         lines = [f"{listed.enrol_ids[i]} {listed.test_ids[j]} {s:.9g}\n" for i, j, s in names]
         records.write_atomic(args.out, "".join(lines))
     if args.det:
-        from speaker import det  # matplotlib is slow to import
+        from speaker import det
 
         det.save_det(args.det, {args.trials.stem: detection.error_curve(scores, target)})
 
@@ -344,20 +474,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     def path(text: str) -> pathlib.Path:
         return pathlib.Path(text).expanduser()
 
-    add("--trials", required=True, type=path, metavar="FILE")
+    add("--trials", required=True, type=path, metavar="FILE", help="pairs of ids of embeddings")
     add("--embeddings", required=True, type=path, metavar="E", help="of the tested side")
     add("--enrol-embeddings", type=path, metavar="E", help="of the other side; default: the same")
     add("--enrolment", type=path, metavar="SPK2UTT", help="models and their utterances")
     add("--backend", choices=("cosine", "lda", "plda"), default="cosine")
     add("--train-embeddings", type=path, metavar="E", help="to fit mean, LDA and PLDA to")
-    add("--train-utt2spk", type=path, metavar="FILE", help="default: that in the folder E")
+    add("--train-utt2spk", type=path, metavar="FILE", help="default: that beside E")
     add("--lda-dim", type=int, metavar="N", help=f"lda: default at most {_MOST_LDA}; plda: none")
     add("--center", metavar="E|none", help="mean to subtract; default: the training set's")
     add("--norm", choices=("asnorm", "snorm"))
     add("--cohort", type=path, metavar="E", help="other speakers, one mean each")
-    add("--cohort-utt2spk", type=path, metavar="FILE", help="default: that in the folder E")
+    add("--cohort-utt2spk", type=path, metavar="FILE", help="default: that beside E")
     add("--top-k", type=int, metavar="K", help=f"asnorm: default at most {_TOP_K}")
     add("--calibrate", action="store_true", help="to likelihood ratios, on these trials")
+    add("--calibrate-on", type=path, metavar="FILE", help="the same, on trials of other speakers")
+    add("--calibrate-embeddings", type=path, metavar="E", help="of these; default: the same")
+    add(
+        "--quality",
+        action="store_true",
+        help="calibrate with lengths of embeddings, and with seconds where utt2dur is beside E",
+    )
     add("--utt2spk", type=path, metavar="FILE", help="of the trials, for intervals")
     add("--allow-unknown", action="store_true", help="leave out trials without embeddings")
     add("--out", type=path, metavar="FILE", help="`enrol test score` lines")

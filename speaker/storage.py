@@ -11,20 +11,30 @@ from common import errors
 
 
 class ModelFileError(errors.UserError, ValueError):
-    """A model file is missing, damaged or of another kind."""
+    """A model file is missing, damaged, of another kind or cannot be written."""
 
 
 def save_arrays(path: pathlib.Path | str, arrays: Mapping[str, object]) -> None:
-    """Writes arrays (or numbers) to a temporary file beside `path`, then renames it."""
+    """Writes arrays (or numbers) to a temporary file beside `path`, then renames it.
+
+    Raises ModelFileError where the system refuses.
+    """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:  # a file object: np.savez would append .npz to a name
-            np.savez(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # A file object: np.savez would append .npz to a name.
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ModelFileError(
+            f"{path} cannot be written ({error.strerror or error}). Free space or choose another "
+            "place."
+        ) from error
 
 
 def load_arrays(

@@ -6,6 +6,7 @@ Rows are written in the order of their ids sorted by bytes, as Kaldi's tools exp
 import contextlib
 import importlib.util
 import logging
+import math
 import os
 import pathlib
 import re
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 FORMATS = ("ark", "txt", "npz", "pt")
 _STEM = "embeddings"
 UTT2SPK = "utt2spk"
+UTT2DUR = "utt2dur"
 _BINARY = b"\0B"
 # type, then the size of the integer and the integer
 _KINDS = {b"FV ": np.dtype("<f4"), b"DV ": np.dtype("<f8")}
@@ -35,10 +37,11 @@ class VectorError(errors.UserError, ValueError):
     """Embeddings that cannot be written or read; the message names file and id."""
 
 
-def check(kind: str, ids: Sequence[str]) -> None:
+def check(kind: str, ids: Sequence[str], speakers: Sequence[str] = ()) -> None:
     """Raises VectorError when a set of these ids cannot be written in a format of FORMATS.
 
-    To be called before hours of work: PyTorch may be missing, an id may not fit the format.
+    To be called before hours of work: PyTorch may be missing, an id or a speaker may not fit the
+    format. Speakers that are empty are not written and so not looked at.
     """
     if kind not in FORMATS:
         raise VectorError(f"format {kind!r} is unknown; choose one of {', '.join(FORMATS)}.")
@@ -53,6 +56,13 @@ def check(kind: str, ids: Sequence[str]) -> None:
             f"{len(spaced)} ids are empty or no single word, first {spaced[0]!r}, which Kaldi's "
             "files cannot hold. Choose format npz or rename."
         )
+    several = [name for name in speakers if name and not _one_word(name)]
+    if several and kind in ("ark", "txt"):
+        raise VectorError(
+            f"{len(several)} recordings have speakers of several words, first {several[0]!r}, "
+            "which utt2spk cannot hold. Rename them in the data, or choose format npz and do "
+            "without utt2spk."
+        )
     if len(set(ids)) != len(ids):
         raise VectorError(f"the id {_repeated(ids)!r} comes twice. Ids must be unique.")
 
@@ -63,23 +73,31 @@ def write(
     ids: Sequence[str],
     embeddings: Float[np.ndarray, "n d"],
     speakers: Sequence[str] | None = None,
+    seconds: Sequence[float] | None = None,
 ) -> pathlib.Path:
-    """Writes embeddings.<kind> into `folder`, utt2spk if speakers are given; the file's path.
+    """Writes embeddings.<kind> into `folder`, and utt2spk and utt2dur if given; the file's path.
 
     ark: Kaldi's binary float vectors, with an embeddings.scp of absolute paths; txt: the same as
     text, one `id  [ x y z ]` a line, digits enough to give the same floats; npz: arrays `ids` and
-    `embeddings`; pt: a dict from id to tensor, saved by PyTorch.
+    `embeddings`; pt: a dict from id to tensor, saved by PyTorch. Tables that cannot hold the ids or
+    speakers of an npz or pt (several words) are left out with a warning.
 
     Everything is first written into a hidden folder inside `folder` and then renamed, so a failure
     leaves an earlier set as it was. Raises VectorError as `check` does, for values that are not
     finite and when the disk refuses.
     """
-    check(kind, ids)
+    check(kind, ids, speakers or ())
     embeddings = np.asarray(embeddings, np.float32)
-    if len(ids) != len(embeddings) or (speakers is not None and len(speakers) != len(ids)):
-        raise ValueError(f"{len(ids)} ids, {len(embeddings)} embeddings and as many speakers")
+    if any(part is not None and len(part) != len(ids) for part in (embeddings, speakers, seconds)):
+        raise ValueError(f"{len(ids)} ids need as many embeddings, speakers and durations")
     _check_finite(folder, ids, embeddings)
     order = sorted(range(len(ids)), key=lambda i: os.fsencode(ids[i]))
+    durations = None if seconds is None else [f"{value:.6g}" for value in seconds]
+    tables = {}
+    for name, values in ((UTT2SPK, speakers), (UTT2DUR, durations)):
+        lines = None if values is None else _table_lines(name, ids, values, order)
+        if lines is not None:
+            tables[name] = lines
     ids, embeddings = [ids[i] for i in order], embeddings[order]
     folder = pathlib.Path(folder).expanduser().resolve()
     hidden = folder / f".{_STEM}.{os.getpid()}.tmp"
@@ -88,13 +106,12 @@ def write(
         _WRITERS[kind](hidden / f"{_STEM}.{kind}", ids, embeddings)
         if kind == "ark":
             _write_scp(hidden / f"{_STEM}.ark", folder / f"{_STEM}.ark", ids)
-        if speakers is not None:
-            named = _utt2spk_lines(ids, [speakers[i] for i in order])
-            (hidden / UTT2SPK).write_text(named, "utf-8")
+        for name, lines in tables.items():
+            (hidden / name).write_text(lines, "utf-8")
         # What says which rows there are goes first and comes last.
-        for name in (f"{_STEM}.scp", UTT2SPK) if kind == "ark" else (UTT2SPK,):
+        for name in (*((f"{_STEM}.scp",) if kind == "ark" else ()), UTT2SPK, UTT2DUR):
             (folder / name).unlink(missing_ok=True)
-        for name in (f"{_STEM}.{kind}", f"{_STEM}.scp", UTT2SPK):
+        for name in (f"{_STEM}.{kind}", f"{_STEM}.scp", UTT2SPK, UTT2DUR):
             if (hidden / name).exists():
                 (hidden / name).replace(folder / name)
     except OSError as error:
@@ -143,6 +160,34 @@ def read(path: pathlib.Path | str) -> tuple[tuple[str, ...], Float[np.ndarray, "
 def read_speakers(path: pathlib.Path | str) -> dict[str, str]:
     """Id -> speaker from Kaldi's utt2spk: `utterance speaker` lines. Raises VectorError."""
     path = pathlib.Path(path).expanduser()
+    return _read_table(path, "speaker")
+
+
+def read_durations(path: pathlib.Path | str) -> dict[str, float]:
+    """Id -> seconds from Kaldi's utt2dur: `utterance seconds` lines. Raises VectorError."""
+    path = pathlib.Path(path).expanduser()
+    found = {}
+    for name, text in _read_table(path, "duration").items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            found[name] = math.nan
+        if not 0 < found[name] < math.inf:
+            raise VectorError(
+                f"{path}: the duration of {name!r} is {text!r}; a positive number of seconds is "
+                "expected. Correct it."
+            )
+    return found
+
+
+def beside(path: pathlib.Path | str, table: str) -> pathlib.Path | None:
+    """The table (UTT2SPK, UTT2DUR) in the folder of a set, or of its file; None without one."""
+    path = pathlib.Path(path).expanduser()
+    found = (path if path.is_dir() else path.parent) / table
+    return found if found.is_file() else None
+
+
+def _read_table(path: pathlib.Path, what: str) -> dict[str, str]:
     found: dict[str, str] = {}
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -155,15 +200,15 @@ def read_speakers(path: pathlib.Path | str) -> dict[str, str]:
             continue
         if len(fields) != 2:
             raise VectorError(
-                f"{path}:{number}: `{line[:100]}` is not `utterance speaker`. Correct the line."
+                f"{path}:{number}: `{line[:100]}` is not `utterance {what}`. Correct the line."
             )
         if found.setdefault(fields[0], fields[1]) != fields[1]:
             raise VectorError(
-                f"{path}:{number}: utterance {fields[0]!r} had the speaker {found[fields[0]]!r} "
+                f"{path}:{number}: utterance {fields[0]!r} had the {what} {found[fields[0]]!r} "
                 f"on an earlier line and has {fields[1]!r} here. Remove the wrong one."
             )
     if not found:
-        raise VectorError(f"{path}: the file is empty. Write `utterance speaker` lines.")
+        raise VectorError(f"{path}: the file is empty. Write `utterance {what}` lines.")
     return found
 
 
@@ -198,14 +243,18 @@ def _repeated(ids: Sequence[str]) -> str:
     return next(name for name in ids if name in seen or seen.add(name))
 
 
-def _utt2spk_lines(ids: Sequence[str], speakers: Sequence[str]) -> str:
-    bad = [name for pair in zip(ids, speakers) for name in pair if not _one_word(name)]
+def _table_lines(
+    name: str, ids: Sequence[str], values: Sequence[str], order: Sequence[int]
+) -> str | None:
+    """A table of Kaldi; None, and a warning, for words that it cannot hold."""
+    bad = [word for pair in zip(ids, values) for word in pair if not _one_word(word)]
     if bad:
-        raise VectorError(
-            f"{len(bad)} ids or speakers are empty or no single word, first {bad[0]!r}, which "
-            "utt2spk cannot hold. Rename them in the data."
+        log.warning(
+            "No %s is written: %d ids or speakers are empty or no single word, first %r.",
+            *(name, len(bad), bad[0]),
         )
-    return "".join(f"{name} {speaker}\n" for name, speaker in zip(ids, speakers))
+        return None
+    return "".join(f"{ids[i]} {values[i]}\n" for i in order)
 
 
 def _write_ark(path, ids, embeddings):
@@ -233,7 +282,7 @@ def _write_txt(path, ids, embeddings):
 
 
 def _write_npz(path, ids, embeddings):
-    storage.save_arrays(path, {"ids": np.asarray(ids), "embeddings": embeddings})
+    np.savez(path, ids=np.asarray(ids), embeddings=embeddings)
 
 
 def _write_pt(path, ids, embeddings):

@@ -8,7 +8,7 @@ clean recordings; it does not tell speech from other sounds.
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 _SAMPLE_SCALE = 32768.0  # log energies are those of 16-bit samples, as in Kaldi
 _FLOOR = float(np.finfo(np.float32).eps)
@@ -78,20 +78,28 @@ def log_energy(
     return np.log(np.maximum(energy, _FLOOR)).astype(np.float32)
 
 
-def keep_speech(
+def speech_stretches(
     audio: Float[np.ndarray, "t"], sample_rate_hz: int, config: EnergyVad = EnergyVad()
-) -> Float[np.ndarray, "n"]:
-    """The samples of the frames that hold speech, one after the other; none where none does.
+) -> Int[np.ndarray, "s 2"]:
+    """First sample, and the one after the last, of each stretch of frames that hold speech.
 
     A frame stands for its hop, the last one for what is left of the recording.
     """
     speech = energy_vad(log_energy(audio, sample_rate_hz, config), config)
-    if not len(speech):
-        return audio[:0]
     _, hop = _sizes(sample_rate_hz, config)
-    kept = np.repeat(speech, hop)
-    left = max(0, len(audio) - len(kept))
-    return audio[np.pad(kept, (0, left), constant_values=speech[-1])[: len(audio)]]
+    edges = np.flatnonzero(np.diff(speech, prepend=False, append=False))
+    stretches = np.minimum(edges.reshape(-1, 2) * hop, len(audio))
+    if len(speech) and speech[-1]:
+        stretches[-1, 1] = len(audio)
+    return stretches
+
+
+def keep_speech(
+    audio: Float[np.ndarray, "t"], sample_rate_hz: int, config: EnergyVad = EnergyVad()
+) -> Float[np.ndarray, "n"]:
+    """The samples of `speech_stretches`, one after the other; none where no frame holds speech."""
+    stretches = speech_stretches(audio, sample_rate_hz, config)
+    return np.concatenate([audio[:0], *(audio[start:end] for start, end in stretches)])
 
 
 def _sizes(sample_rate_hz: int, config: EnergyVad) -> tuple[int, int]:

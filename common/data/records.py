@@ -555,6 +555,14 @@ def _refuse(
     return "missing transcript" if require_text and not has_text else ""
 
 
+def write_rejected(tsv: pathlib.Path, name: str, rejected: Sequence[Rejected]) -> None:
+    """Writes the table of what a source holds and cannot be used; rows of other sources stay."""
+    others = tsv.read_text(encoding="utf-8").splitlines()[1:] if tsv.exists() else []
+    rows = [row for row in others if row.rsplit("\t", 1)[-1] != _one_line(name)]
+    rows += ["\t".join(map(_one_line, (r.id, r.path, r.reason, name))) for r in rejected]
+    write_atomic(tsv, "\n".join(["id\tpath\treason\tsource", *rows]) + "\n")
+
+
 def _report(
     name: str,
     count: int,
@@ -563,11 +571,7 @@ def _report(
     max_bad_share: float | int,
 ) -> None:
     """Writes the table of rejected records, logs the counts, and raises if they are too many."""
-    # One table for all sources of a run: the rows of the others stay.
-    others = tsv.read_text(encoding="utf-8").splitlines()[1:] if tsv.exists() else []
-    rows = [row for row in others if row.rsplit("\t", 1)[-1] != _one_line(name)]
-    rows += ["\t".join(map(_one_line, (r.id, r.path, r.reason, name))) for r in rejected]
-    write_atomic(tsv, "\n".join(["id\tpath\treason\tsource", *rows]) + "\n")
+    write_rejected(tsv, name, rejected)
     if not rejected:
         log.info("%s: %d records, all usable", name, count)
         return
@@ -614,13 +618,31 @@ def _write_cache(path: pathlib.Path, facts: Mapping[str, _Fact]) -> None:
     write_atomic(path, hashlib.sha256(body.encode()).hexdigest() + "\n" + body)
 
 
+def check_output(path: pathlib.Path) -> None:
+    """Raises UserError where no file `path` can be written; to be called before hours of work."""
+    place = next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir():
+        raise errors.UserError(f"{path} is a folder: name a file.")
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        reason = "may not be written to" if place.is_dir() else "is no folder"
+        raise errors.UserError(f"{path} cannot be written: {place} {reason}. Name another place.")
+
+
 def write_atomic(path: pathlib.Path, text: str) -> None:
-    """Writes a text file whole or not at all: to a temporary name beside it, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a text file whole or not at all: to a temporary name beside it, then renamed.
+
+    Raises UserError where the system refuses.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, "utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise errors.UserError(
+            f"{path} cannot be written ({error.strerror or error}). Free space or choose another "
+            "place."
+        ) from error

@@ -99,6 +99,17 @@ def test_the_rest_of_the_last_frame_goes_with_it():
     np.testing.assert_array_equal(vad.keep_speech(audio, RATE_HZ), audio)
 
 
+def test_stretches_are_what_is_kept():
+    audio = np.concatenate([burst(0.5, 1e-4), burst(0.7, 0.1), burst(0.6, 1e-4), burst(0.405, 0.1)])
+    stretches = vad.speech_stretches(audio, RATE_HZ)
+    assert stretches.shape == (2, 2)
+    assert (stretches.ravel()[:3] % 160 == 0).all()
+    assert stretches[1, 1] == len(audio)
+    kept = np.concatenate([audio[start:end] for start, end in stretches])
+    np.testing.assert_array_equal(vad.keep_speech(audio, RATE_HZ), kept)
+    assert vad.speech_stretches(np.zeros(800, np.float32), RATE_HZ).shape == (0, 2)
+
+
 @pytest.mark.parametrize("samples", [0, 1, 79, 16000])
 def test_silence_and_nothing_hold_no_speech(samples):
     audio = np.zeros(samples, np.float32)

@@ -101,11 +101,3 @@ def test_cosine_equals_a_loop():
     i, j = rng.integers(7, size=50), rng.integers(4, size=50)
     got = backend.cosine_trials(a, b, i, j, block=8)
     np.testing.assert_allclose(got, np.array(expected)[i, j], rtol=1e-12)
-
-
-@pytest.mark.parametrize("normalise", [True, False])
-def test_transform_file(tmp_path, normalise):
-    x, speaker = speakers_in_noise()
-    transform, path = backend.fit_lda(x, speaker, 3, normalise=normalise), tmp_path / "lda.npz"
-    backend.save_transform(transform, path)
-    np.testing.assert_array_equal(backend.load_transform(path)(x), transform(x))

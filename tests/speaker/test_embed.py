@@ -1,7 +1,10 @@
 """The network as a function: padding, long recordings, which weights, what it refuses."""
 
+import dataclasses
 import itertools
 import json
+import math
+import re
 import shutil
 
 import jax
@@ -60,7 +63,7 @@ def test_a_batch_changes_no_embedding(run, tmp_path, kind):
     assert embedder.decision is None
     audio = [voice(i, 0.5 + 0.2 * i, i) for i in range(3)]
     together = embedder(split_of(audio))
-    assert together.failed == ()
+    assert together.failed == {}
     alone = np.concatenate([embedder(split_of([a])).embeddings for a in audio[:2]])
     assert np.abs(alone).max() > 0.01
     scale = np.abs(alone).max(1, keepdims=True)
@@ -98,32 +101,69 @@ def test_pieces_of_files_are_cut_at_their_own_rate(tmp_path):
     np.testing.assert_array_equal(joined, audio)
 
 
-def test_pauses_are_left_out_once(run, tmp_path):
+def test_pauses_are_left_out_once(run, tmp_path, monkeypatch):
     """Of files in memory, of validated ones, and before long ones are cut into pieces."""
+    calls, stretches = [], vad.speech_stretches
+    monkeypatch.setattr(vad, "speech_stretches", lambda *a: calls.append(a) or stretches(*a))
     embedder = untrained(run, tmp_path, **{"data.vad": "energy"})
     gap, parts = np.zeros(RATE_HZ // 2, np.float32), [voice(i, 1.3, i) for i in range(3)]
     gap[::2] = 1e-4
-    short, whole = np.concatenate([gap, voice(0, 0.9, 0), gap]), np.concatenate([*parts, gap])
+    short = np.concatenate([gap, voice(0, 0.9, 0), gap])
+    whole = np.concatenate([*parts[:2], *[gap] * 8, parts[2], gap])  # 8.4 s with pauses
     files = []
     for name, audio in (("short", short), ("whole", whole), ("gap", gap)):
         files.append(str(tmp_path / f"{name}.wav"))
         io.write_wav(files[-1], audio, RATE_HZ)
     rows = tuple({"id": file, "audio": file} for file in files[:2])
     found = embedder(embedder.open(records.RecordList("two", rows), tmp_path / "out")).embeddings
+    assert len(calls) == 2  # once for each recording, not for each piece
     kept = [vad.keep_speech(io.load_audio(f, sample_rate_hz=RATE_HZ), RATE_HZ) for f in files[:2]]
     assert len(kept[0]) < 0.8 * len(short)
-    third = [len(kept[1]) * n // 3 for n in range(4)]
-    pieces = [kept[0], *(kept[1][a:b] for a, b in itertools.pairwise(third))]
+    # At most 2 s of speech each, whatever the pauses.
+    count = math.ceil(len(kept[1]) / RATE_HZ / 2.0)
+    assert 2 <= count < math.ceil(len(whole) / RATE_HZ / 2.0)
+    cuts = [len(kept[1]) * n // count for n in range(count + 1)]
+    pieces = [kept[0], *(kept[1][a:b] for a, b in itertools.pairwise(cuts))]
     plain = untrained(run, make(tmp_path / "plain"))
     expected = plain(split_of(pieces)).embeddings
     scale = np.abs(expected).max()
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5 * scale)
     np.testing.assert_allclose(found[1], expected[1:].mean(0), atol=1e-5 * scale)
-    np.testing.assert_allclose(embedder.embed_files(files[:1])[0], found[0], atol=1e-5 * scale)
+    np.testing.assert_allclose(embedder.embed_files(files[:2]), found, atol=1e-5 * scale)
     silence = tmp_path / "silence.wav"
     io.write_wav(silence, np.full(RATE_HZ, 3e-5, np.float32), RATE_HZ)
     with pytest.raises(io.AudioError, match=r"silence.wav: no speech in it"):
         embedder.embed_files([str(silence)])
+    # Little speech is as too short for a split as it is for a file.
+    rest, short = tmp_path / "rest.wav", r"too short: 0.\d+ s of speech, the network wants 0.4 s"
+    io.write_wav(rest, np.concatenate([gap, parts[0][: RATE_HZ // 10], gap]), RATE_HZ)
+    with pytest.raises(io.AudioError, match=rf"rest.wav: {short}"):
+        embedder.embed_files([str(rest)])
+    rows = tuple({"id": str(file), "audio": str(file)} for file in (rest, silence, files[0]))
+    split = embedder.open(records.RecordList("three", rows), tmp_path / "out")
+    alone = embedder(split)
+    assert alone.places.tolist() == [2]
+    assert re.fullmatch(short, alone.failed[0])
+    assert alone.failed[1].startswith("no speech in it")
+    np.testing.assert_allclose(alone.embeddings[0], found[0], atol=1e-5 * scale)
+    none = dataclasses.replace(split, index=records.Index(np.arange(2), np.ones(2), ()))
+    with pytest.raises(io.AudioError, match=rf"all 2 recordings of three: {short}"):
+        embedder(none)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 7])
+def test_pieces_of_speech_are_equal_and_complete(parts):
+    """A file of 30 s of whose samples some stretches are speech; each piece is read by itself."""
+    audio = np.arange(300, dtype=np.float32) / 300
+    stretches = np.array([[3, 40], [41, 42], [100, 230], [290, 300]])
+    kept = np.concatenate([audio[a:b] for a, b in stretches])
+    source = records.RecordList("one", ({"id": "a", "audio": audio, "sample_rate": 10},))
+    pieces = embed.Pieces(
+        source, np.array([0]), np.array([17.8]), np.array([parts]), 10, "mean", [stretches]
+    )
+    found = [pieces[i]["audio"] for i in range(parts)]
+    np.testing.assert_array_equal(np.concatenate(found), kept)
+    assert {len(piece) for piece in found} <= {len(kept) // parts, len(kept) // parts + 1}
 
 
 def test_long_features_are_cut_into_rows(run, tmp_path):
@@ -170,7 +210,7 @@ def test_a_recording_that_disappears_is_named(embedder, tmp_path, caplog):
     with caplog.at_level("WARNING"):
         found = embedder(split)
     assert found.places.tolist() == [0, 2]
-    assert found.failed == (1,)
+    assert found.failed.keys() == {1}
     assert len(found.embeddings) == 2
     assert "1.wav: no such file" in caplog.text
 
@@ -248,8 +288,7 @@ def test_shapes_are_few(run, embedder, monkeypatch):
             yield batch
 
     monkeypatch.setattr(data, "eval_batches", noting)
-    # 0.6 s; 0.9 s and a bit: up to 1 s; 1.1 and 1.3 s: up to 1.41 s.
-    for i in range(4):
-        embedder.embed_files([str(run.audio / "ann-0.wav")])
-        embedder.embed_files([str(run.audio / f"{SPEAKERS[i]}-1.wav")])
+    # 0.8 and 1 s: up to 1 s; 1.2 and 1.4 s: up to 1.41 s.
+    for i in range(1, 5):
+        embedder.embed_files(run.files(f"ann-{i}"))
     assert len(shapes) == 2

@@ -95,6 +95,16 @@ def test_bad_files_are_named_and_the_others_go_on(run, voices, tmp_path, command
     assert [line.split("\t")[1] for line in printed.out.splitlines()] == ["bob"]
 
 
+def test_a_place_for_the_voices_is_checked_before_the_work(run, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(embed, "Embedder", None)  # it is not called
+    options = ("--workdir", run.workdir, "--voices")
+    rest = ("ann", *run.files("ann-3"))
+    assert f"{tmp_path} is a folder: name" in failure(enroll.main, *options, tmp_path, *rest)
+    (tmp_path / "file").write_text("")
+    said = failure(enroll.main, *options, tmp_path / "file" / "v.npz", *rest)
+    assert f"v.npz cannot be written: {tmp_path}/file is no folder" in said
+
+
 def test_voices_of_another_network_are_refused(run, voices, tmp_path, command):
     untrained(run, tmp_path, "xvector")
     options = ("--workdir", tmp_path, "--voices", voices)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from common.audio import io
+from common.data import manifest
 from speaker import embed, extract, vectors
 from tests.speaker.conftest import RATE_HZ, SPEAKERS, failure, voice
 from tests.speaker.test_embed import untrained
@@ -24,7 +25,13 @@ def test_a_split_of_the_run(run, tmp_path, command, capsys):
     assert speakers == {name: name[:3] for name in expected}
     again = embed.Embedder(run.workdir).embed_files(run.files(*ids))
     np.testing.assert_allclose(rows, again, atol=1e-5 * np.abs(rows).max())
-    assert not (run.audio / "rejected.tsv").exists()
+    lengths = vectors.read_durations(tmp_path / "utt2dur")
+    assert lengths == pytest.approx(
+        {f"{n}-{i}": 0.6 + 0.2 * i for n in SPEAKERS for i in (3, 4, 5)}
+    )
+    files = {"embeddings.ark", "embeddings.scp", "utt2spk", "utt2dur", "rejected.tsv"}
+    assert {p.name for p in tmp_path.iterdir()} == files
+    assert (tmp_path / "rejected.tsv").read_text() == "id\tpath\treason\tsource\n"
 
 
 def test_the_split_named_test(run, tmp_path, command):
@@ -96,7 +103,48 @@ def test_bad_files_are_named_and_the_others_go_on(run, tmp_path, command, caplog
     assert not (out / "utt2spk").exists()
 
 
+def test_what_fails_while_embedding_is_in_the_table(run, tmp_path, command, monkeypatch):
+    """A recording that goes away between its validation and its embedding."""
+    gone = tmp_path / "gone.wav"
+    io.write_wav(gone, voice(0, 1.0, 0), RATE_HZ)
+    opened = embed.Embedder.open
+
+    def then_remove(self, source, folder):
+        split = opened(self, source, folder)
+        gone.unlink()
+        return split
+
+    monkeypatch.setattr(embed.Embedder, "open", then_remove)
+    files, out = [*run.files("ann-0", "bob-0"), tmp_path / "absent.wav", gone], tmp_path / "out"
+    said = failure(extract.main, "--workdir", run.workdir, "--out", out, "--data", *files)
+    assert "2 of 4 recordings have no embedding; all are listed" in said
+    rows = [line.split("\t") for line in (out / "rejected.tsv").read_text().splitlines()[1:]]
+    assert [row[1] for row in rows] == [str(tmp_path / "absent.wav"), str(gone)]
+    assert "could no longer be read" in rows[1][2]
+
+
+def test_speakers_of_several_words(run, tmp_path, command, monkeypatch, caplog):
+    """Refused before the work where Kaldi's files are wanted, else only utt2spk is missing."""
+    (tmp_path / "a.tsv").write_text(f"id\taudio\tspeaker\na\t{run.audio}/ann-0.wav\tAnn Lee\n")
+    source = manifest.read_manifest(tmp_path / "a.tsv")
+    monkeypatch.setattr(extract, "open_data", lambda *_: source)
+    options = ("--workdir", run.workdir, "--out", tmp_path / "out", "--data", "eval", "--format")
+    said = failure(extract.main, *options, "ark")
+    assert "1 recordings have speakers of several words, first 'Ann Lee'" in said
+    assert not (tmp_path / "out").exists()
+    extract.main([str(option) for option in (*options, "npz")])
+    assert vectors.read(tmp_path / "out")[0] == ("a",)
+    assert "No utt2spk is written: 1 ids or speakers" in caplog.text
+    files = {"embeddings.npz", "utt2dur", "rejected.tsv"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == files
+
+
 def test_what_cannot_be_done_is_said_first(run, tmp_path, command, monkeypatch):
+    (tmp_path / "file").write_text("")
+    said = failure(
+        extract.main, "--workdir", "absent", "--out", tmp_path / "file", "--data", "eval"
+    )
+    assert f"rejected.tsv cannot be written: {tmp_path}/file is no folder" in said
     options = ("--workdir", run.workdir, "--out", tmp_path / "out", "--data")
     assert "choose npz" in failure_of_pt(monkeypatch, options)
     (tmp_path / "empty").mkdir()

@@ -120,14 +120,6 @@ def test_scores_are_calibrated_and_more_enrolment_helps():
     assert detection.cllr(averaged, is_target) > costs[1]
 
 
-def test_file_reads_back(tmp_path):
-    truth, path = model(), tmp_path / "plda.npz"
-    plda.save(truth, path)
-    back = plda.load(path)
-    for name in ("mean", "between", "within"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(truth, name))
-
-
 def test_unusable_data_are_refused():
     x, speaker = draw(model(), 30, 3)
     with pytest.raises(plda.PldaError, match=r"needs more than 4 speakers.*Reduce the dimension"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from speaker import bootstrap, detection, score, vectors
+from speaker import bootstrap, calibration, detection, score, vectors
 from tests.speaker.conftest import failure
 
 DIM = 6
@@ -197,13 +197,124 @@ def test_normalisation_against_a_loop(data, scores_of, norm, top_k):
 def test_normalised_plda_is_no_ratio_until_calibrated(data, scores_of):
     options = ("--backend", "plda", "--train-embeddings", data.root / "train")
     options += ("--norm", "snorm", "--cohort", data.root / "train")
-    assert "Cllr 0" not in scores_of(*options)[0].replace("minCllr", "")
+    text = scores_of(*options)[0]
+    assert "actDCF" not in text
+    assert "  Cllr" not in text
     text, _, found = scores_of(*options, "--calibrate")
     assert "Calibrated on these trials themselves" in text
     curve = detection.error_curve(found, data.same)
     cllr = detection.cllr(found, data.same)
     assert f"  Cllr {cllr:.3f}" in text
     assert detection.min_cllr(curve) <= cllr < 1.2 * detection.min_cllr(curve) + 0.02
+
+
+@pytest.fixture
+def others(data, tmp_path):
+    """Trials of the training speakers, every second pair within the first 60 embeddings."""
+    ids, rows, speakers = draw("t", 60, 6, 0)
+    pairs = np.array([(i, j) for i in range(60) for j in range(i)][::2])
+    same = np.array([speakers[i] == speakers[j] for i, j in pairs])
+    lines = [f"{int(t)} {ids[i]} {ids[j]}\n" for t, (i, j) in zip(same, pairs)]
+    (tmp_path / "others").write_text("".join(lines))
+    return types.SimpleNamespace(
+        path=tmp_path / "others", rows=rows.astype(np.float64), pairs=pairs, same=same
+    )
+
+
+def cosines(rows, pairs):
+    return np.einsum("kd,kd->k", *(unit(rows)[index] for index in pairs.T))
+
+
+def test_calibration_on_other_trials(data, others, scores_of, caplog):
+    """Fitted there, applied here, whatever these trials are."""
+    options = ("--calibrate-on", others.path, "--calibrate-embeddings", data.root / "train")
+    text, _, found = scores_of(*options)
+    fitted = calibration.fit(cosines(others.rows, others.pairs), others.same)
+    np.testing.assert_allclose(found, fitted(cosines(data.rows, data.pairs)), atol=1e-4)
+    assert f"Calibrated on 885 trials of {others.path}." in text
+    assert "actDCF(0.01)" in text
+    assert caplog.text == ""
+    # The same trials are said to flatter.
+    scores_of("--calibrate-on", data.root / "trials")
+    assert "48 ids are in --trials and in --calibrate-on" in caplog.text
+
+
+def test_calibration_sees_normalised_scores(data, others, scores_of):
+    options = ("--norm", "snorm", "--cohort", data.root / "train")
+    plain = scores_of(*options)[2]
+    both = (*options, "--calibrate-on", others.path, "--calibrate-embeddings", data.root / "train")
+    found = scores_of(*both)[2]
+    slope, offset = np.polyfit(plain, found, 1)
+    np.testing.assert_allclose(found, slope * plain + offset, atol=1e-5)
+    raw = scores_of(*both[4:])[2]
+    assert np.corrcoef(raw, found)[0, 1] < 0.999  # another order: not of the raw scores
+
+
+def test_quality_is_of_magnitudes_and_of_durations_where_known(data, others, scores_of, caplog):
+    options = ("--calibrate-embeddings", data.root / "train", "--calibrate-on", others.path)
+    options += ("--quality",)
+    text, _, found = scores_of(*options)
+    assert ", with min_log_magnitude, max_log_magnitude." in text
+    assert "No utt2dur beside" in caplog.text
+
+    def expected(*seconds):
+        scored = []
+        for rows, (i, j), lengths in zip(
+            (others.rows, data.rows), (others.pairs.T, data.pairs.T), seconds or (None, None)
+        ):
+            size = np.log(np.linalg.norm(rows, axis=1))
+            columns = [np.minimum(size[i], size[j]), np.maximum(size[i], size[j])]
+            if lengths is not None:
+                time = np.log(np.minimum(lengths, 20))
+                columns += [np.minimum(time[i], time[j]), np.maximum(time[i], time[j])]
+            scored.append((cosines(rows, np.stack([i, j], 1)), np.stack(columns, 1)))
+        (there, there_quality), (here, here_quality) = scored
+        names = "abcd"[: there_quality.shape[1]]
+        return calibration.fit(there, others.same, there_quality, quality_names=names)(
+            here, here_quality
+        )
+
+    np.testing.assert_allclose(found, expected(), atol=1e-3)
+    drawn = np.random.default_rng(0).uniform(1, 30, size=(2, 360))
+    for folder, ids, seconds in (
+        ("train", draw("t", 60, 6, 0)[0], drawn[0]),
+        ("eval", data.ids, drawn[1]),
+    ):
+        lines = [f"{name} {value:.6g}\n" for name, value in zip(ids, seconds)]
+        (data.root / folder / "utt2dur").write_text("".join(lines))
+    try:
+        text, _, found = scores_of(*options)
+    finally:
+        (data.root / "train" / "utt2dur").unlink()
+        (data.root / "eval" / "utt2dur").unlink()
+    assert "max_log_magnitude, min_log_seconds, max_log_seconds." in text
+    np.testing.assert_allclose(found, expected(drawn[0], drawn[1][: len(data.ids)]), atol=1e-3)
+
+
+def test_models_of_both_lists_are_calibrated(data, scores_of):
+    """One spk2utt names the models of the trials and of those that are fitted to."""
+    (data.root / "spk").write_text("e0 e0-0 e0-1\ne1 e1-0 e1-1\nt0 t0-0 t0-1\nt1 t1-0 t1-1\n")
+    (data.root / "here").write_text("1 e0 e0-3\n0 e0 e1-3\n0 e1 e0-3\n1 e1 e1-3\n")
+    lines = [f"{int(i == j)} t{i} t{j}-{u}\n" for i in (0, 1) for j in range(4) for u in (3, 4)]
+    (data.root / "there").write_text("".join(lines))
+    options = ("--enrolment", data.root / "spk", "--calibrate-on", data.root / "there")
+    options += ("--calibrate-embeddings", data.root / "train")
+    text, _, found = scores_of(*options, trials="here")
+    assert "Calibrated on 16 trials" in text
+    assert np.isfinite(found).all()
+
+
+def test_speakers_are_looked_for_beside_a_file_too(data, scores_of, caplog):
+    """In place of each embedding counting as a speaker, which is said where it is so."""
+    norm = ("--norm", "snorm", "--cohort")
+    folder = scores_of(*norm, data.root / "train")[2]
+    file = scores_of(*norm, data.root / "train" / "embeddings.npz")[2]
+    np.testing.assert_array_equal(file, folder)
+    assert "counts as another speaker" not in caplog.text
+    vectors.write(data.root / "bare", "npz", *draw("t", 60, 6, 0)[:2])
+    bare = scores_of(*norm, data.root / "bare" / "embeddings.npz")[2]
+    assert "each embedding in it counts as another speaker" in caplog.text
+    assert np.abs(bare - folder).max() > 0.01
 
 
 def test_intervals_are_those_of_the_speakers(data, scores_of):
@@ -230,12 +341,19 @@ def test_unknown_ids_stop_or_are_left_out(data, scores_of, command, caplog):
     options = ("--trials", data.root / "few", "--embeddings", embeddings)
     said = failure(score.main, *options, "--enrolment", data.root / "models")
     assert "1 enrolment utterances have no embedding (lost)" in said
+    # Left out, such an utterance needs no speaker.
+    text, fields, _ = scores_of(
+        "--allow-unknown", "--enrolment", data.root / "models",
+        "--utt2spk", data.root / "eval" / "utt2spk", trials="few",
+    )  # fmt: skip
+    assert len(fields) == 2
 
 
 def test_a_plot_is_drawn_from_the_curve(data, scores_of, tmp_path, monkeypatch):
     drawn = {}
     fake = types.ModuleType("speaker.det")
     fake.save_det = lambda path, curves: drawn.update({"path": path, **curves})
+    fake.plot_format = lambda path: "png"
     monkeypatch.setitem(sys.modules, "speaker.det", fake)
     import speaker
 
@@ -255,6 +373,20 @@ def test_a_plot_is_drawn_from_the_curve(data, scores_of, tmp_path, monkeypatch):
         (("--norm", "snorm"), "--norm=snorm needs a --cohort"),
         (("--cohort", "{root}/train"), "--cohort does nothing without --norm"),
         (("--top-k", "3"), "--top-k is for --norm=asnorm only"),
+        (("--norm", "asnorm", "--cohort", "{root}/train", "--top-k", "0"), "--top-k is at least 1"),
+        (
+            ("--backend", "lda", "--train-embeddings", "{root}/train", "--lda-dim", "0"),
+            "--lda-dim is at least 1",
+        ),
+        (("--train-utt2spk", "{root}/train/utt2spk"), "nothing without --train-embeddings"),
+        (("--cohort-utt2spk", "{root}/train/utt2spk"), "does nothing without --cohort"),
+        (("--calibrate", "--calibrate-on", "{root}/trials"), "choose one"),
+        (("--calibrate-embeddings", "{root}/train"), "does nothing without --calibrate-on"),
+        (("--quality",), "--quality is for --calibrate-on or --calibrate"),
+        (("--quality", "--calibrate", "--enrolment", "{root}/x"), "without --enrolment"),
+        (("--out", "{root}"), "is a folder: name a file"),
+        (("--det", "{root}/trials/det.png"), "trials is no folder"),
+        (("--det", "{root}/det.txt"), "a plot cannot be written as 'txt'"),
         (("--norm", "asnorm", "--cohort", "{root}/train", "--top-k", "61"), "Lower top_k"),
         (("--center", "{root}/narrow.txt"), "--center has 2 dimensions, --embeddings 6"),
         (("--center", "{root}/absent.npz"), "absent.npz: no such file"),

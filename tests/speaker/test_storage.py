@@ -26,10 +26,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(np, "savez", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(storage.ModelFileError, match=r"a\.model cannot be written \(disk full\)"):
         storage.save_arrays(path, {"x": np.ones(3)})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.model"]
+
+
+def test_a_place_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "a.model"):
+        with pytest.raises(storage.ModelFileError, match="cannot be written"):
+            storage.save_arrays(place, {"x": np.zeros(3)})
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_other_files_are_refused(tmp_path):

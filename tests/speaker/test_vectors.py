@@ -184,9 +184,33 @@ def test_what_cannot_be_written_is_refused_before(tmp_path):
         vectors.check("npz", ("c", "b", "c"))
     with pytest.raises(vectors.VectorError, match=r"first that of 'spk2-b.wav'"):
         vectors.write(tmp_path, "npz", IDS, np.where(ROWS == 1.5, np.nan, ROWS))
-    with pytest.raises(vectors.VectorError, match="first 'an n'"):
-        vectors.write(tmp_path, "npz", IDS, ROWS, ("bob", "an n", "cid"))
+    with pytest.raises(vectors.VectorError, match="first 'an n', which utt2spk cannot hold"):
+        vectors.write(tmp_path, "ark", IDS, ROWS, ("bob", "an n", "cid"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "speakers"), [(("a b", "c", "d"), "xyz"), ("abc", ("x y", "z", ""))]
+)
+def test_npz_holds_what_tables_cannot(tmp_path, caplog, ids, speakers):
+    vectors.write(tmp_path, "npz", IDS, ROWS, IDS, (1.0, 2.0, 3.0))
+    vectors.write(tmp_path, "npz", ids, ROWS, speakers)
+    assert [p.name for p in tmp_path.iterdir()] == ["embeddings.npz"]
+    assert vectors.read(tmp_path)[0] == tuple(ids)
+    assert "No utt2spk is written" in caplog.text
+
+
+def test_durations_go_with_the_embeddings(tmp_path):
+    path = vectors.write(tmp_path, "npz", IDS, ROWS, seconds=(0.25, 3600.125, 2.0))
+    for place in (path, tmp_path):
+        table = vectors.beside(place, vectors.UTT2DUR)
+        assert vectors.beside(place, vectors.UTT2SPK) is None
+        seconds = vectors.read_durations(table)
+        assert seconds == pytest.approx(dict(zip(IDS, (0.25, 3600.125, 2.0))), rel=1e-5)
+    for text in ("a 0\n", "a x\n", "a inf\n", "a -1\n"):
+        table.write_text(text)
+        with pytest.raises(vectors.VectorError, match="the duration of 'a' is"):
+            vectors.read_durations(table)
 
 
 def test_speakers_are_read_line_by_line(tmp_path):
