@@ -66,7 +66,7 @@ class Pieces:
     parts: Int[np.ndarray, "n"]
     sample_rate_hz: int
     channel: str | int
-    speech: Sequence[Int[np.ndarray, "s 2"]] | None = None
+    speech: Sequence[Int[np.ndarray, "_ 2"]] | None = None
 
     @property
     def name(self) -> str:
@@ -273,7 +273,7 @@ class Embedder:
 
     def _find_speech(
         self, split: splits.Split, progress: bool
-    ) -> tuple[list[Int[np.ndarray, "s 2"]], dict[int, str]]:
+    ) -> tuple[list[Int[np.ndarray, "_ 2"]], dict[int, str]]:
         """The speech of every recording, found once; and why some cannot be used."""
         settings, failed = self.config.data, {}
         rate, channel = settings.sample_rate_hz, splits.channel(settings)
@@ -303,7 +303,7 @@ class Embedder:
         self,
         split: splits.Split,
         *,
-        speech: Sequence[Int[np.ndarray, "s 2"]] | None = None,
+        speech: Sequence[Int[np.ndarray, "_ 2"]] | None = None,
         few_shapes: bool = False,
         progress: bool = False,
     ) -> Embedded:
