@@ -20,7 +20,7 @@ import numpy as np
 
 from common import app
 from common.data import records, splits
-from speaker import backend, bootstrap, detection, embed, plda, score, trials
+from speaker import backend, bootstrap, detection, embed, plda, scoring, trials
 
 BACK_ENDS = ("cosine", "AS-norm", "LDA", "PLDA")
 
@@ -45,15 +45,15 @@ def embed_source(
     return ids, speakers, backend.length_normalise(found.embeddings)
 
 
-def fitted(kind: str, train: TrainingSet, dimensions: int) -> score.BackEnd:
+def fitted(kind: str, train: TrainingSet, dimensions: int) -> scoring.BackEnd:
     """The back end of a row of the table."""
     centred = backend.fit_mean(train.embeddings)
     if kind in ("cosine", "AS-norm"):
-        return score.BackEnd(centred, None)
+        return scoring.BackEnd(centred, None)
     projected = backend.fit_lda(train.embeddings, train.speakers, dimensions)
     if kind == "LDA":
-        return score.BackEnd(projected, None)
-    return score.BackEnd(projected, plda.train(projected(train.embeddings), train.speakers))
+        return scoring.BackEnd(projected, None)
+    return scoring.BackEnd(projected, plda.train(projected(train.embeddings), train.speakers))
 
 
 def rows(
@@ -71,13 +71,13 @@ def rows(
         ids, _, found = embed_source(embedder, records.RecordList(path, files))
         for kind in BACK_ENDS:
             back_end = fitted(kind, train, args.lda_dim)
-            sides, located = score.sides(
+            sides, located = scoring.sides(
                 listed, back_end, (ids, found), (ids, found), None, allow_unknown=False
             )
-            scores = score.score(back_end, sides)
+            scores = scoring.score(back_end, sides)
             if kind == "AS-norm":
                 others = (back_end.transform(cohort), counts)
-                scores = score.normalise(back_end, sides, scores, others, args.top_k)
+                scores = scoring.normalise(back_end, sides, scores, others, args.top_k)
             of = [pathlib.PurePath(name).parts[args.speaker] for name in ids]
             left, right = (np.asarray(of)[i] for i in (located.enrol_index, located.test_index))
             drawn = bootstrap.resample(scores, located.is_target, left, right, num_resamples=1000)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from speaker import bootstrap, calibration, detection, score, vectors
+from speaker import bootstrap, calibration, detection, score, scoring, vectors
 from tests.speaker.conftest import failure
 
 DIM = 6
@@ -134,7 +134,7 @@ def test_plda_scores_are_the_ratios_of_the_model(data, scores_of):
     """Against densities, with the model fitted on its own data, means of two utterances too."""
     train_ids, train, speakers = draw("t", 60, 6, 0)
     assert len(train_ids) == len(speakers)
-    fitted = score.fit_back_end("plda", None, (train, speakers), None, DIM)
+    fitted = scoring.fit_back_end("plda", None, (train, speakers), None, DIM)
     text, _, found = scores_of("--backend", "plda", "--train-embeddings", data.root / "train")
     rows = unit(data.rows - train.mean(0, dtype=np.float64))
     model = fitted.model
@@ -155,14 +155,14 @@ def test_plda_scores_are_the_ratios_of_the_model(data, scores_of):
 def test_enrolled_counts_reach_plda(data):
     """The mean of four utterances says more than one utterance in the same place."""
     _, train, speakers = draw("t", 60, 6, 0)
-    fitted = score.fit_back_end("plda", 3, (train, speakers), None, DIM)
+    fitted = scoring.fit_back_end("plda", 3, (train, speakers), None, DIM)
     assert len(fitted.model.mean) == 3
     rows = fitted.transform(data.rows[:2])
     zero = np.zeros(1, np.int64)
 
     def at(count):
-        sides = score.Sides(rows[:1], np.array([count]), rows[1:], zero, zero)
-        return score.score(fitted, sides)[0]
+        sides = scoring.Sides(rows[:1], np.array([count]), rows[1:], zero, zero)
+        return scoring.score(fitted, sides)[0]
 
     assert abs(at(4) - at(1)) > 0.01
 
@@ -171,7 +171,7 @@ def test_lda_whitens_what_differs_within_speakers(data, scores_of):
     train = ("--train-embeddings", data.root / "train")
     plain, lda = (eer_of(scores_of(*train, "--backend", b)[0]) for b in ("cosine", "lda"))
     assert lda < plain
-    fitted = score.fit_back_end("lda", 2, draw("t", 60, 6, 0)[1:], np.ones(DIM), DIM)
+    fitted = scoring.fit_back_end("lda", 2, draw("t", 60, 6, 0)[1:], np.ones(DIM), DIM)
     assert fitted.transform(data.rows).shape == (48, 2)
     np.testing.assert_array_equal(fitted.transform.mean, np.ones(DIM))
 
