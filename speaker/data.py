@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common import errors
+from common.audio import augment
 from common.data import buckets, pipeline, records, splits
 
 log = logging.getLogger(__name__)
@@ -95,9 +96,9 @@ def sequence(config: Any) -> tuple[str, float]:
         return "audio", float(config.data.sample_rate_hz)
     if features.hop_ms <= 0:
         raise errors.UserError(f"config.features.hop_ms={features.hop_ms} must be positive.")
-    augment = config.augment
-    of_waves = [f"{name}.root" for name in ("rir", *splits.ADDED) if augment[name].root]
-    of_waves += ["speeds"] if len(augment.speeds) > 1 else []
+    settings = config.augment
+    of_waves = [f"{name}.root" for name in ("rir", *augment.ADDED) if settings[name].root]
+    of_waves += ["speeds"] if len(settings.speeds) > 1 else []
     if of_waves:
         raise errors.UserError(
             f"config.augment.{', '.join(of_waves)}: these change waveforms, but with "
