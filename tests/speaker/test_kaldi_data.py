@@ -169,6 +169,7 @@ def test_frames_that_vad_names_are_kept(root, tmp_path):
         for key, frames in lengths().items():
             file.write(key, (np.arange(frames) % 3 == 0).astype(np.float32))
     changes = {"data.vad": "kaldi", "data.train": (str(folder),), "data.eval": ("voiced",)}
+    changes |= {"data.min_seconds": 0.1}  # of what is kept
     config = get_config(tmp_path, **changes, **{"data.crop_seconds": 0.3})
     task = speaker_task.make_task(config, tmp_path / "run", "train")
     ids, seen = list(IDS), 0
