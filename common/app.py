@@ -159,7 +159,7 @@ def _main(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
         task = make_task(config, folder, "evaluate")
         _, _, mode = task.best_metric
         loader = checkpoint.Checkpointer(folder / "checkpoints", best_mode=mode, read_only=True)
-        variables, meta = loader.load_variables(mesh, step=_CHECKPOINT.value, sharded=task.sharded)
+        variables, meta = loader.load_variables(mesh, step=_CHECKPOINT.value)
         task.check_checkpoint(meta)
         log.info("Checkpoint of step %d.", meta["step"])
         writer = writers.Writers(folder, tensorboard=False, wandb="disabled", jsonl=False)

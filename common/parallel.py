@@ -101,7 +101,7 @@ def data_parallel(
     mesh: Mesh,
     *,
     in_specs: tuple[Any, ...],
-    out_specs: tuple[Any, ...],
+    out_specs: Any,
     donate: tuple[int, ...] = (),
     kind: str = "shard_map",
 ) -> Callable:
