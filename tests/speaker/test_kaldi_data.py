@@ -208,6 +208,7 @@ def test_pauses_are_left_out_of_recordings(tmp_path, caplog):
             "data.eval": ("v",),
             "data.sample_rate_hz": RATE_HZ,
             "data.vad": "energy",
+            "data.max_bad_share": 0.5,
         },
     )
     task = speaker_task.make_task(config, tmp_path / "run", "train")
