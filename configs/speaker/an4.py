@@ -38,12 +38,10 @@ def get_config(argument: str = "xvector") -> ConfigDict:
     config.augment.update({"freq_masks": 1, "time_masks": 1, "time_ratio": 0.15})
     config.model.update(NETWORKS.get(argument, NETWORKS["xvector"]))
     config.model.embedding_size = 128
-    steps = 400 if argument == "resnet" else 800
-    config.loss.update({"margin_start_step": steps // 4, "margin_end_step": steps * 6 // 10})
+    config.loss.update({"margin_start_step": 200, "margin_end_step": 480, "growth": "linear"})
     config.optimizer.update({"schedule": "cosine", "learning_rate": 2e-3, "warmup_steps": 100})
     config.optimizer.update({"clip_norm": 5.0, "weight_decay": 0.05})
-    config.loss.growth = "linear"
-    config.update({"total_steps": steps, "log_every": 50, "evaluate_every": 100})
+    config.update({"total_steps": 800, "log_every": 50, "evaluate_every": 100})
     config.update({"checkpoint_every": 200, "ema_decay": 0.99})
     if argument == "lm":
         config.data.update({"batch_rows": 16, "crop_seconds": 3.0})
