@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from asr import tokenizer as tokenizer_lib
-from common.data import buckets, pipeline, records, splits
+from common.data import buckets, excerpts, pipeline, splits
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def batches(
         ", ".join(f"{b.rows} x {b.lengths['audio'] / data.sample_rate_hz:.1f} s" for b in shapes),
         100 * buckets.padding_share(shapes, sizes, "audio"),
     )
-    examples = records.SpeechExamples(
+    examples = excerpts.SpeechExamples(
         split.source,
         split.index.positions,
         sample_rate_hz=data.sample_rate_hz,

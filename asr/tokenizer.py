@@ -11,7 +11,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import pathlib
 import re
 import unicodedata
@@ -20,7 +19,7 @@ from typing import Any, Literal, SupportsInt
 
 import sentencepiece
 
-from common import errors
+from common import errors, files
 
 Kind = Literal["char", "unigram", "bpe"]
 Case = Literal["upper", "lower", "keep"]
@@ -285,7 +284,6 @@ def _explain(error: str, config: TokenizerConfig) -> str:
 def save_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path | str) -> None:
     """Write model, then description, each to a temporary name and renamed: all or nothing."""
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     description = {
         "kind": tokenizer.kind,
         "case": tokenizer.case,
@@ -294,17 +292,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path | str) -> None:
         "vocabulary": tokenizer.pieces,
     }
     text = json.dumps(description, ensure_ascii=False, indent=1) + "\n"
-    files = [(_MODEL, tokenizer.model)] if tokenizer.model else []
-    for name, content in [*files, (_JSON, text.encode())]:
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+    model = [(_MODEL, tokenizer.model)] if tokenizer.model else []
+    for name, content in [*model, (_JSON, text.encode())]:
+        with files.replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
 
 
 def load_tokenizer(folder: pathlib.Path | str) -> Tokenizer:

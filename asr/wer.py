@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from common import metrics
+from common import files, metrics
 
 Unit = Literal["word", "char"]
 Operation = Literal["correct", "sub", "ins", "del"]
@@ -196,17 +195,13 @@ def write_tsv(path: pathlib.Path | str, rows: Iterable[UtteranceScore]) -> None:
     `wer` is a fraction. The texts hold no tab or newline (white space is single spaces), so the
     file needs no quoting.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write("\t".join(COLUMNS) + "\n")
-            for row in rows:
-                c = row.counts
-                numbers = (f"{c.rate:.6f}", c.subs, c.ins, c.dels, c.ref)
-                fields = (row.id, *numbers, row.reference, row.hypothesis, row.alignment)
-                file.write("\t".join(map(str, fields)) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        files.replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as file,
+    ):
+        file.write("\t".join(COLUMNS) + "\n")
+        for row in rows:
+            c = row.counts
+            numbers = (f"{c.rate:.6f}", c.subs, c.ins, c.dels, c.ref)
+            fields = (row.id, *numbers, row.reference, row.hypothesis, row.alignment)
+            file.write("\t".join(map(str, fields)) + "\n")

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from common.data import buckets, librispeech, manifest, pipeline, records
+from common.data import buckets, excerpts, indexing, librispeech, manifest, pipeline
 
 
 def measure(
@@ -58,7 +58,7 @@ def main() -> None:
         source = manifest.read_manifest(args.path, root=args.root)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        index = records.build_index(
+        index = indexing.build_index(
             source,
             cache=None,
             rejected_tsv=pathlib.Path(folder) / "rejected.tsv",
@@ -69,8 +69,8 @@ def main() -> None:
             num_workers=2,
             progress=True,
         )
-        indexing = time.perf_counter() - start
-    examples = records.SpeechExamples(source, index.positions, args.sample_rate_hz)
+        validation = time.perf_counter() - start
+    examples = excerpts.SpeechExamples(source, index.positions, args.sample_rate_hz)
     sizes = {"audio": np.ceil(index.seconds * args.sample_rate_hz).astype(np.int64)}
     shapes = buckets.choose_buckets(
         sizes,
@@ -87,7 +87,8 @@ def main() -> None:
         rows_multiple_of=1,
     )
     print(
-        f"{len(index)} records, {index.seconds.sum() / 3600:.2f} h; validated in {indexing:.1f} s; "
+        f"{len(index)} records, {index.seconds.sum() / 3600:.2f} h; "
+        f"validated in {validation:.1f} s; "
         f"padding {buckets.padding_share(shapes, sizes, 'audio'):.1%} in {len(shapes)} buckets, "
         f"{buckets.padding_share(one, sizes, 'audio'):.1%} in one"
     )

@@ -1,6 +1,6 @@
 """Memory of the classification head on each device, dense and class-sharded, as XLA counts it.
 
-python benchmarks/speaker_head_memory.py [--devices 8] [--rows 512]
+python -m benchmarks.speaker_head_memory [--devices 8] [--rows 512]
 
 Compiles the real training step (momentum SGD) of a tiny encoder with embeddings of 256 dimensions
 for so many devices, which the host pretends to be, and runs nothing. Without the head the step
@@ -10,13 +10,10 @@ takes what the first line says.
 import argparse
 import dataclasses
 import pathlib
-import sys
 import tempfile
 
 import jax
 import numpy as np
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from common import parallel, trainer, workdir
 from configs.speaker import quickstart

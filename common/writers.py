@@ -23,6 +23,8 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, Shaped, UInt8
 
+from common import files
+
 WandbMode = Literal["disabled", "offline", "online"]
 
 _log = logging.getLogger(__name__)
@@ -413,10 +415,7 @@ def _run_id(path: pathlib.Path) -> str:
     """The id that this file keeps, made at first."""
     if path.exists() and (known := path.read_text(encoding="utf-8").strip()):
         return known
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    files.write_text(path, secrets.token_hex(4) + "\n")
     return path.read_text(encoding="utf-8").strip()
 
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from common import errors
-from common.audio import augment
-from common.data import buckets, pipeline, records, splits
+from common import errors, files
+from common.audio import augment, vad
+from common.data import buckets, excerpts, pipeline, splits
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def classes(split: splits.Split | None, workdir: pathlib.Path) -> tuple[str, ...
     if len(names) < 2:
         raise errors.UserError(f"{split.source.name}: training needs two speakers, not {names}.")
     if known is None or not any((workdir / "checkpoints").glob("[0-9]*")):
-        records.write_atomic(path, "\n".join(names) + "\n")
+        files.write_text(path, "\n".join(names) + "\n")
     elif known != names:
         missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
         raise errors.UserError(
@@ -82,15 +82,15 @@ def sequence(config: Any) -> tuple[str, float]:
     other.
     """
     features = config.features
-    own_vad = {"log_mel": "energy", "given": "kaldi"}
-    if features.kind not in own_vad:
+    vads = {"log_mel": ("none", *vad.DETECTORS), "given": ("none", "kaldi")}
+    if features.kind not in vads:
         raise errors.UserError(
             f"config.features.kind={features.kind!r} is unknown; choose log_mel or given."
         )
-    if config.data.vad not in ("none", own_vad[features.kind]):
+    if config.data.vad not in vads[features.kind]:
         raise errors.UserError(
             f"config.data.vad={config.data.vad!r}: with config.features.kind={features.kind} "
-            f"choose none or {own_vad[features.kind]}."
+            f"choose one of {', '.join(vads[features.kind])}."
         )
     if features.kind == "log_mel":
         return "audio", float(config.data.sample_rate_hz)
@@ -108,6 +108,12 @@ def sequence(config: Any) -> tuple[str, float]:
     return "features", 1000.0 / features.hop_ms
 
 
+def detector(config: Any) -> vad.Detector | None:
+    """What finds the pauses that are cut out of recordings; None leaves them in."""
+    kind = vad.DETECTORS.get(config.data.vad)
+    return kind() if kind else None
+
+
 def _crops(
     split: splits.Split,
     targets: Int[np.ndarray, "n"],
@@ -115,17 +121,19 @@ def _crops(
     *,
     most: int | None = None,
     num_speakers: int = 0,
-) -> records.SpeechCrops | records.FeatureCrops:
-    """Recordings of a split; whole ones up to `most` samples or frames."""
+    without_pauses: bool = True,
+) -> excerpts.SpeechCrops | excerpts.FeatureCrops:
+    """Recordings of a split; whole ones up to `most` samples or frames. `without_pauses`: if the
+    config says so."""
     if sequence(config)[0] == "features":
-        return records.FeatureCrops(split.source, split.index, targets, max_frames=most)
-    return records.SpeechCrops(
+        return excerpts.FeatureCrops(split.source, split.index, targets, max_frames=most)
+    return excerpts.SpeechCrops(
         *(split.source, split.index, targets, config.data.sample_rate_hz),
         channel=splits.channel(config.data),
         max_samples=most,
         speeds=tuple(config.augment.speeds) if num_speakers else (1.0,),
         num_speakers=num_speakers,
-        without_pauses=config.data.vad == "energy",
+        detector=detector(config) if without_pauses else None,
     )
 
 
@@ -154,7 +162,7 @@ class BySpeaker:
     the same number of each speaker.
     """
 
-    crops: records.SpeechCrops | records.FeatureCrops
+    crops: excerpts.SpeechCrops | excerpts.FeatureCrops
 
     @functools.cached_property
     def _members(self) -> tuple[np.ndarray, ...]:
@@ -224,11 +232,14 @@ def train_batches(
     )
 
 
-def eval_batches(split: splits.Split, config: Any) -> Any:
-    """Every recording once, whole (up to `max_eval_seconds`), in length buckets."""
+def eval_batches(
+    split: splits.Split, config: Any, *, max_seconds: float | None = None, cut: bool = False
+) -> Any:
+    """Every recording once, in length buckets: the first `max_seconds`, by default those of the
+    config. `cut`: what `config.data.vad` leaves out is left out already."""
     data = config.data
     name, rate = sequence(config)
-    most = round(data.max_eval_seconds * rate)
+    most = round((data.max_eval_seconds if max_seconds is None else max_seconds) * rate)
     sizes = {name: _sizes(split, rate, most)}
     shapes = buckets.choose_buckets(
         sizes,
@@ -239,7 +250,7 @@ def eval_batches(split: splits.Split, config: Any) -> Any:
     )
     unlabelled = np.full(len(split.index), -1, np.int32)
     return pipeline.eval_batches(
-        _crops(split, unlabelled, config, most=most),
+        _crops(split, unlabelled, config, most=most, without_pauses=not cut),
         shapes,
         sizes,
         num_workers=data.num_workers,

@@ -1,6 +1,5 @@
 """DET plots: miss against false alarm rates on normal-deviate axes (Martin et al., 1997)."""
 
-import os
 import pathlib
 from collections.abc import Mapping
 
@@ -8,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common import errors
+from common import errors, files
 from speaker import detection
 
 _FORMATS = ("png", "pdf", "svg")
@@ -71,13 +70,5 @@ def save_det(path: pathlib.Path | str, curves: Mapping[str, detection.ErrorCurve
     kind = plot_format(path)
     figure = Figure(figsize=(6, 6), layout="constrained")
     draw(figure.add_subplot(), curves)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            figure.savefig(temporary, format=kind, dpi=150)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise errors.UserError(f"{path} cannot be written: {error.strerror}.") from error
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=150)

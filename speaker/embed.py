@@ -15,11 +15,10 @@ import jax
 import numpy as np
 import tqdm
 from jaxtyping import Float, Int
-from ml_collections import ConfigDict
 
 from common import checkpoint, errors, parallel, trainer, workdir
 from common.audio import io, vad
-from common.data import ark, records, splits
+from common.data import ark, indexing, records, splits
 from speaker import calibration, data
 from speaker import task as speaker_task
 
@@ -198,7 +197,7 @@ class Embedder:
         Raises records.DataError when none is usable.
         """
         (folder / "rejected.tsv").unlink(missing_ok=True)
-        index = records.build_index(
+        index = indexing.build_index(
             source,
             cache=None,  # it would be left among the embeddings
             rejected_tsv=folder / "rejected.tsv",
@@ -229,8 +228,8 @@ class Embedder:
         audio = io.load_audio(path, sample_rate_hz=rate, channel=splits.channel(settings))
         if "silent" in io.check_audio(audio):
             raise io.AudioError(path, "silent: every sample is zero")
-        if settings.vad == "energy":
-            stretches = vad.speech_stretches(audio, rate)
+        if detector := data.detector(self.config):
+            stretches = vad.speech_stretches(audio, rate, detector)
             _speech_seconds(stretches, rate, path, settings.min_seconds)
             audio = np.concatenate([audio[start:end] for start, end in stretches])
         if len(audio) < settings.min_seconds * rate:
@@ -259,9 +258,10 @@ class Embedder:
         Recordings that can no longer be read, or hold too little speech, are among `failed`; raises
         io.AudioError if that is so for all of them, or for a whole batch that cannot be read.
         """
-        if self.config.data.vad != "energy":
+        detector = data.detector(self.config)
+        if detector is None:
             return self._embed(split, progress=progress)
-        stretches, failed = self._find_speech(split, progress)
+        stretches, failed = self._find_speech(split, detector, progress)
         usable = np.array([i for i in range(len(split.index)) if i not in failed])
         kept = [stretches[i] for i in usable]
         lengths = np.array([(s[:, 1] - s[:, 0]).sum() for s in kept])
@@ -272,7 +272,7 @@ class Embedder:
         return Embedded(usable[found.places], found.embeddings, failed)
 
     def _find_speech(
-        self, split: splits.Split, progress: bool
+        self, split: splits.Split, detector: vad.Detector, progress: bool
     ) -> tuple[list[Int[np.ndarray, "_ 2"]], dict[int, str]]:
         """The speech of every recording, found once; and why some cannot be used."""
         settings, failed = self.config.data, {}
@@ -281,7 +281,8 @@ class Embedder:
         def find(i: int) -> Int[np.ndarray, "s 2"]:
             record = split.source[int(split.index.positions[i])]
             try:
-                found = vad.speech_stretches(records.load_record(record, rate, channel), rate)
+                audio = records.load_record(record, rate, channel)
+                found = vad.speech_stretches(audio, rate, detector)
                 _speech_seconds(found, rate, record["id"], settings.min_seconds)
             except io.AudioError as error:
                 failed[i] = error.reason
@@ -330,10 +331,7 @@ class Embedder:
             pieces,
             records.Index(np.arange(len(pieces)), lengths.astype(np.float32), ()),
         )
-        # The pieces have lost their pauses already.
-        config = ConfigDict(self.config.to_dict())
-        config.data.update({"vad": "none", "max_eval_seconds": float(most)})
-        batches = data.eval_batches(stretches, workdir.freeze(config))
+        batches = data.eval_batches(stretches, self.config, max_seconds=float(most), cut=True)
         found, embeddings = self._run(batches, len(pieces), progress)
         sums = np.zeros((len(index), embeddings.shape[1]))
         owner = pieces.owner[found]

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from common import app, errors
-from common.data import records
+from common import app, errors, files
 from speaker import backend, embed, storage
 
 UNKNOWN = "unknown"  # what `identify` calls a voice that is none of the known ones
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def work() -> None:
         path = args.voices.expanduser()
-        records.check_output(path)
+        files.check_output(path)
         embedder = embed.Embedder(args.workdir, args.checkpoint)
         voices, before = add(path, embedder, args.name, args.files)
         print(

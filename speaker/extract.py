@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from common import app, errors
-from common.data import kaldi, records, splits
+from common import app, errors, files
+from common.data import indexing, kaldi, records, splits
 from speaker import embed, vectors
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def extract(
         audio = source[position].get("audio", source[position].get("features"))
         path_of = f"{source.name}[{position}]" if isinstance(audio, np.ndarray) else str(audio)
         bad.append(records.Rejected(split.ids[place], path_of, reason))
-    records.write_rejected(out / "rejected.tsv", source.name, bad)
+    indexing.write_rejected(out / "rejected.tsv", source.name, bad)
     hours = float(lengths.sum()) / 3600
     print(
         f"{len(ids)} embeddings of {found.embeddings.shape[1]} dimensions, {hours:.2f} hours, "
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def work() -> None:
         vectors.check(args.format, ())
         out = args.out.expanduser()
-        records.check_output(out / "rejected.tsv")
+        files.check_output(out / "rejected.tsv")
         embedder = embed.Embedder(args.workdir, args.checkpoint)
         source = open_data(args.data, embedder.config)
         _, bad = extract(embedder, source, args.format, out)

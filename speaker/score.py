@@ -22,8 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from common import app, errors
-from common.data import records
+from common import app, errors, files
 from speaker import backend, bootstrap, calibration, detection, scoring, trials, vectors
 
 log = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ def _check_options(args: argparse.Namespace) -> None:
             raise errors.UserError(message)
     for path in (args.out, args.det):
         if path is not None:
-            records.check_output(path)
+            files.check_output(path)
     if args.det:
         from speaker import det  # matplotlib is slow to import
 
@@ -265,7 +264,7 @@ def _work(args: argparse.Namespace) -> None:
     if args.out:
         names = zip(listed.enrol_index[located.kept], listed.test_index[located.kept], scores)
         lines = [f"{listed.enrol_ids[i]} {listed.test_ids[j]} {s:.9g}\n" for i, j, s in names]
-        records.write_atomic(args.out, "".join(lines))
+        files.write_text(args.out, "".join(lines))
     if args.det:
         from speaker import det
 

@@ -1,13 +1,12 @@
 """Small models as npz files of named arrays, written whole or not at all."""
 
-import os
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from common import errors
+from common import errors, files
 
 
 class ModelFileError(errors.UserError, ValueError):
@@ -15,26 +14,10 @@ class ModelFileError(errors.UserError, ValueError):
 
 
 def save_arrays(path: pathlib.Path | str, arrays: Mapping[str, object]) -> None:
-    """Writes arrays (or numbers) to a temporary file beside `path`, then renames it.
-
-    Raises ModelFileError where the system refuses.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # A file object: np.savez would append .npz to a name.
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ModelFileError(
-            f"{path} cannot be written ({error.strerror or error}). Free space or choose another "
-            "place."
-        ) from error
+    """Writes arrays (or numbers). Raises ModelFileError where the system refuses."""
+    # A file object: np.savez would append .npz to a name.
+    with files.replacing(path, error=ModelFileError) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def load_arrays(

@@ -9,9 +9,7 @@ import logging
 import math
 import os
 import pathlib
-import re
 import shutil
-import struct
 from collections.abc import Iterator, Sequence
 
 import kaldi_native_io
@@ -19,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common import errors
+from common.data import ark
 from speaker import storage
 
 log = logging.getLogger(__name__)
@@ -27,10 +26,6 @@ FORMATS = ("ark", "txt", "npz", "pt")
 _STEM = "embeddings"
 UTT2SPK = "utt2spk"
 UTT2DUR = "utt2dur"
-_BINARY = b"\0B"
-# type, then the size of the integer and the integer
-_KINDS = {b"FV ": np.dtype("<f4"), b"DV ": np.dtype("<f8")}
-_HEADER_BYTES = len(_BINARY) + 3 + 1 + 4
 
 
 class VectorError(errors.UserError, ValueError):
@@ -380,32 +375,8 @@ def _archive(path, file) -> Iterator[tuple[str, int, np.ndarray]]:
 
 def _vector(path, name: str, file) -> np.ndarray:
     """The vector at the file's position, which is then behind it."""
-    start = file.tell()
-    header = file.read(_HEADER_BYTES)
-    if header[:2] != _BINARY:
-        file.seek(start)
-        return _text_vector(path, name, file.readline())
-    kind, width = header[2:5], header[5:6]
-    if len(header) < _HEADER_BYTES:
-        raise _damaged(path, name, "it is cut off")
-    if kind not in _KINDS or width != b"\4":
-        found = kind.decode("ascii", "replace").strip()
-        raise _damaged(path, name, f"it is no vector of floats but {found!r}")
-    (size,) = struct.unpack("<i", header[6:])
-    dtype = _KINDS[kind]
-    # Read before it is believed: a damaged size may claim gigabytes.
-    left = os.fstat(file.fileno()).st_size - file.tell()
-    if not 0 <= size * dtype.itemsize <= left:
-        raise _damaged(path, name, f"{size} values are stated and {left} bytes left")
-    return np.frombuffer(file.read(size * dtype.itemsize), dtype).astype(np.float32)
-
-
-def _text_vector(path, name: str, line: bytes) -> np.ndarray:
-    match = re.fullmatch(rb"\s*\[([^\[\]]*)\]\s*", line)
-    if not match:
-        raise _damaged(path, name, "`[ x y z ]` on one line is expected")
     try:
-        return np.array([float(x) for x in match.group(1).split()], np.float32)
+        return ark.read_vector(file)
     except ValueError as error:
         raise _damaged(path, name, f"{error}") from error
 

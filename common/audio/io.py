@@ -6,7 +6,6 @@ import io
 import math
 import os
 import pathlib
-import secrets
 from typing import Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ import soundfile
 import soxr
 from jaxtyping import Float, Num
 
-from common import errors
+from common import errors, files
 from common.audio import mp3
 
 PathLike = str | os.PathLike
@@ -136,20 +135,18 @@ def write_wav(
     """Writes `[t]` or `[t, channels]` as WAV under a temporary name, then renames.
 
     PCM_16 rounds to the grid that load_audio reads (x * 32768) and clips, so 16-bit audio survives
-    the round trip bit for bit. Raises AudioError for empty or non-finite audio.
+    the round trip bit for bit. Raises AudioError for empty or non-finite audio, UserError where the
+    system refuses.
     """
     path = pathlib.Path(path)
     check_audio(audio, name=path)
     if subtype == "PCM_16":
         audio = np.clip(np.rint(np.asarray(audio, np.float64) * 32768), -32768, 32767)
         audio = audio.astype(np.int16)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        soundfile.write(temporary, audio, sample_rate_hz, format="WAV", subtype=subtype)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    encoded = io.BytesIO()  # libsndfile does not say why the system refuses a file
+    soundfile.write(encoded, audio, sample_rate_hz, format="WAV", subtype=subtype)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(encoded.getvalue())
 
 
 class _Stream(soundfile.SoundFile):

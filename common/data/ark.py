@@ -20,6 +20,8 @@ _RANGE = re.compile(r"(.*)\[(\d+:\d+|:)(?:,(\d+:\d+|:))?\]")
 _OFFSET = re.compile(r"(.+):(\d+)")
 # Kaldi's own tolerance: ranges are made from times, which round to a few frames more.
 _ROWS_BEYOND = 3
+_VECTOR_KINDS = {b"FV ": np.dtype("<f4"), b"DV ": np.dtype("<f8")}
+_VECTOR_HEADER_BYTES = 2 + 3 + 1 + 4  # binary, kind, the size of the integer, and the integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +104,44 @@ def read_matrix(entry: Entry, start: int = 0, count: int | None = None) -> Float
 
 def read_decisions(entry: Entry) -> Bool[np.ndarray, "l"]:
     """A vector of a `vad.scp`: which frames hold speech. Raises io.AudioError."""
-    with _open(entry):
-        pass
-    try:
-        return kaldi_native_io.FloatVector.read(f"{entry.path}:{entry.offset}").numpy() != 0.0
-    except RuntimeError as error:
-        raise io.AudioError(entry, _reason("vector", error)) from error
+    with _open(entry) as file:
+        try:
+            return read_vector(file) != 0.0
+        except ValueError as error:
+            raise io.AudioError(entry, f"cannot be read as a Kaldi vector: {error}") from error
+
+
+def read_vector(file: BinaryIO) -> Float[np.ndarray, "n"]:
+    """The vector of floats or doubles at the file's position, which is then behind it.
+
+    Binary, or text on one line. Own code: kaldi-native-io takes what is left of one that is cut
+    off. Raises ValueError with the reason.
+    """
+    start = file.tell()
+    header = file.read(_VECTOR_HEADER_BYTES)
+    if header[:2] != b"\0B":
+        file.seek(start)
+        return _text_vector(file.readline())
+    kind, width = header[2:5], header[5:6]
+    if len(header) < _VECTOR_HEADER_BYTES:
+        raise ValueError("it is cut off")
+    if kind not in _VECTOR_KINDS or width != b"\4":
+        found = kind.decode("ascii", "replace").strip()
+        raise ValueError(f"it is no vector of floats but {found!r}")
+    (size,) = struct.unpack("<i", header[6:])
+    dtype = _VECTOR_KINDS[kind]
+    # Read before it is believed: a damaged size may claim gigabytes.
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    if not 0 <= size * dtype.itemsize <= left:
+        raise ValueError(f"{size} values are stated and {left} bytes left")
+    return np.frombuffer(file.read(size * dtype.itemsize), dtype).astype(np.float32)
+
+
+def _text_vector(line: bytes) -> Float[np.ndarray, "n"]:
+    match = re.fullmatch(rb"\s*\[([^\[\]]*)\]\s*", line)
+    if not match:
+        raise ValueError("`[ x y z ]` on one line is expected")
+    return np.array([float(x) for x in match.group(1).split()], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +207,10 @@ def _read_whole(entry: Entry) -> Float[np.ndarray, "l f"]:
     try:
         return kaldi_native_io.FloatMatrix.read(f"{entry.path}:{entry.offset}").numpy()
     except RuntimeError as error:
-        raise io.AudioError(entry, _reason("matrix", error)) from error
-
-
-def _reason(what: str, error: Exception) -> str:
-    """The last line of kaldi-native-io's report, without its place in the stream."""
-    line = str(error).strip().rpartition("\n")[2].partition("File position")[0]
-    return f"cannot be read as a Kaldi {what} ({line.removeprefix('[E] ').strip(' .')})"
+        # The last line of its report, without its place in the stream.
+        line = str(error).strip().rpartition("\n")[2].partition("File position")[0]
+        reason = line.removeprefix("[E] ").strip(" .")
+        raise io.AudioError(entry, f"cannot be read as a Kaldi matrix ({reason})") from error
 
 
 def _wanted(

@@ -51,7 +51,7 @@ class Examples(Protocol):
 @runtime_checkable
 class Crops(Examples, Protocol):
     """Examples of which training takes a random stretch, of audio or features: they have one
-    sequence. See `common.data.records.SpeechCrops`, `FeatureCrops`."""
+    sequence. See `common.data.excerpts.SpeechCrops`, `FeatureCrops`."""
 
     def draw(self, i: int, rng: np.random.Generator, most: int, /) -> Mapping[str, Any]: ...
 

@@ -16,6 +16,7 @@ from common.audio import augment
 from common.data import (
     clips,
     embedded,
+    indexing,
     kaldi,
     librispeech,
     manifest,
@@ -190,7 +191,7 @@ def open_split(
     features, given = config.features, config.features.get("kind") == "given"
     vad = given and data.get("vad") == "kaldi"
     source = open_source(data, names, hop_ms=features.hop_ms if given else None, vad=vad)
-    index = records.build_index(
+    index = indexing.build_index(
         source,
         cache=workdir / "index.json",
         rejected_tsv=workdir / "rejected.tsv",
@@ -215,7 +216,7 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Compani
         if not settings.root:
             continue
         source = clips.read_folder(settings.root)
-        index = records.build_index(
+        index = indexing.build_index(
             source,
             cache=workdir / "index.json",
             rejected_tsv=workdir / "rejected.tsv",

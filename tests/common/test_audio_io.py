@@ -1,5 +1,6 @@
 """Decoding: formats, channels, rates, excerpts, headers that lie, and what cannot be read."""
 
+import pathlib
 import pickle
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import soundfile
 import soxr
 
+from common import errors
 from common.audio import io, mp3
 
 RATE_HZ = 16000
@@ -202,13 +204,13 @@ def test_write_wav_round_trip_and_atomic(tmp_path, monkeypatch):
     clipped = io.load_audio(path, sample_rate_hz=RATE_HZ)
     np.testing.assert_array_equal(clipped, [-1, 32767 / 32768])
 
-    def fails(*args, **kwargs):
-        args[0].write_bytes(b"half")
+    def fails(path, content):
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
     before = path.read_bytes()
-    monkeypatch.setattr(soundfile, "write", fails)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(pathlib.Path, "write_bytes", fails)
+    with pytest.raises(errors.UserError, match=r"a\.wav cannot be written \(No space"):
         io.write_wav(path, sweep(), RATE_HZ)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["a.wav"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.data import buckets, clips, pipeline, records
+from common.data import buckets, clips, indexing, pipeline, records
 
 RATE_HZ = 8000
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 def open_clips(root, tmp_path, crop=True):
     source = clips.read_folder(root)
-    index = records.build_index(
+    index = indexing.build_index(
         source,
         cache=None,
         rejected_tsv=tmp_path / "rejected.tsv",

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from common.audio import io
-from common.data import buckets, kaldi, pipeline, records
+from common.data import buckets, excerpts, indexing, kaldi, pipeline, records
 
 RATE_HZ = 8000
 HOP_MS = 10.0
@@ -71,7 +71,7 @@ def index(source, folder, **changes) -> records.Index:
         "progress": False,
         "feature_size": SIZE,
     }
-    return records.build_index(source, **(options | changes))
+    return indexing.build_index(source, **(options | changes))
 
 
 NAMES = ("ann-1", "ann-2", "bob-1")
@@ -99,7 +99,7 @@ def test_features_are_records(folder, tmp_path):
     found = index(source, tmp_path)
     np.testing.assert_array_equal(found.positions, [0, 1, 2])
     np.testing.assert_allclose(found.seconds, [0.30, 0.31, 0.32])
-    crops = records.FeatureCrops(source, found, np.array([0, 0, 1], np.int32))
+    crops = excerpts.FeatureCrops(source, found, np.array([0, 0, 1], np.int32))
     for i, name in enumerate(NAMES):
         np.testing.assert_array_equal(crops[i]["features"], features(name, 30 + i))
     assert (int(crops[2]["label"]), int(crops[2]["index"])) == (1, 2)
@@ -109,7 +109,7 @@ def test_features_are_records(folder, tmp_path):
 
 def test_crops_come_from_everywhere_and_short_ones_whole(folder, tmp_path):
     source = read(folder)
-    crops = records.FeatureCrops(source, index(source, tmp_path), np.zeros(3, np.int32))
+    crops = excerpts.FeatureCrops(source, index(source, tmp_path), np.zeros(3, np.int32))
     assert isinstance(crops, pipeline.Crops)
     rng, starts = np.random.default_rng(0), []
     for _ in range(300):
@@ -121,16 +121,16 @@ def test_crops_come_from_everywhere_and_short_ones_whole(folder, tmp_path):
     assert counts.min() > 45
     whole = crops.draw(0, rng, 100)["features"]
     np.testing.assert_array_equal(whole, features("ann-1"))
-    first = records.FeatureCrops(source, crops.index, crops.labels, max_frames=7)
+    first = excerpts.FeatureCrops(source, crops.index, crops.labels, max_frames=7)
     np.testing.assert_array_equal(first[2]["features"], features("bob-1", 32)[:7])
     assert first.fingerprint == crops.fingerprint
-    other = records.FeatureCrops(source, crops.index, np.ones(3, np.int32))
+    other = excerpts.FeatureCrops(source, crops.index, np.ones(3, np.int32))
     assert other.fingerprint != crops.fingerprint
 
 
 def test_batches_of_features_are_padded(folder, tmp_path):
     source = read(folder)
-    crops = records.FeatureCrops(source, index(source, tmp_path), np.arange(3, dtype=np.int32))
+    crops = excerpts.FeatureCrops(source, index(source, tmp_path), np.arange(3, dtype=np.int32))
     frames = np.array([30, 31, 31])
     stream = iter(
         pipeline.train_batches(
@@ -180,7 +180,7 @@ def test_recordings(tmp_path):
     source = kaldi.read_folders(tmp_path, ["test"])
     found = index(source, tmp_path)
     np.testing.assert_allclose(found.seconds, 1.0)
-    crops = records.SpeechCrops(source, found, np.zeros(3, np.int32), RATE_HZ)
+    crops = excerpts.SpeechCrops(source, found, np.zeros(3, np.int32), RATE_HZ)
     np.testing.assert_allclose(crops[1]["audio"] * 32768, samples["ann-2"])
 
 
@@ -211,10 +211,10 @@ def test_segments_are_stretches_of_recordings(tmp_path):
     np.testing.assert_array_equal(again.seconds, found.seconds)
     assert again.rejected == found.rejected
 
-    crops = records.SpeechCrops(source, found, np.zeros(4, np.int32), RATE_HZ)
+    crops = excerpts.SpeechCrops(source, found, np.zeros(4, np.int32), RATE_HZ)
     np.testing.assert_allclose(crops[0]["audio"] * 32768, samples[4000:10000])
     np.testing.assert_allclose(crops[1]["audio"] * 32768, samples[8000:])
-    examples = records.SpeechExamples(source, found.positions, RATE_HZ)
+    examples = excerpts.SpeechExamples(source, found.positions, RATE_HZ)
     np.testing.assert_allclose(examples[2]["audio"] * 32768, samples[:4000])
     rng, windows = np.random.default_rng(0), np.lib.stride_tricks.sliding_window_view(samples, 1000)
     starts = []
@@ -225,7 +225,7 @@ def test_segments_are_stretches_of_recordings(tmp_path):
     assert 4000 <= min(starts) < 4500
     assert 8500 < max(starts) <= 9000
     assert len(crops.draw(0, rng, 20_000)["audio"]) == 6000  # no more than the segment
-    short = records.SpeechCrops(source, found, crops.labels, RATE_HZ, max_samples=5000)
+    short = excerpts.SpeechCrops(source, found, crops.labels, RATE_HZ, max_samples=5000)
     assert [len(short[i]["audio"]) for i in range(3)] == [5000, 5000, 4000]
 
 
@@ -382,7 +382,7 @@ def test_features_are_checked_once(folder, tmp_path, monkeypatch):
     (folder / "utt2num_frames").unlink()
     ranged = read(folder)
     np.testing.assert_allclose(index(ranged, tmp_path).seconds, 0.1)
-    crops = records.FeatureCrops(ranged, index(ranged, tmp_path), np.zeros(3, np.int32))
+    crops = excerpts.FeatureCrops(ranged, index(ranged, tmp_path), np.zeros(3, np.int32))
     np.testing.assert_array_equal(crops[0]["features"], features("ann-1")[5:15])
 
 
@@ -415,7 +415,7 @@ def test_frames_are_selected_by_vad(folder, tmp_path):
     reasons = {r.id: r.reason for r in found.rejected}
     assert "no frame of it holds speech" in reasons["ann-2"]
     assert "33 decisions for 32 frames of bob-1" in reasons["bob-1"]
-    crops = records.FeatureCrops(source, found, np.zeros(1, np.int32))
+    crops = excerpts.FeatureCrops(source, found, np.zeros(1, np.int32))
     np.testing.assert_array_equal(crops[0]["features"], features("ann-1")[speech])
     rng = np.random.default_rng(0)
     starts = {int(crops.draw(0, rng, 8)["features"][0, 0]) for _ in range(40)}

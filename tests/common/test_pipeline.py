@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from common.audio import io
-from common.data import buckets, pipeline, records
+from common.data import buckets, excerpts, pipeline, records
 
 RATE_HZ = 8000
 COUNT = 23
@@ -40,7 +40,7 @@ encode = functools.partial(np.fromiter, dtype=np.int32)
 
 def make(corpus, positions=None, max_total=4800):
     positions = np.arange(COUNT) if positions is None else positions
-    examples = records.SpeechExamples(corpus, positions, RATE_HZ, encode=encode)
+    examples = excerpts.SpeechExamples(corpus, positions, RATE_HZ, encode=encode)
     sizes = {
         "audio": np.array([len(examples[i]["audio"]) for i in range(len(examples))]),
         "labels": np.array([len(examples[i]["labels"]) for i in range(len(examples))]),
@@ -248,7 +248,7 @@ BREAK = {
 def test_files_that_broke_after_indexing_leave_empty_rows_and_are_named(
     data, corpus, tmp_path, caplog
 ):
-    examples = records.SpeechExamples(
+    examples = excerpts.SpeechExamples(
         break_files(corpus, tmp_path, BREAK), np.arange(COUNT), RATE_HZ, encode=encode
     )
     count = 2 * batches_per_epoch(*data[1:])
@@ -270,14 +270,14 @@ def test_files_that_broke_after_indexing_leave_empty_rows_and_are_named(
 
 def test_a_limit_on_broken_files_and_a_lost_disk_stop_the_run(data, corpus, tmp_path):
     (tmp_path / "some").mkdir()
-    examples = records.SpeechExamples(
+    examples = excerpts.SpeechExamples(
         break_files(corpus, tmp_path / "some", BREAK), np.arange(COUNT), RATE_HZ, encode=encode
     )
     with pytest.raises(io.AudioError, match=r"3 of 23 examples: .*above the limit of 10\.0%"):
         take(pipeline.train_batches(examples, *data[1:], seed=5, max_failed_share=0.1), 50)
     (tmp_path / "all").mkdir()
     everything = dict.fromkeys(range(COUNT), BREAK[2])
-    examples = records.SpeechExamples(
+    examples = excerpts.SpeechExamples(
         break_files(corpus, tmp_path / "all", everything), np.arange(COUNT), RATE_HZ, encode=encode
     )
     with pytest.raises(io.AudioError, match=r"none of its .* recordings can be read any more"):
@@ -296,9 +296,9 @@ def test_nothing_here_imports_jax_or_tensorflow(corpus):
 import sys
 sys.modules["jax"] = None  # any import of it fails
 import numpy as np
-from common.data import buckets, librispeech, manifest, pipeline, records, tfds
+from common.data import buckets, excerpts, librispeech, manifest, pipeline, records, tfds
 source = records.RecordList("one", ({{"id": "a", "audio": {corpus[0]["audio"]!r}}},))
-examples = records.SpeechExamples(source, np.arange(1), 8000)
+examples = excerpts.SpeechExamples(source, np.arange(1), 8000)
 sizes = {{"audio": np.array([len(examples[0]["audio"])])}}
 shapes = buckets.choose_buckets(
     sizes, primary="audio", num_buckets=1, max_total=9999, rows_multiple_of=1)

@@ -10,7 +10,7 @@ import soundfile
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from common.data import librispeech, manifest, records, splits, tfds
+from common.data import indexing, librispeech, manifest, records, splits, tfds
 from common.data.builders.an4 import an4_dataset_builder as an4
 
 RATE_HZ = 16_000
@@ -198,7 +198,7 @@ def test_an4_as_distributed_through_tfds_without_tensorflow(tmp_path, suffix):
     assert copy[3]["id"] == source[3]["id"]
     whole = tfds.TfdsSource(prepared, "dev")
     assert source.fingerprint == copy.fingerprint != whole.fingerprint
-    index = records.build_index(
+    index = indexing.build_index(
         whole,
         cache=tmp_path / "cache",
         rejected_tsv=tmp_path / "rejected.tsv",

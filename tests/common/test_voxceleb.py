@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.data import records, splits, voxceleb
+from common.data import indexing, records, splits, voxceleb
 
 RATE_HZ = 16000
 FILES = {
@@ -55,7 +55,7 @@ def test_they_are_a_source_of_the_config(root, tmp_path):
     config = splits.default_config()
     config.update({"kind": "voxceleb", "root": str(root)})
     source = splits.open_source(config, ("vox1/dev/wav", "vox1/test/wav"))
-    index = records.build_index(
+    index = indexing.build_index(
         source,
         cache=None,
         rejected_tsv=tmp_path / "rejected.tsv",

@@ -56,6 +56,15 @@ def untrained(run, folder, kind="xvector", **changes):
     return embed.Embedder(folder)
 
 
+def test_a_config_of_another_version_says_what_it_lacks(run, tmp_path):
+    saved = json.loads((run.workdir / "config.json").read_text())
+    del saved["config"]["data"]["vad"], saved["config"]["loss"]["kind"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(errors.UserError, match="written by another version") as told:
+        embed.Embedder(tmp_path)
+    assert "config.data.vad (default 'none'), config.loss.kind (default 'aam')" in str(told.value)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_changes_no_embedding(run, tmp_path, kind):
     """Several lengths in one bucket against batches of one, to 1e-5."""
@@ -282,8 +291,8 @@ def test_shapes_are_few(run, embedder, monkeypatch):
     shapes = set()
     batches = data.eval_batches
 
-    def noting(split, config):
-        for batch in batches(split, config):
+    def noting(*args, **options):
+        for batch in batches(*args, **options):
             shapes.add(batch["audio"].shape)
             yield batch
 

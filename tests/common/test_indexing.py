@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from common import errors
 from common.audio import io
-from common.data import records
+from common.data import excerpts, indexing, records
 
 RATE_HZ = 8000
 
@@ -35,7 +34,7 @@ def index(source, folder, **changes) -> records.Index:
         "num_workers": 2,
         "progress": False,
     }
-    return records.build_index(source, **(options | changes))
+    return indexing.build_index(source, **(options | changes))
 
 
 @pytest.fixture
@@ -214,7 +213,7 @@ def test_samples_instead_of_paths(tmp_path):
 
 
 def test_examples_are_decoded_resampled_and_encoded(corpus):
-    examples = records.SpeechExamples(
+    examples = excerpts.SpeechExamples(
         corpus, np.array([12, 0]), sample_rate_hz=16_000, encode=lambda text: [len(text)]
     )
     assert len(examples) == 2
@@ -222,27 +221,3 @@ def test_examples_are_decoded_resampled_and_encoded(corpus):
     assert examples[1]["audio"].dtype == np.float32
     assert (examples[0]["index"], examples[1]["index"]) == (12, 0)
     np.testing.assert_array_equal(examples[1]["labels"], [5])
-
-
-def test_a_text_that_cannot_be_written_is_one_message(tmp_path):
-    """And says so beforehand where that can be seen."""
-    (tmp_path / "file").write_text("old")
-    (tmp_path / "folder").mkdir()
-    for path, reason in (
-        (tmp_path / "folder", "is a folder: name a file"),
-        (tmp_path / "file" / "a" / "b.txt", f"{tmp_path}/file is no folder"),
-    ):
-        with pytest.raises(errors.UserError, match="cannot be written"):
-            records.write_atomic(path, "new")
-        with pytest.raises(errors.UserError, match=reason):
-            records.check_output(path)
-    records.check_output(tmp_path / "file")
-    records.check_output(tmp_path / "to" / "come" / "b.txt")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
-    assert list((tmp_path / "folder").iterdir()) == []
-
-
-def test_a_folder_without_permission_is_refused_beforehand(tmp_path, monkeypatch):
-    monkeypatch.setattr(records.os, "access", lambda place, mode: False)  # root may write anywhere
-    with pytest.raises(errors.UserError, match=f"{tmp_path} may not be written to"):
-        records.check_output(tmp_path / "a.txt")
