@@ -18,8 +18,8 @@ def default_config() -> ConfigDict:
             "crop_seconds": 2.0,  # of every training row; shorter recordings are padded
             # utterance: an epoch takes every recording once; speaker: every speaker equally often.
             "sampler": "utterance",
-            # none; energy: pauses are cut out of recordings (common/audio/vad.py), which are then
-            # read whole; kaldi: given features keep the frames that vad.scp names.
+            # none; energy, webrtc: pauses are cut out of recordings (common/audio/vad.py), which
+            # are then read whole; kaldi: given features keep the frames that vad.scp names.
             "vad": "none",
             "batch_rows": 128,  # of one global batch
             "num_buckets": 3,  # evaluation takes whole recordings

@@ -1,9 +1,13 @@
-"""Energy VAD against Kaldi's rule written as a loop, and energies against Kaldi's features."""
+"""Energy VAD against Kaldi's rule as a loop, energies against Kaldi's features; WebRTC's VAD."""
+
+import sys
 
 import jax
 import numpy as np
 import pytest
+import soxr
 
+from common import errors
 from common.audio import io, kaldi, vad
 
 RATE_HZ = 16000
@@ -136,3 +140,54 @@ def test_real_speech_is_mostly_kept(speech_data):
     audio = io.load_audio(path, sample_rate_hz=RATE_HZ)
     share = len(vad.keep_speech(audio, RATE_HZ)) / len(audio)
     assert 0.3 < share < 1.0
+
+
+def hum(seconds: float) -> np.ndarray:
+    """A voiced sound at 120 Hz whose level moves like syllables."""
+    t = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
+    tones = sum(np.sin(2 * np.pi * 120 * k * t + k) / k for k in range(1, 30))
+    return (0.05 * tones * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t))).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100])
+def test_webrtc_finds_voices_at_every_rate(rate):
+    """In 0.5 s pause, 1 s voice, 0.75 s pause, 0.5 s voice, 0.5 s pause; it stays on for a bit."""
+    pytest.importorskip("webrtcvad")
+    gaps = [burst(s, 1e-3) for s in (0.5, 0.75, 0.5)]
+    audio = np.concatenate([gaps[0], hum(1.0), gaps[1], hum(0.5), gaps[2]])
+    audio = soxr.resample(audio, RATE_HZ, rate).astype(np.float32)
+    stretches = vad.speech_stretches(audio, rate, vad.WebRtcVad(aggressiveness=3))
+    seconds = stretches[-2:] / rate
+    np.testing.assert_allclose(seconds, [[0.5, 1.5], [2.25, 2.75]], atol=0.16)
+    assert (seconds[:, 0] < [0.52, 2.28]).all()
+    assert (seconds[:, 1] > [1.48, 2.73]).all()
+    kept = vad.keep_speech(audio, rate, vad.WebRtcVad(3))
+    assert len(kept) == (stretches[:, 1] - stretches[:, 0]).sum()
+
+
+@pytest.mark.parametrize("samples", [0, 1, 479, 481, 16000])
+def test_webrtc_hears_nothing_in_silence(samples):
+    pytest.importorskip("webrtcvad")
+    kept = vad.keep_speech(np.zeros(samples, np.float32), RATE_HZ, vad.WebRtcVad())
+    assert (kept.dtype, len(kept)) == (np.float32, 0)
+
+
+def test_webrtc_loud_recordings_do_not_wrap():
+    """Samples beyond full scale are clipped, so that they stay the same voice."""
+    pytest.importorskip("webrtcvad")
+    audio = np.concatenate([burst(0.5, 1e-3), 30 * hum(1.0)])
+    clipped = np.clip(audio, -1, 1)
+    loud, expected = (vad.speech_stretches(x, RATE_HZ, vad.WebRtcVad()) for x in (audio, clipped))
+    np.testing.assert_array_equal(loud, expected)
+
+
+@pytest.mark.parametrize("changes", [{"aggressiveness": 4}, {"hop_ms": 25}])
+def test_webrtc_refuses_what_it_does_not_take(changes):
+    with pytest.raises(ValueError, match="aggressiveness is 0 to 3, hop_ms 10, 20 or 30"):
+        vad.WebRtcVad(**changes)
+
+
+def test_webrtc_without_its_package_is_one_message(monkeypatch):
+    monkeypatch.setitem(sys.modules, "webrtcvad", None)
+    with pytest.raises(errors.UserError, match="pip install webrtcvad-wheels, or choose energy"):
+        vad.WebRtcVad()

@@ -237,10 +237,10 @@ def test_pauses_are_left_out_of_recordings(tmp_path, caplog):
         ),
         ({"features.kind": "mfcc"}, "features.kind='mfcc' is unknown; choose log_mel or given"),
         ({"features.hop_ms": 0.0}, "hop_ms=0.0 must be positive"),
-        ({"data.vad": "energy"}, "data.vad='energy': with .*kind=given choose none or kaldi"),
+        ({"data.vad": "energy"}, "data.vad='energy': with .*kind=given choose one of none, kaldi"),
         (
             {"features.kind": "log_mel", "data.vad": "kaldi"},
-            "data.vad='kaldi': with .*kind=log_mel choose none or energy",
+            "data.vad='kaldi': with .*kind=log_mel choose one of none, energy, webrtc",
         ),
         ({"data.vad": "kaldi"}, "has no vad.scp, which config.data.vad=kaldi needs"),
         ({"data.kind": "librispeech"}, "given needs data with features: config.data.kind=kaldi"),
