@@ -13,7 +13,6 @@ import dataclasses
 import heapq
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +26,10 @@ from common import app, checkpoint, errors, parallel, workdir
 from common.nn import lowrank
 
 FRAMES_PER_SECOND = 100.0
+
+
+class LowRankError(errors.UserError, ValueError):
+    """A rank or a budget that the layers cannot have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +238,7 @@ def choose_ranks(spectra: Mapping[str, np.ndarray], shapes, budget_params: int) 
       spectra: singular values per name, descending. shapes: (c, f) per name.
 
     Raises:
-      ValueError: the budget is below the cost of rank one everywhere.
+      LowRankError: the budget is below the cost of rank one everywhere.
     """
     shares = {n: np.square(s) / max(float(np.sum(np.square(s))), 1e-30) for n, s in spectra.items()}
     unit = {name: sum(shapes[name]) for name in spectra}
@@ -246,7 +249,7 @@ def choose_ranks(spectra: Mapping[str, np.ndarray], shapes, budget_params: int) 
         ranks[name] = 1 if unit[name] < dense[name] else None
         spent += min(unit[name], dense[name])
     if spent > budget_params:
-        raise ValueError(
+        raise LowRankError(
             f"a budget of {budget_params:,d} parameters for the 1x1 maps is below rank 1 in every "
             f"layer ({spent:,d}): raise it or take a narrower model"
         )
@@ -293,12 +296,12 @@ def factorize(
       budget_params: parameters that the whole tree may have; ranks by `choose_ranks`.
 
     Raises:
-      ValueError: not exactly one of the two, a fraction outside (0, 1], or a budget out of reach.
+      LowRankError: not exactly one of the two, a fraction outside (0, 1], or a budget out of reach.
     """
     if (rank_fraction is None) == (budget_params is None):
-        raise ValueError("factorize: give rank_fraction or budget_params, and only one")
+        raise LowRankError("factorize: give rank_fraction or budget_params, and only one")
     if rank_fraction is not None and not 0 < rank_fraction <= 1:
-        raise ValueError(f"factorize: rank_fraction is {rank_fraction}, it must be in (0, 1]")
+        raise LowRankError(f"factorize: rank_fraction is {rank_fraction}, it must be in (0, 1]")
     config, params = merge(config, params)
     if config.conv == "dense":
         return _factorize_filters(config, params, rank_fraction, budget_params)
@@ -314,7 +317,7 @@ def factorize(
         spectra = {n: np.linalg.svd(k, compute_uv=False) for n, k in kernels.items()}
         rest = contextnet.count_parameters(params) - sum(k.size for k in kernels.values())
         if budget_params <= rest:
-            raise ValueError(
+            raise LowRankError(
                 f"factorize: a budget of {budget_params:,d} parameters leaves nothing for the 1x1 "
                 f"maps, the other layers have {rest:,d}"
             )
@@ -345,7 +348,7 @@ def _factorize_filters(config, params, rank_fraction, budget_params):
         unit = sum(f * (k + c) for k, c, f in shapes.values())
         rank = min(most, (budget_params - rest) // unit)
         if rank < 1:
-            raise ValueError(
+            raise LowRankError(
                 f"factorize: a budget of {budget_params:,d} parameters is below that of filters of "
                 f"rank 1, {rest + unit:,d}"
             )
@@ -396,13 +399,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="new work directory for the result")
     parser.add_argument("--steps", type=int, help="total_steps of --out, to train it on")
     args = parser.parse_args()
-    app.keep_memory()
-    app.set_up_logging()
-    app.use_compile_cache()
-    try:
-        _run(args)
-    except (errors.UserError, ValueError) as error:
-        sys.exit(f"asr.lowrank: {error}")
+    app.command("asr.lowrank", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:

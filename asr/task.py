@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from asr import ctc, data, model, prediction, transducer, wer
+from asr import settings as settings_lib
 from asr import tokenizer as tokenizer_lib
 from common import errors, metrics, parallel, state, steps
+from common import workdir as workdir_lib
 from common.audio import augment, frontend
 from common.data import records, splits
 from common.nn import masking
@@ -250,6 +252,7 @@ def check_augment(config: Any) -> None:
 
 def make_task(config: Any, workdir: pathlib.Path, mode: str) -> AsrTask:
     """The task of a config. `mode`: "train", "evaluate" (no training data), "use" (no data)."""
+    workdir_lib.check_keys(config, settings_lib.default_config(), workdir)
     tokenizer_config = tokenizer_lib.TokenizerConfig(
         config.tokenizer.kind, config.tokenizer.vocab_size, case=config.data.case
     )

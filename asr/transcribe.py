@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from asr import task as asr_task
-from common import app, checkpoint, errors, parallel, trainer, workdir
+from common import app, checkpoint, parallel, trainer, workdir
 from common.audio import io
 from common.data import splits
 
@@ -137,19 +137,18 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
     parser.add_argument("files", nargs="+", metavar="FILE")
     args = parser.parse_args()
-    app.keep_memory()
-    app.set_up_logging()
-    app.use_compile_cache()
-    try:
+
+    def work() -> None:
         transcriber = Transcriber(args.workdir.expanduser().resolve(), args.checkpoint)
-    except errors.UserError as error:
-        sys.exit(f"asr.transcribe: {error}")
-    failed: list[str] = []
-    for names, audio in _groups(args.files, transcriber, failed):
-        for name, samples, text in zip(names, audio, transcriber(audio)):
-            print(f"{name}\t{len(samples) / transcriber.sample_rate_hz:.2f}\t{text}", flush=True)
-    if failed:
-        sys.exit(1)
+        failed: list[str] = []
+        for names, audio in _groups(args.files, transcriber, failed):
+            for name, samples, text in zip(names, audio, transcriber(audio)):
+                seconds = len(samples) / transcriber.sample_rate_hz
+                print(f"{name}\t{seconds:.2f}\t{text}", flush=True)
+        if failed:
+            sys.exit(1)
+
+    app.command("asr.transcribe", work)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,13 @@ from typing import Any
 
 import ml_collections
 
-from common import errors
+from common import errors, files
 
 log = logging.getLogger(__name__)
 
 
 class WorkdirError(errors.UserError):
     """A work directory that cannot be used as asked."""
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is either whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:
@@ -70,6 +63,22 @@ def load_config(workdir: pathlib.Path, task: str) -> ml_collections.FrozenConfig
     return freeze(config)
 
 
+def check_keys(config: Any, default: Any, workdir: pathlib.Path) -> None:
+    """Raises WorkdirError if the config lacks keys of the default one: it is of another version."""
+    found = {key for key, _ in _flat(_plain(config.to_dict()))}
+    lacking = [
+        f"config.{key} (default {value!r})"
+        for key, value in _flat(_plain(default.to_dict()))
+        if key not in found and not any(name.startswith(f"{key}.") for name in found)
+    ]
+    if lacking:
+        raise WorkdirError(
+            f"The config of {workdir} was written by another version: it lacks "
+            f"{', '.join(lacking)}. Write what it was trained with into its config.json, or train "
+            "anew."
+        )
+
+
 def check_owner(workdir: pathlib.Path, task: str) -> None:
     """Raises WorkdirError if the directory belongs to another task; a damaged config is passed."""
     if (workdir / "config.json").is_file():
@@ -100,7 +109,7 @@ def save_config(workdir: pathlib.Path, task: str, config: Any) -> None:
                     old.get(key, "absent"),
                     value,
                 )
-    write_text(path, json.dumps({"task": task, "config": new}, indent=2) + "\n")
+    files.write_text(path, json.dumps({"task": task, "config": new}, indent=2) + "\n")
 
 
 class Lock:

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import errors, metrics, parallel, state, steps
+from common import workdir as workdir_lib
 from common.audio import augment
 from common.data import splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
 from speaker import data, evaluation, head, margin_schedules, model, trials
+from speaker import settings as settings_lib
 
 log = logging.getLogger(__name__)
 
@@ -231,17 +233,20 @@ class SpeakerTask(steps.OneLoss):
 
 def make_task(config: Any, workdir: pathlib.Path, mode: str) -> SpeakerTask:
     """The task of a config. `mode`: "train", "evaluate" (no training data), "use" (no data)."""
-    data.sequence(config)  # settings that exclude each other are said before the data are read
+    workdir_lib.check_keys(config, settings_lib.default_config(), workdir)
+    # Settings that exclude each other, or want another package, are said before the data are read.
+    data.sequence(config)
+    data.detector(config)
     training = None
     if mode == "train":
         (workdir / "rejected.tsv").unlink(missing_ok=True)
         training = splits.open_split(config, config.data.train, workdir, require_text=False)
     names = {"train": config.data.eval, "evaluate": (*config.data.eval, *config.data.test)}
-    evaluation = {
+    evaluated = {
         name: splits.open_split(config, name.split("+"), workdir, require_text=False)
         for name in names.get(mode, ())
     }
-    task = SpeakerTask(config, workdir, data.classes(training, workdir), training, evaluation)
+    task = SpeakerTask(config, workdir, data.classes(training, workdir), training, evaluated)
     _ = task.trials  # before the training, not at its first evaluation
     return task
 
