@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,8 +19,6 @@ from common.audio import augment, frontend
 from common.data import records, splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
-
-log = logging.getLogger(__name__)
 
 PAIRS = 5  # shown at the end of an evaluation
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 import math
 import os
 import pathlib
@@ -21,8 +20,6 @@ from common.audio import io, vad
 from common.data import ark, indexing, records, splits
 from speaker import calibration, data
 from speaker import task as speaker_task
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,6 @@ there does not import JAX itself (grain does, in its workers too, where JAX is i
 """
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,8 +28,6 @@ from jaxtyping import Float, Int
 from common import errors
 from common.audio import io
 from common.data import ark
-
-log = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 
