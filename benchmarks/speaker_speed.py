@@ -1,14 +1,16 @@
-"""x-vector with AAM-softmax: training and extraction, ours beside PyTorch, alternating in one run.
+"""x-vector or ResNet34, AAM-softmax: training and extraction beside PyTorch, alternating in a run.
 
     python -m venv torchenv && torchenv/bin/pip install torch==2.13.0 numpy
     python -m benchmarks.speaker_speed --torch_python=torchenv/bin/python
+    python -m benchmarks.speaker_speed --network=resnet --rows=16 --utterances=64 ...
 
-Training: `--rows` waveforms of 2 s, front end, network (tdnn 512 and 1500, embedding 512), 1,000
-classes, backward, Adam; ours is the trainer's own step. Extraction: recordings of 2 to 10 s
-(log-normal, median 4 s), ours in length buckets by the evaluation step, PyTorch one at a time and
-in batches padded to the longest (without masks, so that padding changes its embeddings; ours are
-those of the recording alone). Both processes get the same weights and audio and live through all
-rounds; prints how far their embeddings and losses are apart, then medians over all rounds.
+Training: `--rows` waveforms of 2 s, front end, network (x-vector: tdnn 512 and 1500, embedding 512;
+ResNet34: 32 to 256 channels, embedding 256), 1,000 classes, backward, Adam; ours is the trainer's
+own step. Extraction: recordings of 2 to 10 s (log-normal, median 4 s), ours in length buckets by
+the evaluation step, PyTorch one at a time and in batches padded to the longest (without masks, so
+that padding changes its embeddings; ours are those of the recording alone). Both processes get the
+same weights and audio and live through all rounds; prints how far their embeddings and losses are
+apart, then medians over all rounds.
 """
 
 import argparse
@@ -33,9 +35,10 @@ RATE = 16000
 CROP_SECONDS = 2.0
 
 
-def make_config():
-    """The x-vector with the defaults of the project but Adam at a constant rate, more buckets."""
+def make_config(network: str):
+    """The defaults of the project but Adam at a constant rate, more buckets."""
     config = settings.default_config()
+    config.model.kind = network
     config.data.num_buckets = 8  # a second of compilation each; padding falls from 22 to 8 %
     config.optimizer.update({"schedule": "constant", "warmup_steps": 1, "learning_rate": 1e-3})
     return config
@@ -47,7 +50,7 @@ def make_problem(folder: pathlib.Path, args: argparse.Namespace) -> None:
     seconds = np.exp(rng.normal(np.log(4.0), 0.5, 4 * args.utterances))
     seconds = seconds[(seconds >= 2) & (seconds <= 10)][: args.utterances]
     samples = np.round(seconds * RATE).astype(int)
-    config = make_config()
+    config = make_config(args.network)
     speaker_task = make_task(config, folder, args.classes)
     encoder, optimizer = speaker_task.model.encoder.config, config.optimizer
     np.savez(
@@ -61,7 +64,10 @@ def make_problem(folder: pathlib.Path, args: argparse.Namespace) -> None:
     known = {
         "classes": args.classes,
         "extract_rows": args.extract_rows,
-        "table": encoder.frame_layers,
+        "network": args.network,
+        "shape": (encoder.frame_layers,)
+        if args.network == "xvector"
+        else (encoder.num_blocks, encoder.widths),
         "embedding_size": encoder.embedding_size,
         "margin": config.loss.margin,
         "scale": config.loss.scale,
@@ -81,15 +87,20 @@ class Ours:
 
     def __init__(self, folder: pathlib.Path):
         problem = np.load(folder / "problem.npz")
-        classes = json.loads((folder / "problem.json").read_text("utf-8"))["classes"]
-        self.config = make_config()
-        self.task = make_task(self.config, folder, classes)
+        known = json.loads((folder / "problem.json").read_text("utf-8"))
+        self.config = make_config(known["network"])
+        self.task = make_task(self.config, folder, known["classes"])
         self.mesh = parallel.make_mesh()
         variables = self.task.init(jax.random.key(0))
-        # Other running averages than 0 and 1, so that a mistake in their place would be seen.
-        keys = iter(jax.random.split(jax.random.key(1), 100))
-        variables["batch_stats"] = jax.tree.map(
-            lambda x: x + 0.1 * jax.random.uniform(next(keys), x.shape), variables["batch_stats"]
+        # Other running averages than 0 and 1, and scales than 0: a mistake there would be seen.
+        keys = iter(jax.random.split(jax.random.key(1), 1000))
+        variables = jax.tree.map_with_path(
+            lambda path, x: (
+                x + 0.1 * jax.random.uniform(next(keys), x.shape)
+                if path[0].key == "batch_stats" or path[-1].key == "scale"
+                else x
+            ),
+            variables,
         )
         arrays = {}
         for collection in ("params", "batch_stats"):
@@ -194,13 +205,13 @@ def measure(args: argparse.Namespace, folder: pathlib.Path, stack: contextlib.Ex
     about = {"ours": workers["ours"]("describe")}  # by now it has written the weights
     jobs = [("ours", "train"), ("ours", "extract_buckets")]
     print(
-        f"{os.cpu_count()} cores, {args.rows} x {CROP_SECONDS:g} s, {args.classes} classes; "
-        f"{args.utterances} recordings of 2 to 10 s, {100 * about['ours']['padding']:.0f} % padding"
+        f"{args.network}, {os.cpu_count()} cores, {args.rows} x {CROP_SECONDS:g} s, "
+        f"{args.classes} classes; {args.utterances} recordings of 2 to 10 s, {100 * about['ours']['padding']:.0f} % padding"
     )
     checked = {"ours": workers["ours"]("check")}
     first = {"ours": workers["ours"]("train", 3)["losses"]}
     if args.torch_python:
-        peer = [args.torch_python, "benchmarks/xvector_pytorch.py", str(folder), str(args.threads)]
+        peer = [args.torch_python, "benchmarks/speaker_pytorch.py", str(folder), str(args.threads)]
         workers["torch"] = Worker(stack, peer)
         about["torch"] = workers["torch"]("describe")
         jobs += [("torch", "train"), ("torch", "extract_single"), ("torch", "extract_padded")]
@@ -242,6 +253,7 @@ def measure(args: argparse.Namespace, folder: pathlib.Path, stack: contextlib.Ex
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--torch_python", help="a Python with torch; without it only ours is timed")
+    parser.add_argument("--network", choices=("xvector", "resnet"), default="xvector")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=3, help="training steps in a round")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from common.nn import masking, norm
+from common.nn import conv, masking, norm
 from speaker import layers, pooling
 
 # Blocks of each stage, and whether they are bottlenecks.
@@ -106,13 +106,22 @@ class Conv2D(nn.Module):
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         kernel = self.param("kernel", init, shape, jnp.float32)
         before = (self.kernel_size - 1) // 2
-        return jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (self.stride, self.stride),
-            [(before, self.kernel_size - 1 - before)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+
+        def direct(x: Array, kernel: Array) -> Array:
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                [(before, self.kernel_size - 1 - before)] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        saves = self.kernel_size == 3 and self.stride == 1 and x.dtype == jnp.float32
+        if saves and min(shape[2:]) >= conv.MIN_THREE_BY_THREE_CHANNELS:
+            fast = conv.three_by_three
+            return jax.lax.platform_dependent(x, kernel, cpu=fast, default=direct)
+        return direct(x, kernel)
 
 
 class NormalizedConv(nn.Module):

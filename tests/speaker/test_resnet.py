@@ -95,6 +95,18 @@ def test_bottlenecks_padded_equal_alone():
     encoders.check_padded_equals_alone(model, encoders.initialised(model, 11), 11)
 
 
+def test_wide_convolutions_ignore_padding_and_devices():
+    """The path of `conv.three_by_three`."""
+    wide = dataclasses.replace(SMALL, num_blocks=(1,), widths=(32,))
+    variables = encoders.initialised(resnet.ResNet(wide), 11)
+    encoders.check_padded_equals_alone(resnet.ResNet(wide), variables, 11)
+
+    def make(axis_name):
+        return resnet.ResNet(dataclasses.replace(wide, axis_name=axis_name))
+
+    encoders.check_training_ignores_padding_and_devices(make, variables, 11)
+
+
 def test_training_ignores_padding_and_devices(small):
     def make(axis_name):
         return resnet.ResNet(dataclasses.replace(SMALL, axis_name=axis_name))

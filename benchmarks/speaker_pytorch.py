@@ -1,9 +1,10 @@
-"""The x-vector in PyTorch (`torch==2.13.0`), the peer of benchmarks/speaker_speed.py.
+"""x-vector and ResNet34 in PyTorch (`torch==2.13.0`), the peer of benchmarks/speaker_speed.py.
 
-The network, front end, loss and optimizer of `speaker.model` with kind "xvector" and AAM-softmax,
-in PyTorch's own idiom: `[b, d, l]`, `nn.Conv1d`, `nn.BatchNorm1d`, `torch.stft`, fused Adam. It has
-no masks: rows of a batch are taken for equally long, which saves it work; padded utterances then
-get other embeddings than alone. Needs neither JAX nor this project:
+The networks, front end, loss and optimizer of `speaker.model` with kind "xvector" or "resnet" and
+AAM-softmax, in PyTorch's own idiom: `[b, d, l]`, `nn.Conv1d`, `nn.BatchNorm1d`, channels-last
+pictures for `nn.Conv2d`, `torch.stft`, fused Adam. It has no masks: rows of a batch are taken for
+equally long, which saves it work; padded utterances then get other embeddings than alone. Needs
+neither JAX nor this project:
 
     python -m venv torchenv && torchenv/bin/pip install torch==2.13.0 numpy
 
@@ -53,6 +54,22 @@ class LogMel(nn.Module):
         return features - features.mean(2, keepdim=True)
 
 
+def affine(layer, arrays, name: str) -> None:
+    """Copies a layer's weights, whose axes come in the opposite order."""
+    kernel = torch.from_numpy(arrays[f"{name}/kernel"])
+    layer.weight.copy_(kernel.permute(*reversed(range(kernel.ndim))).reshape_as(layer.weight))
+    if layer.bias is not None:
+        layer.bias.copy_(torch.from_numpy(arrays[f"{name}/bias"]))
+
+
+def statistics(norm, arrays, name: str) -> None:
+    norm.running_mean.copy_(torch.from_numpy(arrays[f"{name}/mean"]))
+    norm.running_var.copy_(torch.from_numpy(arrays[f"{name}/var"]))
+    if norm.affine:
+        norm.weight.copy_(torch.from_numpy(arrays[f"{name}/scale"]))
+        norm.bias.copy_(torch.from_numpy(arrays[f"{name}/bias"]))
+
+
 class XVector(nn.Module):
     """Waveforms `[b, t]` -> embeddings `[b, 512]` (tdnn7)."""
 
@@ -80,6 +97,81 @@ class XVector(nn.Module):
         variance, mean = torch.var_mean(x, 2, correction=0)
         pooled = torch.cat([mean, torch.sqrt(variance + 1e-7)], 1)
         return self.tdnn7(self.norm6(functional.relu(self.tdnn6(pooled))))
+
+    def load(self, arrays) -> None:
+        """Copies weights named as in `speaker.xvector`, statistics too."""
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms), 1):
+            affine(conv, arrays, f"encoder/tdnn{i}/conv")
+            statistics(norm, arrays, f"encoder/tdnn{i}/norm")
+        affine(self.tdnn6, arrays, "encoder/tdnn6/affine")
+        affine(self.tdnn7, arrays, "encoder/tdnn7/affine")
+        statistics(self.norm6, arrays, "encoder/norm6")
+
+
+class NormalizedConv(nn.Module):
+    def __init__(self, inputs: int, channels: int, kernel: int, stride: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, channels, kernel, stride, kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+    def load(self, arrays, name: str) -> None:
+        affine(self.conv, arrays, f"{name}/conv")
+        statistics(self.norm, arrays, f"{name}/norm")
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = NormalizedConv(inputs, channels, 3, stride)
+        self.conv2 = NormalizedConv(channels, channels, 3, 1)
+        same = inputs == channels and stride == 1
+        self.shortcut = None if same else NormalizedConv(inputs, channels, 1, stride)
+
+    def forward(self, x):
+        y = self.conv2(functional.relu(self.conv1(x)))
+        return functional.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+    def load(self, arrays, name: str) -> None:
+        for part, layer in self.named_children():
+            layer.load(arrays, f"{name}/{part}")
+
+
+class ResNet(nn.Module):
+    """Waveforms `[b, t]` -> embeddings `[b, 256]`."""
+
+    def __init__(self, bank: torch.Tensor, num_blocks, widths, embedding_size: int):
+        super().__init__()
+        self.front_end = LogMel(bank)
+        self.stem = NormalizedConv(1, widths[0], 3, 1)
+        self.blocks, inputs = nn.ModuleDict(), widths[0]
+        for stage, (count, width) in enumerate(zip(num_blocks, widths), 1):
+            for i in range(1, count + 1):
+                stride = 2 if stage > 1 and i == 1 else 1
+                self.blocks[f"stage{stage}_block{i}"] = Block(inputs, width, stride)
+                inputs = width
+        bins = -(-bank.shape[1] // 2 ** (len(widths) - 1))
+        self.embedding = nn.Linear(2 * inputs * bins, embedding_size)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, audio):
+        with torch.no_grad():
+            x = self.front_end(audio)[:, None].to(memory_format=torch.channels_last)
+        x = functional.relu(self.stem(x))
+        for block in self.blocks.values():
+            x = block(x)
+        variance, mean = torch.var_mean(x, 3, correction=0)  # [b, channels, bins]
+        pooled = torch.stack([mean, torch.sqrt(variance + 1e-7)], 1)
+        return self.embedding(pooled.transpose(2, 3).flatten(1))
+
+    def load(self, arrays) -> None:
+        """Copies weights named as in `speaker.resnet`, statistics too."""
+        self.stem.load(arrays, "encoder/stem")
+        for name, block in self.blocks.items():
+            block.load(arrays, f"encoder/{name}")
+        affine(self.embedding, arrays, "encoder/embedding/affine")
 
 
 class AamSoftmax(nn.Module):
@@ -113,38 +205,19 @@ class Peer:
         self.utterances = [torch.from_numpy(x) for x in np.split(problem["long"], problem["ends"])]
         self.batch_rows = settings["extract_rows"]
         bank = torch.from_numpy(problem["bank"])
-        self.model = XVector(bank, settings["table"], settings["embedding_size"])
         size = settings["embedding_size"]
+        network = {"xvector": XVector, "resnet": ResNet}[settings["network"]]
+        self.model = network(bank, *settings["shape"], size)
         self.head = AamSoftmax(settings["classes"], size, settings["margin"], settings["scale"])
-        self.load(np.load(folder / "weights.npz"))
+        arrays = np.load(folder / "weights.npz")
+        with torch.no_grad():
+            self.model.load(arrays)
+            self.head.weights.copy_(torch.from_numpy(arrays["head/weights"]))
         self.learning_rate, self.steps = settings["learning_rate"], 0
         self.parameters = [*self.model.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.Adam(
             self.parameters, betas=settings["betas"], eps=settings["eps"], fused=True
         )
-
-    @torch.no_grad()
-    def load(self, arrays) -> None:
-        """Copies weights named as in `speaker.xvector`, statistics too."""
-
-        def affine(layer, name: str) -> None:
-            kernel = torch.from_numpy(arrays[f"{name}/kernel"])
-            layer.weight.copy_(
-                kernel.permute(*reversed(range(kernel.ndim))).reshape_as(layer.weight)
-            )
-            layer.bias.copy_(torch.from_numpy(arrays[f"{name}/bias"]))
-
-        def statistics(norm, name: str) -> None:
-            norm.running_mean.copy_(torch.from_numpy(arrays[f"{name}/mean"]))
-            norm.running_var.copy_(torch.from_numpy(arrays[f"{name}/var"]))
-
-        for i, (conv, norm) in enumerate(zip(self.model.convs, self.model.norms), 1):
-            affine(conv, f"encoder/tdnn{i}/conv")
-            statistics(norm, f"encoder/tdnn{i}/norm")
-        affine(self.model.tdnn6, "encoder/tdnn6/affine")
-        affine(self.model.tdnn7, "encoder/tdnn7/affine")
-        statistics(self.model.norm6, "encoder/norm6")
-        self.head.weights.copy_(torch.from_numpy(arrays["head/weights"]))
 
     def describe(self) -> dict:
         count = sum(p.numel() for p in self.parameters)
