@@ -206,7 +206,8 @@ def measure(args: argparse.Namespace, folder: pathlib.Path, stack: contextlib.Ex
     jobs = [("ours", "train"), ("ours", "extract_buckets")]
     print(
         f"{args.network}, {os.cpu_count()} cores, {args.rows} x {CROP_SECONDS:g} s, "
-        f"{args.classes} classes; {args.utterances} recordings of 2 to 10 s, {100 * about['ours']['padding']:.0f} % padding"
+        f"{args.classes} classes; {args.utterances} recordings of 2 to 10 s, "
+        f"{100 * about['ours']['padding']:.0f} % padding"
     )
     checked = {"ours": workers["ours"]("check")}
     first = {"ours": workers["ours"]("train", 3)["losses"]}
