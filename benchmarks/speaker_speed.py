@@ -2,7 +2,7 @@
 
     python -m venv torchenv && torchenv/bin/pip install torch==2.13.0 numpy
     python -m benchmarks.speaker_speed --torch_python=torchenv/bin/python
-    python -m benchmarks.speaker_speed --network=resnet --rows=16 --host_devices=2 ...
+    python -m benchmarks.speaker_speed --network=resnet --rows=16 --utterances=48 ...
 
 Training: `--rows` waveforms of 2 s, front end, network (x-vector: tdnn 512 and 1500, embedding 512;
 ResNet34: 32 to 256 channels, embedding 256), 1,000 classes, backward, Adam; ours is the trainer's
@@ -64,7 +64,6 @@ def make_problem(folder: pathlib.Path, args: argparse.Namespace) -> None:
     known = {
         "classes": args.classes,
         "extract_rows": args.extract_rows,
-        "host_devices": args.host_devices,
         "network": args.network,
         "shape": (encoder.frame_layers,)
         if args.network == "xvector"
@@ -125,7 +124,7 @@ class Ours:
             primary="audio",
             num_buckets=self.config.data.num_buckets,
             max_total=round(self.config.data.eval_batch_seconds * RATE),
-            rows_multiple_of=jax.device_count(),
+            rows_multiple_of=1,
         )
         self.chosen = buckets.assign(self.shapes, sizes)
         self.padding = buckets.padding_share(self.shapes, sizes, "audio")
@@ -192,8 +191,6 @@ class Worker:
 
 def answer_commands(folder: pathlib.Path) -> None:
     app.keep_memory()
-    known = json.loads((folder / "problem.json").read_text("utf-8"))
-    jax.config.update("jax_num_cpu_devices", known["host_devices"])
     jax.config.update("jax_enable_compilation_cache", False)
     ours = Ours(folder)
     for line in sys.stdin:
@@ -264,7 +261,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--utterances", type=int, default=192)
     parser.add_argument("--extract_rows", type=int, default=32, help="of PyTorch's padded batches")
-    parser.add_argument("--host_devices", type=int, default=1, help="of ours: parts of the batch")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -86,7 +86,7 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(arena_max, 1)
         mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(trim_threshold, -1)  # never; 2**31 - 1 gave those above 2 GiB back at every step
 
 
 def use_compile_cache() -> None:
