@@ -9,6 +9,7 @@ import dataclasses
 import warnings
 
 import numpy as np
+import scipy.sparse
 import sklearn.discriminant_analysis
 from jaxtyping import Float, Int, Shaped
 
@@ -78,7 +79,7 @@ def fit_lda(
     In the new coordinates the covariance within speakers (over n) is the identity, and directions
     come in falling order of the variance between speakers. `shrinkage` in [0, 1] pulls the
     covariance within speakers to a multiple of the identity, which few data need; "auto" chooses
-    it (Ledoit and Wolf).
+    it (Ledoit and Wolf). Takes five times the memory of the embeddings in float64.
 
     Raises EmbeddingError when there are too few speakers, utterances or dimensions.
     """
@@ -120,10 +121,16 @@ def speaker_means(
     The means of unit rows are not of unit length; `cosine_matrix` does not care.
     """
     names, member, counts = np.unique(speakers, return_inverse=True, return_counts=True)
-    order = np.argsort(member, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    sums = np.add.reduceat(np.asarray(embeddings, np.float64)[order], starts)
-    return names, sums / counts[:, None], counts
+    return names, group_sums(embeddings, member, len(names)) / counts[:, None], counts
+
+
+def group_sums(
+    rows: Float[np.ndarray, "n d"], group: Int[np.ndarray, "n"], num_groups: int
+) -> Float[np.ndarray, "g d"]:
+    """Sum of the rows of each group in float64, without a sorted copy of them."""
+    n = len(rows)
+    member = scipy.sparse.csr_array((np.ones(n), (group, np.arange(n))), shape=(num_groups, n))
+    return member @ np.asarray(rows, np.float64)
 
 
 def cosine_matrix(

@@ -63,8 +63,8 @@ def fit(
     toolkit, 2013, arXiv:1304.2865), for p = 0.5 Cllr itself; a small p looks after few false
     alarms. The problem is convex, so there is one answer and no seed. `ridge` times half the
     squared weights (of inputs scaled to unit deviation) keeps them finite where the trials are
-    perfectly separable; else its effect is in the sixth digit. Fit on trials of other
-    speakers than those to be judged.
+    perfectly separable; else it changes a weight in its fourth digit or a later one (the third at
+    p = 0.01). Fit on trials of other speakers than those to be judged.
 
     Raises ScoreError as `detection.check` does; CalibrationError where a higher score does not mean
     the same speaker, or quality is not finite.

@@ -30,7 +30,10 @@ def measure(
     """
     both = scored[wanted.enrol_index] & scored[wanted.test_index]
     enrol, test = wanted.enrol_index[both], wanted.test_index[both]
-    scores = backend.cosine_trials(embeddings, embeddings, enrol, test)
+    # The other rows are zeros, which have no cosine.
+    used, places = np.unique(np.concatenate([enrol, test]), return_inverse=True)
+    rows = embeddings[used]
+    scores = backend.cosine_trials(rows, rows, places[: len(enrol)], places[len(enrol) :])
     target = wanted.is_target[both]
     summary, bounds = detection.summarise(scores, target), {}
     # A list may compare recordings whose speakers nobody wrote down.
@@ -41,7 +44,10 @@ def measure(
         bounds = bootstrap.intervals(drawn)
     lines = [detection.describe(summary, bounds)]
     if not both.all():
-        lines.append(f"{int((~both).sum())} trials left out: unreadable recordings")
+        lines.append(
+            f"{int((~both).sum())} trials left out: recordings without an embedding (unreadable, "
+            "or without speech)"
+        )
     scalars = summary.flat()
     if bounds:
         scalars["eer_low"], scalars["eer_high"] = bounds["eer"]

@@ -31,6 +31,10 @@ def margin_at(
     if growth not in GROWTHS:
         raise errors.UserError(f"growth={growth!r} is unknown; choose {', '.join(GROWTHS)}.")
     if growth == "sphereface":
+        if not 0 < final <= 1:
+            raise errors.UserError(
+                f"growth='sphereface' ends above 0 and at most at 1, not {final}."
+            )
         passed = jnp.maximum(jnp.asarray(step, jnp.float32) - start_step, 0.0)
         return 1.0 / (1.0 + jnp.maximum(1.0 / final - 1.0, 1000.0 / (1.0 + 0.12 * passed)))
     if end_step < start_step:

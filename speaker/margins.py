@@ -85,6 +85,18 @@ class MarginConfig:
                 f"{self.sub_centers}, {self.angle_multiple}, {self.power}, {self.top_k}."
             )
 
+        if not (self.margin >= 0 and self.scale > 0):
+            raise errors.UserError(
+                f"margin={self.margin} and scale={self.scale}: a margin is not negative, and a "
+                "scale is positive."
+            )
+        if self.kind == "sphereface" and not 0 < self.margin <= 1:
+            raise errors.UserError(
+                f"sphereface with margin={self.margin}: it is the share of psi in the target, "
+                "above 0 and at most 1 (1/6 in the authors' code, with scale=1); the m of the "
+                "paper is angle_multiple."
+            )
+
     @property
     def bias(self) -> str:
         """The bias that the loss has besides the weights: none, one a class, or one (scalar)."""

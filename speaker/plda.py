@@ -20,8 +20,11 @@ import scipy.linalg
 from jaxtyping import Float, Int, Shaped
 
 from common import errors
+from speaker import backend
 
 log = logging.getLogger(__name__)
+
+_BLOCK = 65536  # rows
 
 
 class PldaError(errors.UserError, ValueError):
@@ -153,11 +156,13 @@ class _Statistics:
                 f"is row {int(np.argmax(bad))}. Leave them out or extract them again."
             )
         _, member, counts = np.unique(speakers, return_inverse=True, return_counts=True)
-        order = np.argsort(member, kind="stable")
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        means = np.add.reduceat(embeddings[order], starts) / counts[:, None]
-        residual = embeddings - means[member]
-        return cls(counts.astype(np.float64), means, residual.T @ residual, len(embeddings))
+        means = backend.group_sums(embeddings, member, len(counts)) / counts[:, None]
+        scatter = np.zeros((means.shape[1], means.shape[1]))
+        for start in range(0, len(embeddings), _BLOCK):  # no second copy of millions of rows
+            rows = slice(start, start + _BLOCK)
+            residual = embeddings[rows] - means[member[rows]]
+            scatter += residual.T @ residual
+        return cls(counts.astype(np.float64), means, scatter, len(embeddings))
 
 
 def _moment_estimate(stats):

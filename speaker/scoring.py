@@ -124,19 +124,27 @@ def sides(
     its models that the list names, the means of their transformed utterances. Raises
     UnknownIdsError, see `trials.locate`.
     """
-    names, rows = tuple(enrol[0]), fitted.transform(enrol[1])
+    names, rows = enrol
     counts = np.ones(len(rows), np.int64)
     if enrolment is not None:
         named = {m: enrolment.models[m] for m in listed.enrol_ids if m in enrolment.models}
         if named:  # else `locate` says what is wrong
             enrolment = dataclasses.replace(enrolment, models=named)
-        names, rows, counts = trials.enrol(enrolment, names, rows, allow_unknown=allow_unknown)
+        wanted = {name for utterances in enrolment.models.values() for name in utterances}
+        kept = [row for row, name in enumerate(names) if name in wanted]
+        names, rows, counts = trials.enrol(
+            enrolment,
+            [names[row] for row in kept],
+            fitted.transform(rows[kept]),
+            allow_unknown=allow_unknown,
+        )
     located = trials.locate(listed, names, test[0], allow_unknown=allow_unknown)
-    # Statistics against a cohort are of the rows in use only.
+    # Only the rows in use: no other may be bad, and a cohort costs time for each.
     enrol_used, enrol_index = np.unique(located.enrol_index, return_inverse=True)
     test_used, test_index = np.unique(located.test_index, return_inverse=True)
+    used = rows[enrol_used]
     found = Sides(
-        rows[enrol_used],
+        used if enrolment is not None else fitted.transform(used),
         counts[enrol_used],
         fitted.transform(test[1][test_used]),
         enrol_index,

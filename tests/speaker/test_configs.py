@@ -43,6 +43,10 @@ def test_the_large_margin_stage_continues_the_recipe():
     assert (first.augment.speeds, second.augment.speeds) == ((1.0, 0.9, 1.1), (1.0,))
     assert (first.loss.margin, second.loss.margin) == (0.2, 0.5)
     assert (first.data.crop_seconds, second.data.crop_seconds) == (2.0, 6.0)
+    # wespeaker's rates are of 64 rows a card; the large-margin stage warms up for its first epoch.
+    for config, peak in ((first, 0.1), (second, 1e-4)):
+        assert config.optimizer.learning_rate == pytest.approx(peak * config.data.batch_rows / 64)
+    assert second.optimizer.warmup_steps == second.evaluate_every == 1_092_009 // 128
 
 
 @pytest.mark.parametrize(

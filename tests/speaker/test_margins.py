@@ -353,6 +353,8 @@ def test_schedules():
     np.testing.assert_allclose(weight, [1 / 1001, 1 / (1 + 1000 / 13), 1 / 6], rtol=1e-5)
     with pytest.raises(errors.UserError, match="exponential, linear"):
         margin_schedules.margin_at(0, growth="cubic", **kwargs)
+    with pytest.raises(errors.UserError, match="ends above 0"):
+        margin_schedules.margin_at(0, final=0.0, start_step=0, end_step=0, growth="sphereface")
 
 
 @pytest.mark.parametrize(
@@ -363,6 +365,9 @@ def test_schedules():
         ({"kind": "softmax", "sub_centers": 3}, "only am and aam"),
         ({"kind": "adacos", "top_k": 5}, "only am and aam"),
         ({"sub_centers": 0}, "start at 1"),
+        ({"margin": -0.1}, "margin is not negative"),
+        ({"scale": 0.0}, "scale is positive"),
+        ({"kind": "sphereface", "margin": 4.0}, "the m of the paper is angle_multiple"),
     ],
 )
 def test_config_errors(change, message):

@@ -325,6 +325,21 @@ def test_intervals_are_those_of_the_speakers(data, scores_of):
     assert f"[{100 * low:.2f}, {100 * high:.2f}]" in text
 
 
+def test_embeddings_that_no_trial_names_may_be_bad(data, scores_of, tmp_path):
+    ids, rows, speakers = draw("e", 12, 4, 1)
+    rows = np.concatenate([rows, np.zeros((1, DIM), np.float32)])
+    vectors.write(tmp_path / "more", "ark", [*ids, "zero"], rows, [*speakers, "nobody"])
+    (tmp_path / "models").write_text("".join(f"{name} {name}\n" for name in [*ids, "zero"]))
+    options = ("--center", "none")
+    _, _, wanted = scores_of(*options)
+    _, _, found = scores_of(*options, embeddings=tmp_path / "more")
+    np.testing.assert_array_equal(found, wanted)
+    _, _, found = scores_of(
+        *options, "--enrolment", tmp_path / "models", embeddings=tmp_path / "more"
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
 def test_unknown_ids_stop_or_are_left_out(data, scores_of, command, caplog):
     text = (data.root / "trials").read_text() + "1 e0-0 nobody\n0 nowhere e1-0\n"
     (data.root / "more").write_text(text)

@@ -480,6 +480,22 @@ def test_trials_that_the_data_contradict_or_do_not_have(tmp_path, corpus, caplog
     assert "[" not in lines[0]
 
 
+def test_recordings_without_an_embedding_are_left_out(tmp_path, corpus):
+    task = make_task(corpus, tmp_path)
+    rows = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+
+    def report(without):
+        index = np.setdiff1d(np.arange(16), without)
+        out = {"mask": np.ones(len(index), bool), "index": index, "embedding": rows[index]}
+        return task.report("dev", [out])
+
+    whole, part = report([]), report([3, 9])
+    assert "left out" not in " ".join(whole.lines)
+    assert "29 trials left out: recordings without an embedding" in part.lines[1]
+    assert part.meta["trials"] == 16 * 15 // 2 - 29
+    assert part.scalars["eer"] != whole.scalars["eer"]
+
+
 def test_a_split_of_both_kinds_has_both_lists(tmp_path, corpus):
     for name in ("one", "two"):
         (tmp_path / name).write_text("1 ann-0 ann-1\n0 ann-0 bob-1\n")
