@@ -17,6 +17,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from common import checkpoint, errors, parallel, trainer, workdir, writers
+from common.data import splits
 from common.task import Task
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def _main(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
         return
     if _CONFIG.value is not None:
         try:
-            config = workdir.freeze(_CONFIG.value)
+            config = workdir.freeze(splits.separate_names(_CONFIG.value))
         except OSError as error:  # ml_collections: no such file
             raise errors.UserError(f"--config: {' '.join(str(error).split())}") from error
     elif (folder / "config.json").is_file():

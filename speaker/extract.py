@@ -46,11 +46,21 @@ def open_data(names: Sequence[str], config: Any) -> records.Source:
                     f"--data {name} is no Kaldi folder: it has neither {' nor '.join(_TABLES)}. "
                     "Name such folders, audio files, or one of train, eval, test."
                 )
+            if not given and not (pathlib.Path(name) / "wav.scp").is_file():
+                raise errors.UserError(
+                    f"--data {name} holds features only, and this network takes recordings: give "
+                    "a folder with wav.scp, or audio files."
+                )
         return kaldi.read_folders("", names, **options)
     if given:
         raise errors.UserError(
             "The network takes features that were computed elsewhere (config.features.kind=given), "
             f"so --data {names[0]} has to be a Kaldi folder with feats.scp."
+        )
+    if not any(pathlib.Path(name).exists() for name in names):
+        raise errors.UserError(
+            f"--data {' '.join(names[:3])}: no such file or folder. Name audio files or Kaldi "
+            "folders, or one of train, eval, test alone."
         )
     rows = tuple({"id": name, "audio": name} for name in names)
     return records.RecordList("the files of --data", rows)

@@ -27,7 +27,6 @@ from speaker import backend, bootstrap, calibration, detection, scoring, trials,
 
 log = logging.getLogger(__name__)
 
-_LISTED = 100  # unknown ids in the log
 _TOP_K = 300  # of the cohort, without --top-k
 
 
@@ -104,11 +103,12 @@ def _check_options(args: argparse.Namespace) -> None:
         det.plot_format(args.det)
 
 
-def _list_unknown(names: Sequence[str]) -> None:
-    for name in names[:_LISTED]:
-        log.warning("unknown: %s", name)
-    if len(names) > _LISTED:
-        log.warning("unknown: ... and %d more", len(names) - _LISTED)
+def _check_size(name: str, found: np.ndarray, size: int) -> None:
+    if found.shape[-1] != size:
+        raise errors.UserError(
+            f"{name} has {found.shape[-1]} dimensions, --embeddings {size}. Take embeddings of one "
+            "network."
+        )
 
 
 def _back_end(args: argparse.Namespace, size: int) -> scoring.BackEnd:
@@ -124,18 +124,16 @@ def _back_end(args: argparse.Namespace, size: int) -> scoring.BackEnd:
     elif args.center is not None:
         centre = backend.fit_mean(vectors.read(args.center)[1]).mean
     for name, found in (("--train-embeddings", train and train[0]), ("--center", centre)):
-        if found is not None and found.shape[-1] != size:
-            raise errors.UserError(
-                f"{name} has {found.shape[-1]} dimensions, --embeddings {size}. Take embeddings "
-                "of one network."
-            )
+        if found is not None:
+            _check_size(name, found, size)
     return scoring.fit_back_end(args.backend, args.lda_dim, train, centre, size)
 
 
 def _cohort(
-    args: argparse.Namespace, fitted: scoring.BackEnd
+    args: argparse.Namespace, fitted: scoring.BackEnd, size: int
 ) -> tuple[Float[np.ndarray, "c p"], Int[np.ndarray, "c"]]:
     embeddings, speakers = _labelled(args.cohort, args.cohort_utt2spk)
+    _check_size("--cohort", embeddings, size)
     if speakers is None:
         log.warning(
             "No utt2spk beside --cohort %s: each embedding in it counts as another speaker. If "
@@ -163,9 +161,9 @@ def _scored(
             listed, fitted, test, enrol, enrolment, allow_unknown=args.allow_unknown
         )
     except trials.UnknownIdsError as error:
-        _list_unknown(error.unknown)
+        trials.log_unknown(error.unknown)
         raise
-    _list_unknown(located.unknown)
+    trials.log_unknown(located.unknown)
     scores = scoring.score(fitted, both)
     if cohort is not None:
         top_k = None
@@ -230,8 +228,10 @@ def _work(args: argparse.Namespace) -> None:
     enrolment = trials.read_enrolment(args.enrolment) if args.enrolment else None
     test = vectors.read(args.embeddings)
     enrol = vectors.read(args.enrol_embeddings) if args.enrol_embeddings else test
-    fitted = _back_end(args, test[1].shape[1])
-    cohort = _cohort(args, fitted) if args.norm else None
+    size = test[1].shape[1]
+    _check_size("--enrol-embeddings", enrol[1], size)
+    fitted = _back_end(args, size)
+    cohort = _cohort(args, fitted, size) if args.norm else None
     located, scores = _scored(args, listed, fitted, cohort, enrol, test, enrolment)
     target, calibrated = located.is_target, ""
     if args.calibrate or other is not None:
@@ -244,6 +244,7 @@ def _work(args: argparse.Namespace) -> None:
             if args.calibrate_embeddings:
                 paths = (args.calibrate_embeddings,) * 2
                 sets = (vectors.read(args.calibrate_embeddings),) * 2
+                _check_size("--calibrate-embeddings", sets[0][1], size)
             there, found = _scored(args, other, fitted, cohort, *sets, enrolment)
             _, measured = _quality(args, paths, *sets, there)
             fit_to = (found, there.is_target, measured)

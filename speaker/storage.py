@@ -37,7 +37,9 @@ def load_arrays(
         ) from None
     # np.load gives a bare array for .npy files, which is no context manager: TypeError.
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        # NumPy takes any other file for a pickle, and says how to read one.
+        reason = "another kind of file" if "pickle" in str(error) else error
         raise ModelFileError(
-            f"{path} is no {kind} ({error}): an npz file with {', '.join(names)} is expected. "
+            f"{path} is no {kind} ({reason}): an npz file with {', '.join(names)} is expected. "
             "Make it again."
         ) from error

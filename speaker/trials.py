@@ -20,6 +20,7 @@ _SHAPES = {
     "kaldi": "`enrol test target` or `enrol test nontarget`",
 }
 _LISTED = 5  # names in a message
+_LOGGED = 100
 
 
 class TrialError(errors.UserError, ValueError):
@@ -144,6 +145,14 @@ def locate(
             )
         log.warning("%s; these trials are left out", message)
     return LocatedTrials(enrol_index[kept], test_index[kept], trials.is_target[kept], kept, unknown)
+
+
+def log_unknown(names: Sequence[str]) -> None:
+    """Ids without an embedding, a line each."""
+    for name in names[:_LOGGED]:
+        log.warning("unknown: %s", name)
+    if len(names) > _LOGGED:
+        log.warning("unknown: ... and %d more", len(names) - _LOGGED)
 
 
 def read_enrolment(path: pathlib.Path | str) -> Enrolment:

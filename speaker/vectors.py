@@ -126,6 +126,8 @@ def read(path: pathlib.Path | str) -> tuple[tuple[str, ...], Float[np.ndarray, "
     cut off, no rows, rows of different dimension, repeated ids, values that are not finite.
     """
     path = _file_of(pathlib.Path(path).expanduser())
+    if not path.exists():
+        raise VectorError(f"{path}: no such file. Check the path, or extract it first.")
     if path.suffix not in _READERS:
         raise VectorError(
             f"{path}: the suffix of a set of embeddings says its form, one of "

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import pathlib
+import re
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,10 @@ PathLike = str | os.PathLike
 # What a search for recordings takes for one.
 SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", ".sph")
 _BLOCK = 1 << 20  # samples decoded at a time: a header may claim any length
+# How libsndfile says that a chunk of samples (WAV, AIFF, AU) ends beyond the file.
+_SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_NO_SIZE = 0x7FFF0000  # programs that write to a pipe state sizes about here
+_SPHERE_LENGTH = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 _RESAMPLE_CONTEXT_SECONDS = 0.05  # beyond the reach of soxr's filter, for partial reads
 
 
@@ -54,7 +59,7 @@ def probe(path: PathLike) -> AudioInfo:
     The length is the header's; only decoding proves it. Raises AudioError.
     """
     with _open(path) as file:
-        num_samples = file.frames
+        num_samples = _stated_samples(path, file)
         # A stream without a stated length is reported by libsndfile as a huge number.
         if num_samples >= 1 << 62:
             raise AudioError(path, "the header states no length")
@@ -176,6 +181,19 @@ def _open(path: PathLike):
             yield file
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(path, _reason(source, error)) from error
+
+
+def _stated_samples(path: PathLike, file: soundfile.SoundFile) -> int:
+    """The length that the header states; of uncompressed files libsndfile gives what is there."""
+    if file.format == "NIST":
+        with pathlib.Path(path).open("rb") as opened:
+            found = _SPHERE_LENGTH.search(opened.read(1024))
+        return max(file.frames, int(found[1])) if found else file.frames
+    found = _SHORT_CHUNK.search(file.extra_info)
+    stated, there = (int(size) for size in found.groups()) if found else (0, 0)
+    if there < stated < _NO_SIZE:
+        return file.frames * stated // there if there else stated
+    return file.frames
 
 
 def _correct_mp3(path: pathlib.Path, file: soundfile.SoundFile) -> io.BytesIO | None:

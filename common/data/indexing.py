@@ -316,7 +316,10 @@ def _report(
         "%s: %d of %d records rejected (%s), listed in %s", name, len(rejected), count, counts, tsv
     )
     if len(rejected) == count:
-        raise records.DataError(f"{name}: none of {count} records is usable ({counts}). See {tsv}.")
+        raise records.DataError(
+            f"{name}: none of {count} records is usable ({counts}), the first is "
+            f"{rejected[0].id!r}. See {tsv}."
+        )
     if share > max_bad_share:
         raise records.DataError(
             f"{name}: {len(rejected)} of {count} records ({share:.1%}) are unusable ({counts}), "

@@ -6,6 +6,7 @@ scp file would have Kaldi run in a shell is refused, never run.
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import re
@@ -176,7 +177,7 @@ def _read_recordings(folder: pathlib.Path) -> dict[str, _Row]:
         fields = value.split()
         try:
             recording, start, end = fields[0], float(fields[1]), float(fields[2])
-            valid = len(fields) == 3
+            valid = len(fields) == 3 and math.isfinite(start) and math.isfinite(end)
         except (IndexError, ValueError):
             valid = False
         if not valid:
@@ -287,7 +288,7 @@ def _finder(folder: pathlib.Path) -> Callable[[str], str]:
 def _read_table(path: pathlib.Path, *, needs_value: bool = True) -> Mapping[str, str]:
     """First word of every line -> the rest of it; one line an id, so their order counts lines."""
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_text("utf-8-sig").split("\n")
     except FileNotFoundError:
         raise records.DataError(
             f"There is no {path}. A Kaldi data folder needs it; see utils/validate_data_dir.sh."

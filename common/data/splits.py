@@ -43,6 +43,7 @@ def default_config() -> ConfigDict:
             "audio_root": "",
             # Subsets of a tree, values of `split_column` of a manifest, splits of a data set,
             # Kaldi data folders, or subsets and lists of VoxCeleb (see common/data/voxceleb.py).
+            # Several on a command line: with commas between.
             "train": ("train",),
             "eval": ("dev",),
             "split_column": "split",
@@ -180,6 +181,18 @@ def open_source(
         f"config.data.kind={data.kind!r} is unknown; choose embedded, librispeech, "
         "manifest, tfds, kaldi or voxceleb."
     )
+
+
+def separate_names(config: Any) -> ConfigDict:
+    """The config with one name an entry in `data.train`, `.eval` and `.test`.
+
+    A command line gives several as one text with commas between, and digits as a number.
+    """
+    config = ConfigDict(config).copy_and_resolve_references()
+    for key in {"train", "eval", "test"} & set(config.data):
+        names = [part.strip() for name in config.data[key] for part in str(name).split(",")]
+        config.data[key] = tuple(name for name in names if name)
+    return config
 
 
 def open_split(

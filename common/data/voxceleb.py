@@ -103,7 +103,7 @@ def _read_list(
     path: pathlib.Path, part: str | None, starts: Sequence[pathlib.Path]
 ) -> Iterator[records.Record]:
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise records.DataError(f"{path} is not UTF-8 text ({error}).") from None
     count, parts = 0, set()

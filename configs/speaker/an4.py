@@ -36,7 +36,7 @@ def get_config(argument: str = "resnet") -> ConfigDict:
     if argument not in (*NETWORKS, "lm", "debug"):
         raise ValueError(f"an4.py:{argument}: the argument is {', '.join(NETWORKS)}, lm or debug")
     config = settings.default_config()
-    config.data.update({"kind": "manifest", "min_seconds": 0.1})
+    config.data.kind = "manifest"
     config.data.update({"batch_rows": 32, "crop_seconds": 1.5})
     # The mean of a recording tells one voice from another where all are recorded alike.
     # Windows of 50 ms tell neighbouring harmonics of a high voice apart, and so its pitch.

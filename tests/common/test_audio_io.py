@@ -123,6 +123,30 @@ def test_mp3_without_a_true_length_is_read_whole(tmp_path):
     np.testing.assert_allclose(part, whole[48000:56000], atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "AIFF", "AU", "NIST"])
+def test_the_stated_length_of_a_cut_off_file(tmp_path, kind):
+    path = tmp_path / "a"
+    soundfile.write(path, np.stack([sweep()] * 2, 1), RATE_HZ, format=kind, subtype="PCM_16")
+    whole = io.probe(path)
+    assert whole == io.AudioInfo(RATE_HZ, 2, 2 * RATE_HZ)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 3])
+    assert io.probe(path).num_samples == pytest.approx(whole.num_samples, rel=2e-3)
+    # What is there can still be read: to refuse it is for those who know the length.
+    assert len(io.load_audio(path, sample_rate_hz=RATE_HZ)) < 2 * RATE_HZ / 3
+
+
+@pytest.mark.parametrize("stated", [0x7FFFF000, 0xFFFFFFFF])
+def test_wav_from_a_pipe_states_no_length(tmp_path, stated):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, sweep(), RATE_HZ)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"data") + 4
+    data[place : place + 4] = stated.to_bytes(4, "little")
+    path.write_bytes(data)
+    assert io.probe(path).num_samples == 2 * RATE_HZ
+
+
 @pytest.mark.parametrize("claimed", [0, (1 << 36) - 1, 64000])
 def test_flac_with_a_wrong_length_is_read_whole(tmp_path, claimed):
     path = tmp_path / "a.flac"

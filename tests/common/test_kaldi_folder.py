@@ -229,7 +229,17 @@ def test_segments_are_stretches_of_recordings(tmp_path):
     assert [len(short[i]["audio"]) for i in range(3)] == [5000, 5000, 4000]
 
 
-@pytest.mark.parametrize("value", ["show 0.5", "show a b", "show 0 1 A"])
+def test_tables_saved_on_windows(tmp_path):
+    write_recordings(tmp_path / "test", ("show",))
+    write_speakers(tmp_path / "test", {"show": "ann"})
+    for table in (tmp_path / "test").iterdir():
+        if table.suffix in (".scp", "") and table.is_file():
+            table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b"\n", b"\r\n"))
+    found = kaldi.read_folders(tmp_path, ["test"])
+    assert [(record["id"], record["speaker"]) for record in found] == [("show", "ann")]
+
+
+@pytest.mark.parametrize("value", ["show 0.5", "show a b", "show 0 1 A", "show 0 nan"])
 def test_damaged_segments_are_named(tmp_path, value):
     write_recordings(tmp_path / "test", ("show",))
     write_speakers(tmp_path / "test", {"x": "ann", "y": "ann"})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from array_record.python import array_record_module
+from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 
 from common.data import indexing, librispeech, manifest, records, splits, tfds
@@ -413,3 +414,10 @@ def test_real_trees_and_manifests(speech_data):
     sphere = speech_data / "reference" / "sphere" / "an251-fash-b.sph"
     flac = speech_data / "sentences" / "an4" / "train" / "fash" / "fash-an251.flac"
     np.testing.assert_array_equal(an4.read_int16(sphere), an4.read_int16(flac))
+
+
+def test_names_with_commas_between_are_several():
+    config = ConfigDict({"data": {"train": ("a, b", 2020), "eval": ("dev",)}})
+    found = splits.separate_names(config).data
+    assert (found.train, found.eval) == (("a", "b", "2020"), ("dev",))
+    assert config.data.train == ("a, b", 2020)

@@ -80,7 +80,7 @@ def test_a_kaldi_folder_of_features(run, tmp_path, command, caplog):
     assert vectors.read(tmp_path / "out")[0] == ("u1", "u3")
     said = failure(extract.main, "--workdir", tmp_path, *out, *run.files("ann-0"))
     assert "has to be a Kaldi folder with feats.scp" in said
-    assert "has no wav.scp" in failure(extract.main, "--workdir", run.workdir, *out, folder)
+    assert "holds features only, and this network takes recordings" in failure(extract.main, "--workdir", run.workdir, *out, folder)
 
 
 def test_bad_files_are_named_and_the_others_go_on(run, tmp_path, command, caplog):
@@ -150,9 +150,12 @@ def test_what_cannot_be_done_is_said_first(run, tmp_path, command, monkeypatch):
     (tmp_path / "empty").mkdir()
     said = failure(extract.main, *options, tmp_path / "empty")
     assert "has neither wav.scp nor feats.scp" in said
-    said = failure(extract.main, *options, tmp_path / "absent.wav")
-    assert "none of 1 records is usable (1 missing file)" in said
+    for names in (["absent.wav"], ["evl"], ["eval", "train"]):
+        assert f"--data {' '.join(names)}: no such file" in failure(extract.main, *options, *names)
     spaced = tmp_path / "a b.wav"
+    spaced.touch()
+    said = failure(extract.main, *options, spaced)
+    assert "none of 1 records is usable (1 empty), the first is" in said
     said = failure(extract.main, *options, spaced, "--format", "ark")
     assert "Choose format npz or rename" in said
     assert not (tmp_path / "out" / "embeddings.ark").exists()

@@ -404,6 +404,14 @@ def test_a_plot_is_drawn_from_the_curve(data, scores_of, tmp_path, monkeypatch):
         (("--det", "{root}/det.txt"), "a plot cannot be written as 'txt'"),
         (("--norm", "asnorm", "--cohort", "{root}/train", "--top-k", "61"), "Lower top_k"),
         (("--center", "{root}/narrow.txt"), "--center has 2 dimensions, --embeddings 6"),
+        (
+            ("--norm", "snorm", "--cohort", "{root}/narrow.txt"),
+            "--cohort has 2 dimensions, --embeddings 6",
+        ),
+        (
+            ("--enrol-embeddings", "{root}/narrow.txt"),
+            "--enrol-embeddings has 2 dimensions, --embeddings 6",
+        ),
         (("--center", "{root}/absent.npz"), "absent.npz: no such file"),
         (
             ("--backend", "lda", "--train-embeddings", "{root}/narrow.txt"),
