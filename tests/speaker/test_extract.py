@@ -80,7 +80,8 @@ def test_a_kaldi_folder_of_features(run, tmp_path, command, caplog):
     assert vectors.read(tmp_path / "out")[0] == ("u1", "u3")
     said = failure(extract.main, "--workdir", tmp_path, *out, *run.files("ann-0"))
     assert "has to be a Kaldi folder with feats.scp" in said
-    assert "holds features only, and this network takes recordings" in failure(extract.main, "--workdir", run.workdir, *out, folder)
+    said = failure(extract.main, "--workdir", run.workdir, *out, folder)
+    assert "holds features only, and this network takes recordings" in said
 
 
 def test_bad_files_are_named_and_the_others_go_on(run, tmp_path, command, caplog):
