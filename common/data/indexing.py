@@ -22,7 +22,7 @@ from common.data import ark, records
 
 log = logging.getLogger(__name__)
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _CUT_OFF_SECONDS = 0.1  # MP3 decoders drop some padding, so lengths agree only roughly
 _OVERSHOOT_SECONDS = 0.5  # of a segment past the end of its recording, as Kaldi's extract-segments
 
