@@ -107,11 +107,15 @@ class Checkpointer:
         read_only: bool = False,
     ) -> None:
         policies = ocp.checkpoint_managers
+
+        def metric(values: Mapping[str, float]) -> float:
+            return values["best"]
+
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_best:
             keep.append(
                 policies.BestN(
-                    get_metric_fn=lambda values: values["best"],
+                    get_metric_fn=metric,
                     reverse=best_mode == "min",
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
@@ -125,6 +129,9 @@ class Checkpointer:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
+                # Without it Orbax forgets the metrics with the process.
+                best_fn=metric,
+                best_mode=best_mode,
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
@@ -151,9 +158,13 @@ class Checkpointer:
     ) -> None:
         """Starts writing; returns when the state is copied. Raises if an earlier save failed.
 
+        A checkpoint of that step is replaced.
+
         Without a `data_iterator` the run that starts from here reads its data from the beginning.
         """
         self.wait()  # An error of the save before is that save's, by name.
+        if step in self.steps():
+            self._manager.delete(step)
         tree = _to_tree(train_state)
         # The copy is ours: the next step is given the state's own buffers to overwrite, and on the
         # CPU the writer would read those very buffers.

@@ -272,7 +272,10 @@ def train(
                 evaluated, best = step, float(reports[split].scalars[name])
                 said = {part: dict(report.meta) for part, report in reports.items()}
                 clock += time.monotonic() - paused
-            if step > start and (
+            # Stopped at the very step of an evaluation, a run saved it without one: again, with it
+            # (while another checkpoint is there to fall back to).
+            owed = best is not None and len(saver.steps()) > 1
+            if (step > start or owed) and (
                 evaluated == step or stopping or last or step % config.checkpoint_every == 0
             ):
                 late.flush()  # No state with a loss that is not finite is ever saved.

@@ -1,5 +1,6 @@
 """The loop on a toy task: learns, logs, stops on NaN, resumes to the same bits."""
 
+import dataclasses
 import json
 import shutil
 
@@ -75,6 +76,23 @@ def test_what_a_report_keeps_is_saved_with_the_checkpoints(tmp_path):
     assert said(16) == said(10)
 
 
+def test_an_evaluation_that_a_stop_put_off_is_saved(tmp_path, monkeypatch):
+    def kept(run):
+        folder = tmp_path / run / "checkpoints" / "10"
+        metrics = folder / "metrics" / "metrics"
+        meta = json.loads((folder / "meta" / "metadata").read_text())
+        return meta, json.loads(metrics.read_text()) if metrics.exists() else None
+
+    train(tmp_path / "whole", keep_every=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.preemption.Preemption, "requested", lambda _, step: step == 10)
+        train(tmp_path / "parts", keep_every=5)
+    assert kept("parts")[1] is None
+    train(tmp_path / "parts", keep_every=5)
+    assert kept("parts") == kept("whole")
+    assert kept("parts")[1]["best"] > 0
+
+
 def test_a_finished_run_is_left_alone(whole):
     workdir, state, _ = whole
     again, _ = train(workdir)
@@ -126,10 +144,24 @@ def test_best_and_every_nth_are_kept(tmp_path):
     train(tmp_path, keep_every=10, keep_last=1, total_steps=25)
     loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)
     assert {10, 20, 25} <= set(loader.steps())
-    assert loader.best_step() in (10, 20, 25)
     variables, meta = loader.load_variables(parallel.make_mesh(jax.devices()[:1]))
     assert meta["step"] == loader.best_step()
     assert set(variables) == {"params", "batch_stats"}
+
+
+def test_the_best_outlives_the_process(tmp_path, monkeypatch):
+    """An error that falls and rises: a later run keeps the best of an earlier one, and finds it."""
+    errors, evaluate = iter([0.5, 0.2, 0.4, 0.3, 0.6, 0.7]), trainer.evaluate
+
+    def said(*args):
+        report = evaluate(*args)
+        return dataclasses.replace(report, scalars={**report.scalars, "error": next(errors)})
+
+    monkeypatch.setattr(trainer, "evaluate", said)
+    for total in (15, 30):
+        train(tmp_path, keep_last=1, evaluate_every=5, total_steps=total)
+        loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)
+        assert (loader.steps(), loader.best_step()) == ([10, total], 10)
 
 
 def test_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch):
