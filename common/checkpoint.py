@@ -163,8 +163,6 @@ class Checkpointer:
         Without a `data_iterator` the run that starts from here reads its data from the beginning.
         """
         self.wait()  # An error of the save before is that save's, by name.
-        if step in self.steps():
-            self._manager.delete(step)
         tree = _to_tree(train_state)
         # The copy is ours: the next step is given the state's own buffers to overwrite, and on the
         # CPU the writer would read those very buffers.
@@ -179,6 +177,8 @@ class Checkpointer:
             data["data"] = grain.PyGrainCheckpointSave(data_iterator)
         meta = {**meta, "step": step, "fingerprint": fingerprint(tree)}
         try:
+            if step in self.steps():
+                self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(

@@ -274,7 +274,7 @@ def train(
                 clock += time.monotonic() - paused
             # Stopped at the very step of an evaluation, a run saved it without one: again, with it
             # (while another checkpoint is there to fall back to).
-            owed = best is not None and len(saver.steps()) > 1
+            owed = step == start and best is not None and len(saver.steps()) > 1
             if (step > start or owed) and (
                 evaluated == step or stopping or last or step % config.checkpoint_every == 0
             ):

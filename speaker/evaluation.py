@@ -112,15 +112,12 @@ def _listed(split: splits.Split, path: pathlib.Path, allow_unknown: bool) -> tri
     wanted = {*listed.enrol_ids, *listed.test_ids}
     names = max(split.ids, split.paths, key=lambda names: len(wanted.intersection(names)))
     try:
-        located = trials.locate(listed, names, names, allow_unknown=allow_unknown)
+        return trials.locate(listed, names, names, allow_unknown=allow_unknown)
     except trials.UnknownIdsError as error:
-        trials.log_unknown(error.unknown)
         raise errors.UserError(
             f"{error} Here: rejected.tsv in the work directory says what is left out of the data; "
             "--config.data.allow_unknown_trials goes on without those trials."
         ) from error
-    trials.log_unknown(located.unknown)
-    return located
 
 
 def all_pairs(speakers: Sequence[str], most: int) -> trials.LocatedTrials:

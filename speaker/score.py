@@ -156,14 +156,9 @@ def _scored(
     enrolment: trials.Enrolment | None,
 ) -> tuple[trials.LocatedTrials, Float[np.ndarray, "k"]]:
     """The trials of a list that can be scored, and their scores, normalised if asked for."""
-    try:
-        both, located = scoring.sides(
-            listed, fitted, test, enrol, enrolment, allow_unknown=args.allow_unknown
-        )
-    except trials.UnknownIdsError as error:
-        trials.log_unknown(error.unknown)
-        raise
-    trials.log_unknown(located.unknown)
+    both, located = scoring.sides(
+        listed, fitted, test, enrol, enrolment, allow_unknown=args.allow_unknown
+    )
     scores = scoring.score(fitted, both)
     if cohort is not None:
         top_k = None

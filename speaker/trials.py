@@ -20,7 +20,7 @@ _SHAPES = {
     "kaldi": "`enrol test target` or `enrol test nontarget`",
 }
 _LISTED = 5  # names in a message
-_LOGGED = 100
+_LOGGED = 100  # names in the log
 
 
 class TrialError(errors.UserError, ValueError):
@@ -121,7 +121,8 @@ def locate(
     """Finds the embeddings of each trial: row i of either side has the i-th of its ids.
 
     Raises UnknownIdsError when some trial has no embedding on either side; with `allow_unknown`
-    such trials are left out and counted in the log. TrialError when none is left.
+    such trials are left out and counted in the log. The log lists the ids. TrialError when none is
+    left.
     """
     enrol, test = _rows(enrol_ids), _rows(test_ids)
     enrol_rows = np.array([enrol.get(name, -1) for name in trials.enrol_ids], np.int64)
@@ -138,6 +139,7 @@ def locate(
             f"{trials.path}:{line}: {len(unknown)} ids of the trial list have no embedding "
             f"({_listed(unknown)}), used in {len(trials) - len(kept)} of {len(trials)} trials"
         )
+        _log_unknown(unknown)
         if not allow_unknown or not len(kept):
             raise UnknownIdsError(
                 f"{message}. Extract them, correct the ids, or allow unknown ids.",
@@ -147,8 +149,7 @@ def locate(
     return LocatedTrials(enrol_index[kept], test_index[kept], trials.is_target[kept], kept, unknown)
 
 
-def log_unknown(names: Sequence[str]) -> None:
-    """Ids without an embedding, a line each."""
+def _log_unknown(names: Sequence[str]) -> None:
     for name in names[:_LOGGED]:
         log.warning("unknown: %s", name)
     if len(names) > _LOGGED:
@@ -219,6 +220,7 @@ def enrol(
             f"({_listed(tuple(missing))}), which leaves {len(found)} of {len(enrolment.models)} "
             "models"
         )
+        _log_unknown(tuple(missing))
         if not allow_unknown or not found:
             raise UnknownIdsError(
                 f"{message}. Extract them, correct the ids, or allow unknown ids.",

@@ -21,7 +21,7 @@ def speech_data() -> pathlib.Path:
     """The folder of small real corpora named by SPEECH_DATA; without it such tests are skipped."""
     folder = os.environ.get("SPEECH_DATA")
     if not folder or not pathlib.Path(folder).is_dir():
-        pytest.skip("SPEECH_DATA does not name a folder of real corpora")
+        pytest.skip("real corpora are no part of the repository: name them by SPEECH_DATA")
     return pathlib.Path(folder)
 
 

@@ -183,12 +183,12 @@ def open_source(
     )
 
 
-def separate_names(config: Any) -> ConfigDict:
+def separate_names(config: ConfigDict) -> ConfigDict:
     """The config with one name an entry in `data.train`, `.eval` and `.test`.
 
     A command line gives several as one text with commas between, and digits as a number.
     """
-    config = ConfigDict(config).copy_and_resolve_references()
+    config = config.copy_and_resolve_references()
     for key in {"train", "eval", "test"} & set(config.data):
         names = [part.strip() for name in config.data[key] for part in str(name).split(",")]
         config.data[key] = tuple(name for name in names if name)
