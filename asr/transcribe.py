@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from asr import task as asr_task
-from common import app, checkpoint, parallel, trainer, workdir
+from common import app, checkpoint, evaluation, parallel, workdir
 from common.audio import io
 from common.data import splits
 
@@ -80,7 +80,7 @@ class Transcriber:
         loader = checkpoint.Checkpointer(folder / "checkpoints", best_mode=mode, read_only=True)
         self._variables, meta = loader.load_variables(self._mesh, step=step)
         self._task.check_checkpoint(meta)
-        self._step = trainer.make_eval_step(self._task, self._config, self._mesh)
+        self._step = evaluation.make_eval_step(self._task, self._config, self._mesh)
         self.sample_rate_hz = self._config.data.sample_rate_hz
 
     def load(self, path: str) -> Float[np.ndarray, "t"]:

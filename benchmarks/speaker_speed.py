@@ -27,7 +27,7 @@ import time
 import jax
 import numpy as np
 
-from common import app, parallel, trainer
+from common import app, evaluation, parallel, trainer
 from common.data import buckets
 from speaker import settings, task
 
@@ -109,7 +109,7 @@ class Ours:
         np.savez(folder / "weights.npz", **arrays)
         self.state = parallel.place(self.task.create_state(variables), self.mesh)
         self.train_step = trainer.make_train_step(self.task, self.config, self.mesh)
-        self.eval_step = trainer.make_eval_step(self.task, self.config, self.mesh)
+        self.eval_step = evaluation.make_eval_step(self.task, self.config, self.mesh)
         rows, samples = problem["audio"].shape
         self.batch = {
             "audio": problem["audio"],

@@ -16,7 +16,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from common import checkpoint, errors, parallel, trainer, workdir, writers
+from common import checkpoint, errors, evaluation, parallel, trainer, workdir, writers
 from common.data import splits
 from common.task import Task
 
@@ -164,8 +164,10 @@ def _main(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
         task.check_checkpoint(meta)
         log.info("Checkpoint of step %d.", meta["step"])
         writer = writers.Writers(folder, tensorboard=False, wandb="disabled", jsonl=False)
-        step = trainer.make_eval_step(task, config, mesh)
-        close(task, folder, trainer.evaluate_all(task, step, variables, mesh, writer, meta["step"]))
+        step = evaluation.make_eval_step(task, config, mesh)
+        close(
+            task, folder, evaluation.evaluate_all(task, step, variables, mesh, writer, meta["step"])
+        )
         return
     if _CONFIG.value is not None:
         try:

@@ -1,17 +1,14 @@
-"""The one training loop, and evaluation."""
+"""The one training loop."""
 
 import contextlib
-import dataclasses
 import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,10 +16,12 @@ from common import (
     checkpoint,
     compiles,
     errors,
+    evaluation,
     metrics,
     parallel,
     parameters,
     preemption,
+    starting,
     state,
     writers,
 )
@@ -118,80 +117,6 @@ def make_train_step(task: Task, config: Any, mesh: Mesh) -> Callable:
     )
 
 
-def make_eval_step(task: Task, config: Any, mesh: Mesh) -> Callable:
-    """(variables, batch) -> (sums over all devices, outputs by rows), mapped."""
-
-    def step(variables: state.Variables, batch: Any) -> tuple[Metrics, Mapping[str, jax.Array]]:
-        sums, outputs = task.eval_step(variables, batch)
-        outputs = {**outputs, "index": batch["index"], "mask": batch["mask"]}
-        return metrics.psum(sums, parallel.AXIS), outputs
-
-    variables = parallel.REPLICATED
-    if task.sharded:
-        template = jax.eval_shape(task.init, jax.random.key(0))
-        variables = parallel.specs(template, task.sharded)
-    return parallel.data_parallel(
-        step,
-        mesh,
-        in_specs=(variables, parallel.ROWS),
-        out_specs=(parallel.REPLICATED, parallel.ROWS),
-        kind=config.parallel,
-    )
-
-
-def evaluate(
-    task: Task,
-    eval_step: Callable,
-    variables: state.Variables,
-    split: str,
-    batches: Iterable[Any],
-    mesh: Mesh,
-) -> Report:
-    """Every record of a split exactly once; sums over all devices and hosts, divided at the end."""
-    started = time.monotonic()
-    pending: tuple[Any, Any] | None = None
-    parts: list[Metrics] = []
-    outputs: list[Mapping[str, np.ndarray]] = []
-
-    def collect(result: tuple[Any, Any]) -> None:
-        sums, rows = result
-        parts.append(metrics.merge([sums]))
-        if jax.process_count() > 1:
-            rows = multihost_utils.process_allgather(parallel.local_rows(rows), tiled=True)
-        outputs.append(jax.tree.map(np.asarray, jax.device_get(rows)))
-
-    for batch in batches:
-        result = eval_step(variables, parallel.global_batch(batch, mesh))
-        if pending is not None:
-            collect(pending)
-        pending = result
-    if pending is not None:
-        collect(pending)
-    report = task.report(split, outputs)
-    sums = metrics.merge(parts)
-    work = sums.pop(task.work_metric, None)
-    scalars = {**metrics.finalize(sums), **report.scalars}
-    if work is not None:
-        scalars[f"{task.work_metric}_per_second"] = work.total / (time.monotonic() - started)
-    return dataclasses.replace(report, scalars=scalars)
-
-
-def evaluate_all(
-    task: Task, eval_step: Callable, variables: state.Variables, mesh: Mesh, writer: Any, step: int
-) -> dict[str, Report]:
-    """All splits, written and said."""
-    reports = {}
-    for split, batches in task.eval_data().items():
-        report = evaluate(task, eval_step, variables, split, batches, mesh)
-        writer.scalars(step, split, report.scalars)
-        for name, image in report.images.items():
-            writer.image(step, f"{split}/{name}", image)
-        for name, (samples, rate) in report.audio.items():
-            writer.audio(step, f"{split}/{name}", samples, rate)
-        reports[split] = report
-    return reports
-
-
 def train(
     task: Task, config: Any, workdir: pathlib.Path, mesh: Mesh
 ) -> tuple[state.TrainState, dict[str, Report] | None]:
@@ -216,7 +141,8 @@ def train(
         template = jax.eval_shape(task.create_state, variables)
         restored = saver.restore(template, mesh, iterator, task.sharded)
         if restored is None:
-            train_state, meta, start = first_state(task, config, mesh), {"evaluated": -1}, 0
+            train_state = starting.first_state(task, config, mesh)
+            meta, start = {"evaluated": -1}, 0
         else:
             train_state, meta = restored
             task.check_checkpoint(meta)
@@ -238,7 +164,7 @@ def train(
         bar = stack.enter_context(writer.progress(config.total_steps, start))
         stop = stack.enter_context(preemption.Preemption())
         train_step = make_train_step(task, config, mesh)
-        eval_step = make_eval_step(task, config, mesh)
+        eval_step = evaluation.make_eval_step(task, config, mesh)
         late = _Throttle(saver)
         evaluated, best, reports = int(meta["evaluated"]), None, None
         said = meta.get("report", {})  # by split, of the evaluation at step `evaluated`
@@ -266,7 +192,7 @@ def train(
             if due and step > evaluated and not stopping:
                 late.flush()
                 paused = time.monotonic()
-                reports = evaluate_all(
+                reports = evaluation.evaluate_all(
                     task, eval_step, train_state.eval_variables, mesh, writer, step
                 )
                 evaluated, best = step, float(reports[split].scalars[name])
@@ -315,37 +241,6 @@ def train(
             compiled.seconds,
         )
         return train_state, reports
-
-
-def first_state(task: Task, config: Any, mesh: Mesh) -> state.TrainState:
-    """The state at step 0: new, or with the variables of another run (`config.init_from`)."""
-
-    def fresh() -> state.Variables:
-        return task.init(state.stream_key(config.seed, "init", 0))
-
-    template = jax.eval_shape(fresh)
-    first, arguments = fresh, ()
-    if config.init_from:
-        other = pathlib.Path(config.init_from).expanduser()
-        workdir_lib.load_config(other, task.name)  # raises if it is another task's
-        folder = other / "checkpoints"
-        loader = checkpoint.Checkpointer(folder, best_mode=task.best_metric[2], read_only=True)
-        found, meta = loader.load_variables(mesh)
-        loader.close()
-
-        def first(found: state.Variables) -> state.Variables:
-            return task.adopt(fresh(), found, meta)
-
-        checkpoint.check_shapes(jax.eval_shape(first, found), template, folder)
-        log.info("Starting from step %d of %s.", meta["step"], folder)
-        arguments = (found,)
-    # Made where it lies: no device ever holds all of what is sharded.
-    placed = jax.eval_shape(task.create_state, template)
-    make = compiles.jit_once(
-        lambda *found: task.create_state(first(*found)),
-        out_shardings=parallel.shardings(placed, mesh, task.sharded),
-    )
-    return make(*arguments)
 
 
 def _stop_trace() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, Int
 
-from common import checkpoint, errors, parallel, trainer, workdir
+from common import checkpoint, errors, evaluation, parallel, workdir
 from common.audio import io, vad
 from common.data import ark, indexing, records, splits
 from speaker import calibration, data
@@ -165,7 +165,7 @@ class Embedder:
         loader = checkpoint.Checkpointer(directory, best_mode=mode, read_only=True)
         self._variables, self._meta = loader.load_variables(self._mesh, step=step)
         self._task.check_checkpoint(self._meta)
-        self._eval_step = trainer.make_eval_step(self._task, self.config, self._mesh)
+        self._eval_step = evaluation.make_eval_step(self._task, self.config, self._mesh)
         weights = json.dumps(self._meta["fingerprint"], sort_keys=True)
         self.network = hashlib.sha256(weights.encode()).hexdigest()[:16]
         self.step = int(self._meta["step"])

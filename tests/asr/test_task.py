@@ -7,7 +7,7 @@ import pytest
 
 from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
-from common import errors, metrics, parallel, trainer, workdir
+from common import errors, evaluation, metrics, parallel, trainer, workdir
 from configs.asr import quickstart
 
 TEXTS = ("CAT", "DOG", "BIRD", "FISH", "CAT DOG", "BIRD", "DOG", "FISH CAT")
@@ -58,7 +58,7 @@ def recogniser(tmp_path_factory):
 
 def evaluate(task, variables, batch, devices=1):
     mesh = parallel.make_mesh(jax.devices()[:devices])
-    step = trainer.make_eval_step(task, task.config, mesh)
+    step = evaluation.make_eval_step(task, task.config, mesh)
     sums, outputs = step(parallel.place(variables, mesh), parallel.global_batch(batch, mesh))
     sums = {name: value for name, value in sums.items() if name != task.work_metric}
     return metrics.finalize(sums), jax.device_get(outputs)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from common import checkpoint, parallel, trainer
+from common import checkpoint, evaluation, parallel, trainer
 from tests.common import toy
 
 
@@ -151,13 +151,13 @@ def test_best_and_every_nth_are_kept(tmp_path):
 
 def test_the_best_outlives_the_process(tmp_path, monkeypatch):
     """An error that falls and rises: a later run keeps the best of an earlier one, and finds it."""
-    errors, evaluate = iter([0.5, 0.2, 0.4, 0.3, 0.6, 0.7]), trainer.evaluate
+    errors, evaluate = iter([0.5, 0.2, 0.4, 0.3, 0.6, 0.7]), evaluation.evaluate
 
     def said(*args):
         report = evaluate(*args)
         return dataclasses.replace(report, scalars={**report.scalars, "error": next(errors)})
 
-    monkeypatch.setattr(trainer, "evaluate", said)
+    monkeypatch.setattr(evaluation, "evaluate", said)
     for total in (15, 30):
         train(tmp_path, keep_last=1, evaluate_every=5, total_steps=total)
         loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)

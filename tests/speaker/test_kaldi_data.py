@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from common import errors, metrics, parallel, trainer, workdir
+from common import errors, evaluation, metrics, parallel, trainer, workdir
 from common.data import records
 from configs.speaker import quickstart
 from speaker import data
@@ -88,9 +88,9 @@ def test_it_learns_from_given_features(trained):
     assert sums["accuracy"] > 0.9
     assert 8 * 0.60 <= sums["audio_seconds"] <= 8 * 0.70
     mesh = parallel.make_mesh(jax.devices()[:1])
-    step = trainer.make_eval_step(task, task.config, mesh)
+    step = evaluation.make_eval_step(task, task.config, mesh)
     batches = task.eval_data()["train"]
-    report = trainer.evaluate(task, step, state.variables, "train", batches, mesh)
+    report = evaluation.evaluate(task, step, state.variables, "train", batches, mesh)
     assert report.scalars["eer"] < 0.1
     assert "(24 target, 96 non-target trials)" in report.lines[0]
 

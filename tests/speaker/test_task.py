@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from common import checkpoint, errors, metrics, parallel, trainer, workdir
+from common import checkpoint, errors, metrics, parallel, starting, trainer, workdir
+from common import evaluation as evaluation_lib
 from common import state as state_lib
 from common.data import buckets, excerpts, pipeline, records, splits
 from configs.speaker import quickstart
@@ -74,8 +75,10 @@ def test_it_tells_four_voices_apart(trained):
     assert sums["accuracy"] > 0.9
     assert sums["margin"] == pytest.approx(0.2)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    step = trainer.make_eval_step(task, task.config, mesh)
-    report = trainer.evaluate(task, step, state.variables, "dev", task.eval_data()["dev"], mesh)
+    step = evaluation_lib.make_eval_step(task, task.config, mesh)
+    report = evaluation_lib.evaluate(
+        task, step, state.variables, "dev", task.eval_data()["dev"], mesh
+    )
     assert report.scalars["eer"] < 0.05
     assert "dev EER" in report.lines[0]
     assert "(24 target, 96 non-target trials)" in report.lines[0]
@@ -196,7 +199,7 @@ def test_long_recordings_give_their_first_seconds(corpus, tmp_path):
 def test_a_padded_recording_has_the_embedding_that_it_has_alone(trained):
     task, state, _ = trained
     mesh = parallel.make_mesh(jax.devices()[:1])
-    step = trainer.make_eval_step(task, task.config, mesh)
+    step = evaluation_lib.make_eval_step(task, task.config, mesh)
     audio = voice(1, 0.9, 9)
 
     def embed(rows, size):
@@ -320,7 +323,7 @@ def test_classes_split_over_devices_move_to_other_devices(corpus, tmp_path):
     variables, _ = saver.load_variables(three)  # to embed, any number of devices will do
     saver.close()
     used = dataclasses.replace(task, train_split=None)
-    step = trainer.make_eval_step(used, used.config, three)
+    step = evaluation_lib.make_eval_step(used, used.config, three)
     batch = next(iter(data.eval_batches(corpus, used.config)))
     batch = {name: np.concatenate([x[:1]] * 3) for name, x in batch.items()}
     _, out = step(variables, parallel.global_batch(batch, three))
@@ -345,7 +348,7 @@ def test_large_margin_training_starts_from_another_run(corpus, tmp_path):
     old = saved(tmp_path / "first", first)
 
     def start(task):
-        return jax.device_get(trainer.first_state(task, task.config, mesh))
+        return jax.device_get(starting.first_state(task, task.config, mesh))
 
     changes = {"init_from": str(tmp_path / "first"), "loss.margin": 0.5, "loss.sharded": True}
     begun = start(make_task(corpus, tmp_path, **changes))
@@ -384,7 +387,7 @@ def test_class_weights_of_another_form_are_not_taken(corpus, tmp_path, first, th
     old = saved(tmp_path / "first", make_task(corpus, tmp_path, **first))
     task = make_task(corpus, tmp_path, init_from=str(tmp_path / "first"), **then)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    begun = jax.device_get(trainer.first_state(task, task.config, mesh).params)
+    begun = jax.device_get(starting.first_state(task, task.config, mesh).params)
     fresh = jax.device_get(jax.jit(task.init)(state_lib.stream_key(0, "init", 0)))["params"]
     np.testing.assert_allclose(begun["head"]["weights"], fresh["head"]["weights"], rtol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, begun["encoder"], old["encoder"])
@@ -440,9 +443,9 @@ def test_a_trial_list_is_used(trained, tmp_path, corpus):
     lists = f"{tmp_path / 'trials'}, {tmp_path / 'more.txt'}"
     listed = make_task(corpus, tmp_path, **{"data.trials": lists})
     mesh = parallel.make_mesh(jax.devices()[:1])
-    step = trainer.make_eval_step(task, task.config, mesh)
+    step = evaluation_lib.make_eval_step(task, task.config, mesh)
     batches = listed.eval_data()["dev"]
-    report = trainer.evaluate(listed, step, state.variables, "dev", batches, mesh)
+    report = evaluation_lib.evaluate(listed, step, state.variables, "dev", batches, mesh)
     assert report.lines[0].startswith("dev trials: EER")
     assert "(2 target, 2 non-target trials)" in report.lines[0]
     assert "(1 target, 1 non-target trials)" in report.lines[1]
