@@ -22,6 +22,7 @@ class Hypotheses(NamedTuple):
     tokens: Int[Array, "b u"]
     lengths: Int[Array, "b"]
     frames: Int[Array, "b u"]  # encoder frame on which each token came out
+    token_log_probs: Float[Array, "b u"]  # of each token where it came out (nats)
     log_probs: Float[Array, "b"]  # of all choices of the row, blanks included (nats)
     truncated: Bool[Array, "b"]  # True: more labels than fit; the rest was not decoded
 
@@ -33,6 +34,7 @@ class _Search(NamedTuple):
     symbols: Array  # labels emitted on this frame
     log_prob: Array
     label: Array  # the label found, 0 while none is
+    label_log_prob: Array
     searching: Array
 
 
@@ -83,6 +85,7 @@ def transducer_greedy(
                 symbols=jnp.where(blank, 0, search.symbols),
                 log_prob=search.log_prob + jnp.where(search.searching, log_prob, 0.0),
                 label=jnp.where(search.searching, best, search.label),
+                label_log_prob=jnp.where(search.searching, log_prob, search.label_log_prob),
                 searching=blank & (frame < frame_lengths),
             )
 
@@ -92,7 +95,7 @@ def transducer_greedy(
         return (search.frame < frame_lengths) & (lengths < limits)
 
     def emit(carry):
-        search, lengths, tokens, frames, state, output = carry
+        search, lengths, tokens, frames, log_probs, state, output = carry
         search = search._replace(
             searching=active(search, lengths), label=jnp.zeros(batch, jnp.int32)
         )
@@ -101,6 +104,7 @@ def transducer_greedy(
         place = jnp.where(found, lengths, max_labels)  # out of range: dropped
         tokens = tokens.at[rows, place].set(search.label, mode="drop")
         frames = frames.at[rows, place].set(search.frame, mode="drop")
+        log_probs = log_probs.at[rows, place].set(search.label_log_prob, mode="drop")
         symbols = search.symbols + found
         full = symbols >= max_symbols_per_frame
         search = search._replace(frame=search.frame + full, symbols=jnp.where(full, 0, symbols))
@@ -110,19 +114,21 @@ def transducer_greedy(
             return jnp.where(found.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
 
         state, output = jax.tree.map(keep, advanced, (state, output))
-        return search, lengths + found, tokens, frames, state, output
+        return search, lengths + found, tokens, frames, log_probs, state, output
 
     zeros = jnp.zeros(batch, jnp.int32)
     state, output = predict(initial_state, zeros)
-    search = _Search(zeros, zeros, jnp.zeros(batch), zeros, zeros.astype(bool))
+    nothing = jnp.zeros(batch)
+    search = _Search(zeros, zeros, nothing, zeros, nothing, zeros.astype(bool))
     table = jnp.zeros((batch, max_labels), jnp.int32)
     carry = lax.while_loop(
         lambda carry: jnp.any(active(carry[0], carry[1])),
         emit,
-        (search, zeros, table, table, state, output),
+        (search, zeros, table, table, table.astype(jnp.float32), state, output),
     )
-    search, lengths, tokens, frames, _, _ = carry
-    return Hypotheses(tokens, lengths, frames, search.log_prob, search.frame < frame_lengths)
+    search, lengths, tokens, frames, log_probs, _, _ = carry
+    truncated = search.frame < frame_lengths
+    return Hypotheses(tokens, lengths, frames, log_probs, search.log_prob, truncated)
 
 
 def ctc_greedy(
@@ -153,6 +159,7 @@ def ctc_greedy(
         tokens=table.at[rows, place].set(best, mode="drop"),
         lengths=jnp.minimum(found, max_labels),
         frames=table.at[rows, place].set(frame_numbers, mode="drop"),
+        token_log_probs=table.astype(jnp.float32).at[rows, place].set(log_prob, mode="drop"),
         log_probs=jnp.sum(jnp.where(inside, log_prob, 0.0), axis=1),
         truncated=found > max_labels,
     )

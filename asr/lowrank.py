@@ -22,7 +22,7 @@ import numpy as np
 
 from asr import contextnet
 from asr import task as asr_task
-from common import app, checkpoint, errors, parallel, workdir
+from common import app, checkpoint, errors, parallel, trained, workdir
 from common.nn import lowrank
 
 FRAMES_PER_SECOND = 100.0
@@ -409,15 +409,11 @@ def _run(args: argparse.Namespace) -> None:
             "--out goes with one of --rank_fraction, --budget_params and --merge."
         )
     folder = args.workdir.expanduser().resolve()
-    config = workdir.load_config(folder, "asr")
-    task = asr_task.make_task(config, folder, "use")
-    mesh = parallel.make_mesh()
-    loader = checkpoint.Checkpointer(folder / "checkpoints", read_only=True)
-    variables, meta = loader.load_variables(mesh, step=args.checkpoint)
-    task.check_checkpoint(meta)
+    found = trained.load(asr_task.PACKAGE, folder, step=args.checkpoint)
+    config, task, variables = found.config, found.task, found.variables
     encoder, params = task.model.encoder_config, variables["params"]["encoder"]
     frames = 1000.0 / config.features.hop_ms
-    print(f"{folder}, step {meta['step']}\n{format_table(layer_table(encoder, params, frames))}")
+    print(f"{folder}, step {found.step}\n{format_table(layer_table(encoder, params, frames))}")
     if not changes:
         return
     if args.merge:
@@ -436,10 +432,10 @@ def _run(args: argparse.Namespace) -> None:
             raise errors.UserError(f"{out} has checkpoints already; choose another --out.")
         workdir.save_config(out, "asr", workdir.freeze(new))
         shutil.copytree(folder / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
-        task = asr_task.make_task(workdir.freeze(new), out, "use")
+        task = asr_task.make_task(workdir.freeze(new), out)
         variables = {**variables, "params": {**variables["params"], "encoder": params}}
         saver = checkpoint.Checkpointer(out / "checkpoints")
-        state = parallel.place(task.create_state(variables), mesh)
+        state = parallel.place(task.create_state(variables), found.mesh)
         saver.save(0, state, None, {**task.checkpoint_meta(), "evaluated": -1}, None)
         saver.close()
     print(

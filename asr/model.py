@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from asr import contextnet, decode, filterbank, prediction
-from common import errors, parallel
+from common import errors, parallel, sections
 from common.audio import frontend
 from common.nn import masking
 
@@ -29,37 +29,34 @@ def front_end_config(config: Any) -> frontend.LogMelConfig | filterbank.Filterba
             )
         if features.kind != "log_mel":
             raise ValueError(f"kind={features.kind!r} is unknown; choose log_mel or learned")
-        return frontend.log_mel_config(features, rate)
+        return sections.build(frontend.LogMelConfig, features, sample_rate_hz=rate)
     except ValueError as error:
         raise errors.UserError(f"config.features: {error}") from error
 
 
 def encoder_config(config: Any) -> contextnet.ContextNetConfig:
-    """The encoder that `config.encoder` describes."""
+    """The encoder that `config.encoder` describes; 0 (ranks: 1.0) stands for None there."""
     encoder = config.encoder
-    options = {
-        "conv": encoder.conv,
-        "rank": encoder.rank,
-        "pointwise_rank_fraction": (
-            encoder.pointwise_rank_fraction if encoder.pointwise_rank_fraction < 1 else None
-        ),
-        "pointwise_ranks": tuple((name, rank) for name, rank in encoder.pointwise_ranks),
-        "se_reduction": encoder.se_reduction or None,
-        "se_window": encoder.se_window or None,
-        "causal": encoder.causal,
-        "dropout_rate": encoder.dropout_rate,
-        "axis_name": parallel.AXIS,
-        "dtype": jnp.dtype(config.dtype),
-    }
     try:
         if encoder.blocks:
-            return contextnet.reduced(encoder.blocks, **options)
-        return contextnet.contextnet(
-            encoder.alpha,
-            kernel_size=encoder.kernel_size,
-            num_convs=encoder.num_convs,
-            strided_blocks=encoder.strided_blocks,
-            **options,
+            blocks = contextnet.reduced(encoder.blocks).blocks
+        else:
+            blocks = contextnet.contextnet(
+                encoder.alpha,
+                kernel_size=encoder.kernel_size,
+                num_convs=encoder.num_convs,
+                strided_blocks=encoder.strided_blocks,
+            ).blocks
+        fraction = encoder.pointwise_rank_fraction
+        return sections.build(
+            contextnet.ContextNetConfig,
+            encoder,
+            blocks=blocks,
+            pointwise_rank_fraction=fraction if fraction < 1 else None,
+            se_reduction=encoder.se_reduction or None,
+            se_window=encoder.se_window or None,
+            axis_name=parallel.AXIS,
+            dtype=jnp.dtype(config.dtype),
         )
     except ValueError as error:
         raise errors.UserError(f"config.encoder: {error}") from error

@@ -13,8 +13,7 @@ import numpy as np
 from asr import ctc, data, model, prediction, transducer, wer
 from asr import settings as settings_lib
 from asr import tokenizer as tokenizer_lib
-from common import errors, metrics, parallel, state, steps
-from common import workdir as workdir_lib
+from common import errors, metrics, package, parallel, sections, state, steps
 from common.audio import augment, frontend
 from common.data import records, splits
 from common.nn import masking
@@ -25,15 +24,31 @@ PAIRS = 5  # shown at the end of an evaluation
 
 @dataclasses.dataclass(frozen=True)
 class AsrTask(steps.OneLoss):
-    """See `common.task.Task`. `train_split` is None when only a checkpoint is used."""
+    """See `common.task.Task`. `parts` are the splits of the data by name."""
 
     config: Any
     workdir: pathlib.Path
-    tokenizer: tokenizer_lib.Tokenizer
-    train_split: splits.Split | None
-    eval_splits: Mapping[str, splits.Split]
+    parts: Mapping  # of splits.Split; a checker of its values would open them
     name: str = "asr"
     work_metric: str = "audio_seconds"
+
+    @property
+    def train_split(self) -> splits.Split:
+        return self.parts["+".join(self.config.data.train)]
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizer_lib.Tokenizer:
+        """The one in the work directory, where the first training puts it."""
+        return tokenizer_lib.load_tokenizer(self.workdir / "tokenizer")
+
+    def prepare(self) -> None:
+        settings = self.config.tokenizer
+        wanted = tokenizer_lib.TokenizerConfig(
+            settings.kind, settings.vocab_size, case=self.config.data.case
+        )
+        texts = self.train_split.texts
+        tokenizer_lib.train_tokenizer(texts, wanted, self.workdir / "tokenizer")
+        self.eval_data()
 
     @property
     def best_metric(self) -> tuple[str, str, str]:
@@ -45,13 +60,7 @@ class AsrTask(steps.OneLoss):
 
     @functools.cached_property
     def spec_augment(self) -> augment.SpecAugmentConfig:
-        settings = self.config.augment
-        return augment.SpecAugmentConfig(
-            freq_masks=settings.freq_masks,
-            freq_width=settings.freq_width,
-            time_masks=settings.time_masks,
-            time_ratio=settings.time_ratio,
-        )
+        return sections.build(augment.SpecAugmentConfig, self.config.augment)
 
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
@@ -159,7 +168,8 @@ class AsrTask(steps.OneLoss):
             method="evaluate",
         )
         total, (count, sums) = self._sums(scored, batch)
-        outputs = {"tokens": found.tokens, "lengths": found.lengths, "frames": found.frames}
+        names = ("tokens", "lengths", "frames", "token_log_probs")
+        outputs = {name: getattr(found, name) for name in names}
         return {"loss": metrics.Ratio(total, count), **sums}, outputs
 
     def train_data(self) -> Any:
@@ -170,13 +180,16 @@ class AsrTask(steps.OneLoss):
 
     @functools.cached_property
     def _eval_batches(self) -> dict[str, Any]:
-        return {
-            name: data.batches(split, self.tokenizer, self.config, train=False)
-            for name, split in self.eval_splits.items()
-        }
+        return {}  # by split, filled when they are asked for
 
-    def eval_data(self) -> Mapping[str, Any]:
-        return self._eval_batches
+    def eval_data(self, *, test: bool = False) -> Mapping[str, Any]:
+        settings, made = self.config.data, self._eval_batches
+        names = (*settings.eval, *(settings.test if test else ()))
+        for name in names:
+            if name not in made:
+                part = self.parts[name]
+                made[name] = data.batches(part, self.tokenizer, self.config, train=False)
+        return {name: made[name] for name in names}
 
     def texts(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
         """The transcript of every row."""
@@ -186,7 +199,7 @@ class AsrTask(steps.OneLoss):
         ]
 
     def report(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
-        written = self.eval_splits[split].written
+        written = self.parts[split].written
         words, chars = [], []
         for batch in outputs:
             for text, index, real in zip(self.texts(batch), batch["index"], batch["mask"]):
@@ -222,7 +235,7 @@ class AsrTask(steps.OneLoss):
 
     def _example(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:
         """The first recording of a split, to be seen and heard."""
-        part = self.eval_splits[split]
+        part = self.parts[split]
         rate = self.config.data.sample_rate_hz
         record = part.source[int(part.index.positions[0])]
         audio = records.load_record(record, rate, splits.channel(self.config.data))[: 10 * rate]
@@ -247,27 +260,10 @@ def check_augment(config: Any) -> None:
         )
 
 
-def make_task(config: Any, workdir: pathlib.Path, mode: str) -> AsrTask:
-    """The task of a config. `mode`: "train", "evaluate" (no training data), "use" (no data)."""
-    workdir_lib.check_keys(config, settings_lib.default_config(), workdir)
-    tokenizer_config = tokenizer_lib.TokenizerConfig(
-        config.tokenizer.kind, config.tokenizer.vocab_size, case=config.data.case
-    )
+def make_task(config: Any, workdir: pathlib.Path) -> AsrTask:
+    """The task of a config; settings that exclude each other are said, no data are opened."""
     check_augment(config)
-    if mode == "train":
-        (workdir / "rejected.tsv").unlink(missing_ok=True)
-        training = splits.open_split(config, config.data.train, workdir, require_text=True)
-        tokenizer = tokenizer_lib.train_tokenizer(
-            training.texts, tokenizer_config, workdir / "tokenizer"
-        )
-    else:
-        training = None
-        tokenizer = tokenizer_lib.load_tokenizer(workdir / "tokenizer")
-    names = () if mode == "use" else config.data.eval
-    evaluation = {
-        name: splits.open_split(config, (name,), workdir, require_text=True) for name in names
-    }
-    return AsrTask(config, workdir, tokenizer, training, evaluation)
+    return AsrTask(config, workdir, splits.Splits(config, workdir, require_text=True))
 
 
 def close(task: AsrTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -> None:
@@ -279,3 +275,13 @@ def close(task: AsrTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -
         print("These are synthetic voices: the figures say nothing about real speech.")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
     print(f"Next: python -m asr.transcribe --workdir={workdir} YOUR_FILES.wav")
+
+
+PACKAGE = package.Package(
+    "asr",
+    settings_lib.default_config,
+    make_task,
+    close,
+    changeable=("data", "parallel", "decoder.max_symbols", "decoder.blank_penalty"),
+    fixed=("data.sample_rate_hz", "data.case"),
+)

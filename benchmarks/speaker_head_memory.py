@@ -8,7 +8,6 @@ takes what the first line says.
 """
 
 import argparse
-import dataclasses
 import pathlib
 import tempfile
 
@@ -28,10 +27,11 @@ def step_memory(num_classes: int, rows: int, *, sharded: bool) -> tuple[int, int
     config.update({"ema_decay": 0.0})
     config.optimizer.update({"name": "sgd", "momentum": 0.9, "weight_decay": 0.0})
     config.loss.sharded = sharded
-    task = speaker_task.SpeakerTask(
-        workdir.freeze(config), pathlib.Path(tempfile.gettempdir()), ("a", "b"), None, {}
-    )
-    task = dataclasses.replace(task, classes=tuple(map(str, range(num_classes))))
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        (folder / "speakers.txt").write_text("".join(f"{i:07d}\n" for i in range(num_classes)))
+        task = speaker_task.SpeakerTask(workdir.freeze(config), folder, {})
+        _ = task.classes
     mesh = parallel.make_mesh()
     template = jax.eval_shape(lambda: task.create_state(task.init(jax.random.key(0))))
     batch = {

@@ -79,7 +79,8 @@ def make_problem(folder: pathlib.Path, args: argparse.Namespace) -> None:
 
 
 def make_task(config, folder: pathlib.Path, classes: int) -> task.SpeakerTask:
-    return task.SpeakerTask(config, folder, tuple(f"{i:06d}" for i in range(classes)), None, {})
+    (folder / "speakers.txt").write_text("".join(f"{i:06d}\n" for i in range(classes)))
+    return task.SpeakerTask(config, folder, {})
 
 
 class Ours:

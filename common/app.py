@@ -1,6 +1,6 @@
-"""The command line of every task: flags, devices, work directory, modes.
+"""The command line of every task: devices, work directory, modes.
 
-A `<task>/main.py` is `app.run("asr", make_task)` with its own docstring.
+A `<task>/main.py` is `app.run(task.PACKAGE)` with its own docstring.
 """
 
 import contextlib
@@ -9,40 +9,14 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
 
-from common import checkpoint, errors, evaluation, parallel, trainer, workdir, writers
-from common.data import splits
-from common.task import Task
+from common import command_line, errors, evaluation, parallel, trained, trainer, workdir, writers
+from common.package import Context, Mode, Package
 
 log = logging.getLogger(__name__)
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Experiment, e.g. configs/asr/quickstart.py or that plus :debug.",
-    lock_config=True,
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; it resumes if it is there.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
-_CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "Evaluate this step (default: the best).")
-_MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "Call jax.distributed.initialize() (SLURM, Open MPI, TPU pods, GKE)."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, without a cluster."
-)
-_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes.")
-_PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: the number of this one.")
-_HOST_DEVICES = flags.DEFINE_integer("host_devices", None, "Pretend that the CPU is N devices.")
-
-# make_task(config, workdir, mode) -> Task; without training data when the mode is "evaluate".
-MakeTask = Callable[[Any, pathlib.Path, str], Task]
 
 
 def set_up_logging() -> None:
@@ -64,14 +38,14 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (record.exc_info and ("orbax" in record.pathname or of_a_save))
 
 
-def set_up_jax() -> None:
+def set_up_jax(options: command_line.Options) -> None:
     """Devices, processes, and the compile cache that outlives the process."""
-    if _HOST_DEVICES.value:
-        jax.config.update("jax_num_cpu_devices", _HOST_DEVICES.value)
+    if options.host_devices:
+        jax.config.update("jax_num_cpu_devices", options.host_devices)
     use_compile_cache()
-    if _COORDINATOR.value:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    elif _MULTIHOST.value:
+    if options.coordinator:
+        jax.distributed.initialize(options.coordinator, options.processes, options.process)
+    elif options.multihost:
         jax.distributed.initialize()
 
 
@@ -110,44 +84,23 @@ def command(name: str, work: Callable[[], None]) -> None:
         sys.exit(f"{name}: interrupted.")
 
 
-def run(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
-    """Parses the flags and runs the mode; user errors are one message and exit code 1.
-
-    `close(task, workdir, reports)` prints the last words after training or evaluation.
-    """
-
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            rest = flags.FLAGS(argv)
-            if len(rest) > 1:
-                raise flags.Error(f"what is {rest[1]!r}? Options start with --")
-            return rest
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-            if "Traceback" in text:  # ml_collections puts that of the config file into the message
-                lines = text.strip().splitlines()
-                text = f"{lines[0]} {lines[-1].strip()}"
-            sys.exit(f"{name}: {text}\nTry python -m {name}.main --help.")
-
-    def main(_: list[str]) -> None:
-        keep_memory()
-        set_up_logging()
-        try:
-            _main(name, make_task, close)
-        except errors.UserError as error:
-            sys.exit(f"{name}: {error}")
-        except KeyboardInterrupt:
-            sys.exit(f"{name}: interrupted before there was anything to save.")
-
-    app.run(main, flags_parser=parse)
+def run(package: Package, argv: Sequence[str] | None = None) -> None:
+    """Parses the flags and runs the mode; user errors are one message and exit code 1."""
+    name = package.name
+    modes = {**MODES, **package.modes}
+    keep_memory()
+    set_up_logging()
+    try:
+        options = command_line.parse(package, modes, sys.argv if argv is None else argv)
+        _run(package, modes, options)
+    except errors.UserError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: interrupted before there was anything to save.")
 
 
-def _main(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
-    if not _WORKDIR.value:
-        raise errors.UserError("--workdir is missing: name the folder in which the run lives.")
-    folder = pathlib.Path(_WORKDIR.value).expanduser().resolve()
-    set_up_jax()
-    mesh = parallel.make_mesh()
+def _run(package: Package, modes: dict[str, Mode], options: command_line.Options) -> None:
+    set_up_jax(options)
     log.info(
         "%d %s device(s), %d process(es), jax %s",
         jax.device_count(),
@@ -155,32 +108,48 @@ def _main(name: str, make_task: MakeTask, close: Callable[..., None]) -> None:
         jax.process_count(),
         jax.__version__,
     )
-    if _MODE.value == "evaluate":
-        config = workdir.load_config(folder, name)
-        task = make_task(config, folder, "evaluate")
-        _, _, mode = task.best_metric
-        loader = checkpoint.Checkpointer(folder / "checkpoints", best_mode=mode, read_only=True)
-        variables, meta = loader.load_variables(mesh, step=_CHECKPOINT.value)
-        task.check_checkpoint(meta)
-        log.info("Checkpoint of step %d.", meta["step"])
-        writer = writers.Writers(folder, tensorboard=False, wandb="disabled", jsonl=False)
-        step = evaluation.make_eval_step(task, config, mesh)
-        close(
-            task, folder, evaluation.evaluate_all(task, step, variables, mesh, writer, meta["step"])
-        )
-        return
-    if _CONFIG.value is not None:
-        try:
-            config = workdir.freeze(splits.separate_names(_CONFIG.value))
-        except OSError as error:  # ml_collections: no such file
-            raise errors.UserError(f"--config: {' '.join(str(error).split())}") from error
-    elif (folder / "config.json").is_file():
-        config = workdir.load_config(folder, name)
-    else:
-        raise errors.UserError("--config is missing, e.g. --config=configs/asr/quickstart.py")
-    with workdir.Lock(folder) if jax.process_index() == 0 else contextlib.nullcontext():
-        workdir.check_owner(folder, name)
-        task = make_task(config, folder, "train")
-        _, reports = trainer.train(task, config, folder, mesh)
-        if reports is not None and jax.process_index() == 0:
-            close(task, folder, reports)
+    for setting, before in options.overridden.items():
+        if not modes[options.mode].trains:
+            now = options.config
+            for part in setting.split("."):
+                now = now[part]
+            log.info("config.%s is %r here; it was %r in training.", setting, now, before)
+    context = Context(options.folder, options.config, parallel.make_mesh(), options.checkpoint)
+    modes[options.mode].run(package, context)
+
+
+def _train(package: Package, context: Context) -> None:
+    folder, first = context.folder, jax.process_index() == 0
+    with workdir.Lock(folder) if first else contextlib.nullcontext():
+        workdir.check_owner(folder, package.name)
+        if first:
+            (folder / "rejected.tsv").unlink(missing_ok=True)
+        task = package.make_task(context.config, folder)
+        task.prepare()
+        _, reports = trainer.train(task, context.config, folder, context.mesh)
+        if reports is not None and first:
+            package.close(task, folder, reports)
+
+
+def _evaluate(package: Package, context: Context) -> None:
+    found = trained.load(
+        package,
+        context.folder,
+        step=context.checkpoint,
+        config=context.config,
+        mesh=context.mesh,
+    )
+    writer = writers.Writers(context.folder, tensorboard=False, wandb="disabled", jsonl=False)
+    reports = evaluation.evaluate_all(
+        found.task, found.eval_step, found.variables, context.mesh, writer, found.step, test=True
+    )
+    if jax.process_index() == 0:
+        package.close(found.task, context.folder, reports)
+
+
+MODES: dict[str, Mode] = {
+    "train": Mode(_train, "train, or go on training", frozenset({"config"}), trains=True),
+    "evaluate": Mode(
+        _evaluate, "measure a checkpoint, on other data too", frozenset({"checkpoint"})
+    ),
+}

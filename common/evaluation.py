@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,8 +14,14 @@ from common import metrics, parallel, state
 from common.task import Metrics, Report, Task
 
 
-def make_eval_step(task: Task, config: Any, mesh: Mesh) -> Callable:
-    """(variables, batch) -> (sums over all devices, outputs by rows), mapped."""
+def make_eval_step(
+    task: Task, config: Any, mesh: Mesh, *, sharded: Sequence[str] | None = None
+) -> Callable:
+    """(variables, batch) -> (sums over all devices, outputs by rows), mapped.
+
+    `sharded`: the variables whose rows lie over the devices, by default those of the task.
+    """
+    sharded = task.sharded if sharded is None else sharded
 
     def step(variables: state.Variables, batch: Any) -> tuple[Metrics, Mapping[str, jax.Array]]:
         sums, outputs = task.eval_step(variables, batch)
@@ -23,9 +29,9 @@ def make_eval_step(task: Task, config: Any, mesh: Mesh) -> Callable:
         return metrics.psum(sums, parallel.AXIS), outputs
 
     variables = parallel.REPLICATED
-    if task.sharded:
+    if sharded:
         template = jax.eval_shape(task.init, jax.random.key(0))
-        variables = parallel.specs(template, task.sharded)
+        variables = parallel.specs(template, sharded)
     return parallel.data_parallel(
         step,
         mesh,
@@ -73,11 +79,18 @@ def evaluate(
 
 
 def evaluate_all(
-    task: Task, eval_step: Callable, variables: state.Variables, mesh: Mesh, writer: Any, step: int
+    task: Task,
+    eval_step: Callable,
+    variables: state.Variables,
+    mesh: Mesh,
+    writer: Any,
+    step: int,
+    *,
+    test: bool = False,
 ) -> dict[str, Report]:
-    """All splits, written and said."""
+    """All evaluation splits, with `test` those for testing too, written and said."""
     reports = {}
-    for split, batches in task.eval_data().items():
+    for split, batches in task.eval_data(test=test).items():
         report = evaluate(task, eval_step, variables, split, batches, mesh)
         writer.scalars(step, split, report.scalars)
         for name, image in report.images.items():

@@ -24,7 +24,7 @@ def first_state(task: Task, config: Any, mesh: Mesh) -> state.TrainState:
     first, arguments = fresh, ()
     if config.init_from:
         other = pathlib.Path(config.init_from).expanduser()
-        workdir_lib.load_config(other, task.name)  # raises if it is another task's
+        workdir_lib.check_owner(other, task.name)
         folder = other / "checkpoints"
         loader = checkpoint.Checkpointer(folder, best_mode=task.best_metric[2], read_only=True)
         found, meta = loader.load_variables(mesh)

@@ -71,11 +71,15 @@ class Task(Protocol):
         `step` is traced: schedules (margins, noise) follow it without a new compilation.
         """
 
+    def prepare(self) -> None:
+        """Opens and checks the data of a training, and writes what later commands read of it (a
+        tokenizer, the names of classes). Without it a task opens data when it is asked for them."""
+
     def train_data(self) -> Iterable[Batch]:
         """The endless stream of training batches (a grain dataset: its iterator is saved)."""
 
-    def eval_data(self) -> Mapping[str, Iterable[Batch]]:
-        """Evaluation batches by split, each record exactly once."""
+    def eval_data(self, *, test: bool = False) -> Mapping[str, Iterable[Batch]]:
+        """Evaluation batches by split, each record exactly once; `test`: also of `data.test`."""
 
     def report(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
         """Sums up the outputs of one evaluation on the host: all rows of all processes, each with

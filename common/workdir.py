@@ -19,6 +19,10 @@ class WorkdirError(errors.UserError):
     """A work directory that cannot be used as asked."""
 
 
+class DamagedConfigError(WorkdirError):
+    """A config.json that cannot be read as one; training writes it anew."""
+
+
 def _plain(value: Any) -> Any:
     """JSON types only; tuples become lists."""
     if isinstance(value, dict):
@@ -39,8 +43,21 @@ def freeze(config: Any) -> ml_collections.FrozenConfigDict:
     return ml_collections.FrozenConfigDict(ml_collections.ConfigDict(config).to_dict())
 
 
-def load_config(workdir: pathlib.Path, task: str) -> ml_collections.FrozenConfigDict:
-    """The config that the work directory was made with, checked to be of `task`."""
+def load_config(
+    workdir: pathlib.Path, task: str, default: ml_collections.ConfigDict
+) -> ml_collections.FrozenConfigDict:
+    """The config that the work directory was made with, checked to be of `task`.
+
+    Settings that came later have their values in `default`; what is filled in, or known no longer,
+    is logged.
+    """
+    owner, config = read_config(workdir)
+    _check_task(workdir, owner, task)
+    return freeze(_filled(config, default, workdir))
+
+
+def read_config(workdir: pathlib.Path) -> tuple[str, dict[str, Any]]:
+    """The task of a work directory and its config as it was saved. Raises WorkdirError."""
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise WorkdirError(
@@ -49,44 +66,62 @@ def load_config(workdir: pathlib.Path, task: str) -> ml_collections.FrozenConfig
         )
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        owner, config = saved["task"], saved["config"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise WorkdirError(
+        return saved["task"], dict(saved["config"])
+    except OSError as error:
+        raise WorkdirError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedConfigError(
             f"{path} is damaged ({error}). Start the training command again on this directory: it "
             "writes the file anew."
         ) from error
-    if owner != task:
-        raise WorkdirError(
-            f"{workdir} belongs to the task {owner!r}, not to {task!r}. Use python -m "
-            f"{owner}.main, or another --workdir."
-        )
-    return freeze(config)
 
 
-def check_keys(config: Any, default: Any, workdir: pathlib.Path) -> None:
-    """Raises WorkdirError if the config lacks keys of the default one: it is of another version."""
-    found = {key for key, _ in _flat(_plain(config.to_dict()))}
-    lacking = [
-        f"config.{key} (default {value!r})"
-        for key, value in _flat(_plain(default.to_dict()))
-        if key not in found and not any(name.startswith(f"{key}.") for name in found)
-    ]
-    if lacking:
-        raise WorkdirError(
-            f"The config of {workdir} was written by another version: it lacks "
-            f"{', '.join(lacking)}. Write what it was trained with into its config.json, or train "
-            "anew."
+def _filled(
+    config: dict[str, Any], default: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[str, Any]:
+    """The saved settings that are still known, and the others of `default`."""
+    known, found = dict(_flat(_plain(default.to_dict()))), dict(_flat(config))
+    lacking = {key: value for key, value in known.items() if key not in found}
+    unknown = [key for key in found if key not in known]
+    for key, value in lacking.items():
+        log.info("config.%s came after %s was made: it is %r, as before.", key, workdir, value)
+    for key in unknown:
+        log.warning(
+            "config.%s=%r of %s is no setting any more: left out.", key, found[key], workdir
         )
+    merged = default.to_dict()
+    for key, value in found.items():
+        if key in known:
+            *sections, last = key.split(".")
+            place = merged
+            for name in sections:
+                place = place[name]
+            is_whole = isinstance(value, int) and isinstance(place[last], float)
+            place[last] = float(value) if is_whole else _tuples(value)
+    return merged
+
+
+def _tuples(value: Any) -> Any:
+    """The inverse of `_plain` for values: settings are tuples where JSON has lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def check_owner(workdir: pathlib.Path, task: str) -> None:
     """Raises WorkdirError if the directory belongs to another task; a damaged config is passed."""
     if (workdir / "config.json").is_file():
         try:
-            load_config(workdir, task)
-        except WorkdirError as error:
-            if "damaged" not in str(error):
-                raise
+            owner, _ = read_config(workdir)
+        except DamagedConfigError:
+            return
+        _check_task(workdir, owner, task)
+
+
+def _check_task(workdir: pathlib.Path, owner: str, task: str) -> None:
+    if owner != task:
+        raise WorkdirError(
+            f"{workdir} belongs to the task {owner!r}, not to {task!r}. Use python -m "
+            f"{owner}.main, or another --workdir."
+        )
 
 
 def save_config(workdir: pathlib.Path, task: str, config: Any) -> None:
@@ -95,10 +130,8 @@ def save_config(workdir: pathlib.Path, task: str, config: Any) -> None:
     new = _plain(config.to_dict())
     if path.is_file():
         try:
-            old = dict(_flat(_plain(load_config(workdir, task).to_dict())))
-        except WorkdirError as error:
-            if "damaged" not in str(error):
-                raise
+            old = dict(_flat(read_config(workdir)[1]))
+        except DamagedConfigError as error:
             log.warning("%s", error)
             old = dict(_flat(new))
         for key, value in _flat(new):

@@ -31,37 +31,38 @@ def speakers_of(split: splits.Split) -> list[str]:
     return split.speakers
 
 
-def classes(split: splits.Split | None, workdir: pathlib.Path) -> tuple[str, ...]:
-    """The training speakers in the order of the classes: sorted, and kept in DIR/speakers.txt.
-
-    Without a training split they are read from there. A directory with checkpoints of other
-    speakers is not touched: UserError with the difference.
-    """
+def read_classes(workdir: pathlib.Path) -> tuple[str, ...]:
+    """The training speakers in the order of the classes, from DIR/speakers.txt."""
     path = workdir / _FILE
-    known = None
-    if path.exists() or split is None:
-        try:
-            known = tuple(path.read_text("utf-8").rstrip("\n").split("\n"))
-        except OSError as error:
-            raise errors.UserError(
-                f"{path} cannot be read ({error.strerror}): it holds the training speakers. Put "
-                "it back beside the checkpoints."
-            ) from error
-    if split is None:
-        return known
+    try:
+        return tuple(path.read_text("utf-8").rstrip("\n").split("\n"))
+    except OSError as error:
+        raise errors.UserError(
+            f"{path} cannot be read ({error.strerror}): it holds the training speakers. Put "
+            "it back beside the checkpoints."
+        ) from error
+
+
+def write_classes(split: splits.Split, workdir: pathlib.Path) -> None:
+    """Keeps the speakers of a training split, sorted, in DIR/speakers.txt.
+
+    A directory with checkpoints of other speakers is not touched: UserError with the difference.
+    """
     names = tuple(sorted(set(speakers_of(split))))
     if len(names) < 2:
         raise errors.UserError(f"{split.source.name}: training needs two speakers, not {names}.")
-    if known is None or not any((workdir / "checkpoints").glob("[0-9]*")):
+    path = workdir / _FILE
+    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
         files.write_text(path, "\n".join(names) + "\n")
-    elif known != names:
+        return
+    known = read_classes(workdir)
+    if known != names:
         missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
         raise errors.UserError(
             f"{workdir} was trained on other speakers ({path.name}): the data now lack "
             f"{len(missing)} ({', '.join(missing[:3])}) and have {len(new)} new ones "
             f"({', '.join(new[:3])}). Use the data of then, or another --workdir."
         )
-    return names
 
 
 def digest(names: tuple[str, ...]) -> str:

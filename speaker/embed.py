@@ -13,13 +13,15 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 import tqdm
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
-from common import checkpoint, errors, evaluation, parallel, workdir
+from common import errors, parallel, trained
 from common.audio import io, vad
 from common.data import ark, indexing, records, splits
-from speaker import calibration, data
+from speaker import backend, calibration, data
 from speaker import task as speaker_task
+
+Recording = io.PathLike | bytes | Num[np.ndarray, "t *c"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,16 @@ class Decision:
     calibration: calibration.Calibration
     eer_threshold: float
     source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two recordings: the cosine of their embeddings, the natural-log likelihood ratio that the
+    calibration makes of it, and the probability of one speaker; None where nothing calibrated."""
+
+    score: float
+    ratio: float | None
+    probability: float | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,19 +168,11 @@ class Embedder:
     """
 
     def __init__(self, folder: pathlib.Path | str, step: int | None = None) -> None:
-        self.folder = pathlib.Path(folder).expanduser().resolve()
-        self.config = workdir.load_config(self.folder, "speaker")
-        self._task = speaker_task.make_task(self.config, self.folder, "use")
-        self._mesh = parallel.make_mesh()
-        self._split, _, mode = self._task.best_metric
-        directory = self.folder / "checkpoints"
-        loader = checkpoint.Checkpointer(directory, best_mode=mode, read_only=True)
-        self._variables, self._meta = loader.load_variables(self._mesh, step=step)
-        self._task.check_checkpoint(self._meta)
-        self._eval_step = evaluation.make_eval_step(self._task, self.config, self._mesh)
-        weights = json.dumps(self._meta["fingerprint"], sort_keys=True)
+        self._found = trained.load(speaker_task.PACKAGE, folder, step=step)
+        self.folder, self.config = self._found.folder, self._found.config
+        self.step = self._found.step
+        weights = json.dumps(self._found.meta["fingerprint"], sort_keys=True)
         self.network = hashlib.sha256(weights.encode()).hexdigest()[:16]
-        self.step = int(self._meta["step"])
 
     @property
     def takes_features(self) -> bool:
@@ -178,13 +182,14 @@ class Embedder:
     @property
     def decision(self) -> Decision | None:
         """How to decide by the cosine of two embeddings; None if no evaluation could tell."""
-        said = self._meta.get("report", {}).get(self._split)
+        meta = self._found.meta
+        split, *_ = self._found.task.best_metric
+        said = meta.get("report", {}).get(split)
         if not said:
             return None
         fitted = calibration.Calibration(said["slope"], said["offset"], said["p_target"])
-        source = f"{said['trials']} trials of the split {self._split!r} at step "
-        source += str(self._meta["evaluated"])
-        if self._meta["evaluated"] != self.step:
+        source = f"{said['trials']} trials of the split {split!r} at step {meta['evaluated']}"
+        if meta["evaluated"] != self.step:
             source += f", not at step {self.step} itself"
         return Decision(fitted, said["eer_threshold"], source)
 
@@ -208,12 +213,13 @@ class Embedder:
         )
         return splits.Split(source.name, source, index)
 
-    def load(self, path: str) -> Float[np.ndarray, "t"]:
-        """The samples of one file at the network's rate.
+    def load(self, recording: Recording, rate: int | None = None) -> Float[np.ndarray, "t"]:
+        """The samples of one recording at the network's rate; `rate` (Hz) goes with samples.
 
-        Raises io.AudioError for a file that is unreadable, silent or too short, pauses left out if
+        Raises io.AudioError for one that is unreadable, silent or too short, pauses left out if
         the network is used to that.
         """
+        path = recording if isinstance(recording, str | os.PathLike) else "the recording"
         settings = self.config.data
         if self.takes_features:
             raise errors.UserError(
@@ -221,8 +227,9 @@ class Embedder:
                 "(config.features.kind=given), not audio files. Use speaker.extract and "
                 "speaker.score on Kaldi folders."
             )
+        own = {"channel": splits.channel(settings), "source_rate_hz": rate}
         rate = settings.sample_rate_hz
-        audio = io.load_audio(path, sample_rate_hz=rate, channel=splits.channel(settings))
+        audio = io.load_audio(recording, sample_rate_hz=rate, **own)
         if "silent" in io.check_audio(audio):
             raise io.AudioError(path, "silent: every sample is zero")
         if detector := data.detector(self.config):
@@ -237,10 +244,31 @@ class Embedder:
             )
         return audio
 
+    def embed(self, recording: Recording, rate: int | None = None) -> Float[np.ndarray, "d"]:
+        """The embedding of one recording: a file, its bytes, or samples with their `rate` (Hz).
+
+        Raises io.AudioError as `load` does.
+        """
+        return self._embed_few([self.load(recording, rate)])[0]
+
+    def compare(
+        self, first: Recording, second: Recording, rate: int | None = None, *, prior: float = 0.5
+    ) -> Comparison:
+        """How alike two recordings are. Raises io.AudioError as `load` does."""
+        left, right = self._embed_few([self.load(one, rate) for one in (first, second)])
+        score = backend.cosine_matrix(left[None], right[None])[0]
+        if self.decision is None:
+            return Comparison(float(score[0]), None, None)
+        ratio = self.decision.calibration(score)
+        probability = calibration.probability(ratio, prior)
+        return Comparison(float(score[0]), float(ratio[0]), float(probability[0]))
+
     def embed_files(self, paths: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """Embeddings of a few files, in their order. Raises io.AudioError as `load` does."""
+        return self._embed_few([self.load(path) for path in paths])
+
+    def _embed_few(self, audio: Sequence[Float[np.ndarray, "_"]]) -> Float[np.ndarray, "n d"]:
         rate = self.config.data.sample_rate_hz
-        audio = [self.load(path) for path in paths]
         rows = tuple(
             {"id": str(i), "audio": samples, "sample_rate": rate} for i, samples in enumerate(audio)
         )
@@ -341,7 +369,7 @@ class Embedder:
 
     def _run(self, batches, count, progress) -> tuple[np.ndarray, np.ndarray]:
         """(numbers of the pieces, their embeddings), one batch behind the device."""
-        found, pending = [], None
+        found, pending, run = [], None, self._found
         with tqdm.tqdm(total=count, desc="embedding", unit="piece", disable=not progress) as bar:
 
             def collect(rows) -> None:
@@ -351,10 +379,16 @@ class Embedder:
                 bar.update(int(real.sum()))
 
             for batch in batches:
-                _, rows = self._eval_step(self._variables, parallel.global_batch(batch, self._mesh))
+                batch = parallel.global_batch(batch, run.mesh)
+                _, rows = run.eval_step(run.variables, batch)
                 if pending is not None:
                     collect(pending)
                 pending = rows
             collect(pending)
         numbers, embeddings = zip(*found)
         return np.concatenate(numbers), np.concatenate(embeddings)
+
+
+def load(workdir: io.PathLike, *, step: int | None = None) -> Embedder:
+    """The network that a training left in `workdir`: its best checkpoint, or that of `step`."""
+    return Embedder(pathlib.Path(workdir), step)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from common import errors, parallel
+from common import errors, parallel, sections
 from common.audio import frontend
 from common.nn import masking, norm
 from speaker import ecapa, head, margins, resnet, xvector
@@ -137,27 +137,18 @@ def make_model(config: Any, num_classes: int) -> SpeakerNet:
         if features.kind == "given":
             front_end = GivenFeatures(features.num_mels, each)
         else:
-            front_end = frontend.log_mel_config(
-                {**features, "normalize": each}, config.data.sample_rate_hz
+            front_end = sections.build(
+                frontend.LogMelConfig,
+                features,
+                normalize=each,
+                sample_rate_hz=config.data.sample_rate_hz,
             )
     except ValueError as error:
         raise errors.UserError(f'config.features: {error} or (speaker) "running"') from error
     return SpeakerNet(
         front_end=front_end,
         encoder=make_encoder(config),
-        loss=margins.MarginConfig(
-            kind=loss.kind,
-            margin=loss.margin,
-            scale=loss.scale,
-            fallback=loss.fallback,
-            sub_centers=loss.sub_centers,
-            top_k=loss.top_k,
-            top_k_ratio=loss.top_k_ratio,
-            angle_multiple=loss.angle_multiple,
-            sphereface2_type=loss.sphereface2_type,
-            positive_weight=loss.positive_weight,
-            power=loss.power,
-        ),
+        loss=sections.build(margins.MarginConfig, loss),
         num_classes=num_classes,
         num_shards=head.SHARDS if loss.sharded else 1,
         running_mean=running,

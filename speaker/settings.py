@@ -28,10 +28,7 @@ def default_config() -> ConfigDict:
             # Trial lists over the recordings of an evaluation split, with commas between. The best
             # checkpoint goes by the first list of the first split.
             "trials": "",
-            # Splits for --mode=evaluate beside those of `eval`, and their lists. A split may be
-            # several together: "test+enroll".
-            "test": (),
-            "test_trials": "",
+            "test_trials": "",  # of the splits in `test`, which may be several: "test+enroll"
             "allow_unknown_trials": False,  # of recordings that are not there, or are unusable
             "max_trials": 200_000,  # an evaluation without a trial list: of all pairs
         }

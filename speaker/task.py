@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import errors, metrics, parallel, state, steps
-from common import workdir as workdir_lib
+from common import errors, metrics, package, parallel, sections, state, steps
 from common.audio import augment
 from common.data import splits
 from common.nn import masking
@@ -25,15 +24,26 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class SpeakerTask(steps.OneLoss):
-    """See `common.task.Task`. `train_split` is None when only a checkpoint is used."""
+    """See `common.task.Task`. `parts` are the splits of the data by name."""
 
     config: Any
     workdir: pathlib.Path
-    classes: tuple[str, ...]
-    train_split: splits.Split | None
-    eval_splits: Mapping[str, splits.Split]
+    parts: Mapping  # of splits.Split; a checker of its values would open them
     name: str = "speaker"
     work_metric: str = "audio_seconds"
+
+    @property
+    def train_split(self) -> splits.Split:
+        return self.parts["+".join(self.config.data.train)]
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The training speakers, from the work directory, where the first training puts them."""
+        return data.read_classes(self.workdir)
+
+    def prepare(self) -> None:
+        data.write_classes(self.train_split, self.workdir)
+        self.eval_data()
 
     @property
     def best_metric(self) -> tuple[str, str, str]:
@@ -49,8 +59,7 @@ class SpeakerTask(steps.OneLoss):
 
     @functools.cached_property
     def sharded(self) -> tuple[str, ...]:
-        # Without training the classes are not used, and any number of devices will do.
-        return model.sharded(self.model) if self.train_split is not None else ()
+        return model.sharded(self.model)
 
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
@@ -114,13 +123,7 @@ class SpeakerTask(steps.OneLoss):
             inputs = augment.add_rooms_and_noise(inputs, lengths, batch, keys, settings)
         if not (settings.freq_masks or settings.time_masks):
             return inputs, None
-        masks = augment.SpecAugmentConfig(
-            freq_masks=settings.freq_masks,
-            freq_width=settings.freq_width,
-            time_masks=settings.time_masks,
-            time_ratio=settings.time_ratio,
-            time_width=settings.time_width,
-        )
+        masks = sections.build(augment.SpecAugmentConfig, settings)
         return inputs, lambda x, lengths: augment.spec_augment(x, lengths, keys["masks"], masks)
 
     def loss(
@@ -185,34 +188,40 @@ class SpeakerTask(steps.OneLoss):
 
     @functools.cached_property
     def _eval_batches(self) -> dict[str, Any]:
-        return {
-            name: data.eval_batches(split, self.config) for name, split in self.eval_splits.items()
-        }
+        return {}  # by split, filled when they are asked for
 
-    def eval_data(self) -> Mapping[str, Any]:
-        return self._eval_batches
+    def eval_data(self, *, test: bool = False) -> Mapping[str, Any]:
+        settings, made = self.config.data, self._eval_batches
+        names = (*settings.eval, *(settings.test if test else ()))
+        for name in names:
+            if name not in made:
+                self.trials(name)  # what is wrong with them is said before the work begins
+                made[name] = data.eval_batches(self.parts[name], self.config)
+        return {name: made[name] for name in names}
 
     @functools.cached_property
-    def trials(self) -> dict[str, dict[str, trials.LocatedTrials]]:
-        """What is compared in each evaluation split, by list and by places in its index."""
-        settings = self.config.data
-        lists = ((settings.eval, settings.trials), (settings.test, settings.test_trials))
-        return {
-            name: evaluation.find_trials(
-                split,
-                ",".join(paths for names, paths in lists if name in names and paths),
+    def _trials(self) -> dict[str, dict[str, trials.LocatedTrials]]:
+        return {}
+
+    def trials(self, split: str) -> dict[str, trials.LocatedTrials]:
+        """What is compared in a split, by list and by places in its index."""
+        if split not in self._trials:
+            settings = self.config.data
+            lists = ((settings.eval, settings.trials), (settings.test, settings.test_trials))
+            self._trials[split] = evaluation.find_trials(
+                self.parts[split],
+                ",".join(paths for names, paths in lists if split in names and paths),
                 settings.max_trials,
                 allow_unknown=settings.allow_unknown_trials,
             )
-            for name, split in self.eval_splits.items()
-        }
+        return self._trials[split]
 
     def report(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
         """EER and minDCF of the split's trials by the cosine of the embeddings.
 
         The figures of its first list stand under their own names, those of others after the list's.
         """
-        positions = self.eval_splits[split].index.positions
+        positions = self.parts[split].index.positions
         real = np.concatenate([batch["mask"] for batch in outputs])
         found = np.concatenate([batch["index"] for batch in outputs])[real]
         embeddings = np.zeros((len(positions), outputs[0]["embedding"].shape[1]), np.float32)
@@ -221,9 +230,9 @@ class SpeakerTask(steps.OneLoss):
         places = np.searchsorted(positions, found)
         embeddings[places] = np.concatenate([batch["embedding"] for batch in outputs])[real]
         scored[places] = True
-        speakers = np.asarray(self.eval_splits[split].speakers)
+        speakers = np.asarray(self.parts[split].speakers)
         scalars, lines, meta = {}, [], {}
-        for number, (name, wanted) in enumerate(self.trials[split].items()):
+        for number, (name, wanted) in enumerate(self.trials(split).items()):
             values, said, decision = evaluation.measure(embeddings, scored, wanted, speakers)
             lines += [f"{split} {name}{': ' if name else ''}{line}" for line in said]
             scalars |= {f"{name}_{key}" if number else key: v for key, v in values.items()}
@@ -231,24 +240,12 @@ class SpeakerTask(steps.OneLoss):
         return Report(scalars, lines, meta=meta)
 
 
-def make_task(config: Any, workdir: pathlib.Path, mode: str) -> SpeakerTask:
-    """The task of a config. `mode`: "train", "evaluate" (no training data), "use" (no data)."""
-    workdir_lib.check_keys(config, settings_lib.default_config(), workdir)
-    # Settings that exclude each other, or want another package, are said before the data are read.
+def make_task(config: Any, workdir: pathlib.Path) -> SpeakerTask:
+    """The task of a config. Settings that exclude each other, or want a package that is not there,
+    are said; no data are opened."""
     data.sequence(config)
     data.detector(config)
-    training = None
-    if mode == "train":
-        (workdir / "rejected.tsv").unlink(missing_ok=True)
-        training = splits.open_split(config, config.data.train, workdir, require_text=False)
-    names = {"train": config.data.eval, "evaluate": (*config.data.eval, *config.data.test)}
-    evaluated = {
-        name: splits.open_split(config, name.split("+"), workdir, require_text=False)
-        for name in names.get(mode, ())
-    }
-    task = SpeakerTask(config, workdir, data.classes(training, workdir), training, evaluated)
-    _ = task.trials  # before the training, not at its first evaluation
-    return task
+    return SpeakerTask(config, workdir, splits.Splits(config, workdir, require_text=False))
 
 
 def close(task: SpeakerTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -> None:
@@ -258,3 +255,8 @@ def close(task: SpeakerTask, workdir: pathlib.Path, reports: Mapping[str, Report
     if task.config.data.kind == "embedded":
         print("These are synthetic voices: the figures say nothing about real speech.")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
+
+
+PACKAGE = package.Package(
+    "speaker", settings_lib.default_config, make_task, close, fixed=("data.sample_rate_hz",)
+)

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Sequence
 
 from common import app
-from speaker import backend, calibration, embed
+from speaker import embed
 
 
 def prior(text: str) -> float:
@@ -25,23 +25,19 @@ def prior(text: str) -> float:
 
 def verify(embedder: embed.Embedder, first: str, second: str, p_target: float) -> list[str]:
     """What the command prints. Raises io.AudioError for a file that cannot be used."""
-    left, right = embedder.embed_files([first, second])
-    score = backend.cosine_matrix(left[None], right[None])[0]
-    lines = [f"score        {score[0]:.4f}  (cosine)"]
-    decision = embedder.decision
+    found, decision = embedder.compare(first, second, prior=p_target), embedder.decision
+    lines = [f"score        {found.score:.4f}  (cosine)"]
     if decision is None:
         lines.append(
             "There is no verdict: the checkpoint holds no calibration. Its evaluation could not "
             "fit one, or an earlier version saved it; evaluations while training save one."
         )
         return lines
-    ratio = decision.calibration(score)
-    probability = float(calibration.probability(ratio, p_target)[0])
-    verdict = "same speaker" if probability >= 0.5 else "different speakers"
+    verdict = "same speaker" if found.probability >= 0.5 else "different speakers"
     return [
         *lines,
-        f"ratio        {ratio[0]:.3f}  (natural-log likelihood ratio)",
-        f"probability  {probability:.4f}  (of one speaker, at the prior {p_target:g})",
+        f"ratio        {found.ratio:.3f}  (natural-log likelihood ratio)",
+        f"probability  {found.probability:.4f}  (of one speaker, at the prior {p_target:g})",
         f"verdict      {verdict}",
         f"Calibrated on {decision.source}; there the error rates are equal from the score "
         f"{decision.eer_threshold:.4f} on.",

@@ -6,7 +6,7 @@ has alone, whatever stands beyond its length, and exact zeros in the frames beyo
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -105,12 +105,6 @@ class LogMelConfig:
             preemphasis=self.preemphasis,
             window=self.window or "povey",
         )
-
-
-def log_mel_config(features: Any, sample_rate_hz: int) -> LogMelConfig:
-    """The front end of `config.features`; raises ValueError."""
-    names = ("num_mels", "window_ms", "hop_ms", "normalize", "compat")
-    return LogMelConfig(sample_rate_hz, **{name: features[name] for name in names})
 
 
 def log_mel(

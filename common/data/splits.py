@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +46,7 @@ def default_config() -> ConfigDict:
             # Several on a command line: with commas between.
             "train": ("train",),
             "eval": ("dev",),
+            "test": (),  # --mode=evaluate measures these beside those of `eval`
             "split_column": "split",
             # embedded: speech to render, and by how many voices
             "hours": 2.0,
@@ -219,6 +220,31 @@ def open_split(
     hours = float(index.seconds.sum()) / 3600
     log.info("%s: %d recordings, %.2f hours.", name, len(index), hours)
     return Split(name, source, index)
+
+
+class Splits(Mapping[str, Split]):
+    """The parts of a config's data by name, each opened and validated when it is first asked for.
+
+    A name may be several together: "test+enroll".
+    """
+
+    def __init__(self, config: Any, workdir: pathlib.Path, *, require_text: bool) -> None:
+        self._config, self._workdir, self._require_text = config, workdir, require_text
+        self._open: dict[str, Split] = {}
+
+    def __getitem__(self, name: str) -> Split:
+        if name not in self._open:
+            self._open[name] = open_split(
+                self._config, name.split("+"), self._workdir, require_text=self._require_text
+            )
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        data = self._config.data
+        return iter(dict.fromkeys(("+".join(data.train), *data.eval, *data.test)))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Companion]:

@@ -53,20 +53,22 @@ def one_utterance(weights, encoder, length, blank_penalty=0.0):
         return np.tanh(weights["embedding"][token] + hidden @ weights["recurrent"])
 
     hidden = predict(np.zeros(FEATURES, np.float32), 0)
-    tokens, frames, score = [], [], 0.0
+    tokens, frames, scores, score = [], [], [], 0.0
     for frame in range(length):
         for _ in range(MAX_SYMBOLS):
             logits = np.tanh(encoder[frame] + hidden) @ weights["output"] + weights["bias"]
             token = int(np.argmax(logits - blank_penalty * (np.arange(len(logits)) == 0)))
-            score += logits[token] - np.logaddexp.reduce(logits)
+            own = logits[token] - np.logaddexp.reduce(logits)
+            score += own
             if token == 0:
                 break
             tokens.append(token)
             frames.append(frame)
+            scores.append(own)
             hidden = predict(hidden, token)
             if len(tokens) == MAX_LABELS:
-                return tokens, frames, score
-    return tokens, frames, score
+                return tokens, frames, score, scores
+    return tokens, frames, score, scores
 
 
 def rows_of(hypotheses):
@@ -87,6 +89,10 @@ def test_transducer_equals_a_loop_over_utterances(seed, penalty):
     assert rows_of(got) == [row[:2] for row in expected]
     # Sums of at most a few dozen float32 log-probabilities.
     np.testing.assert_allclose(got.log_probs, [row[2] for row in expected], rtol=1e-5)
+    each = np.zeros((BATCH, MAX_LABELS))
+    for row, (*_, own) in zip(each, expected):
+        row[: len(own)] = own
+    np.testing.assert_allclose(got.token_log_probs, each, atol=1e-5)
     # The cases that make the test worth running: empty rows, and frames with many labels.
     counts = [len(row[0]) for row in expected]
     assert counts[3] == 0
@@ -126,8 +132,8 @@ def test_ctc_equals_groupby():
     logits = rng.normal(size=(BATCH, 30, 3)).astype(np.float32)
     lengths = np.array([30, 12, 1, 0, 30, 7], np.int32)
     got = jax.jit(decode.ctc_greedy)(logits, jnp.asarray(lengths))
-    expected, scores = [], []
-    for row, length in zip(logits, lengths):
+    expected, scores, each = [], [], np.zeros(logits.shape[:2])
+    for row, length, own in zip(logits, lengths, each):
         tokens, frames, frame = [], [], 0
         for token, run in itertools.groupby(np.argmax(row[:length], axis=1)):
             if token:
@@ -137,8 +143,10 @@ def test_ctc_equals_groupby():
         expected.append((tokens, frames))
         logp = row[:length] - np.logaddexp.reduce(row[:length], axis=1, keepdims=True)
         scores.append(np.sum(np.max(logp, axis=1)) if length else 0.0)
+        own[: len(frames)] = [logp[frame, token] for frame, token in zip(frames, tokens)]
     assert rows_of(got) == expected
     np.testing.assert_allclose(got.log_probs, scores, rtol=1e-5)
+    np.testing.assert_allclose(got.token_log_probs, each, atol=1e-5)
     assert not np.any(got.truncated)
 
 

@@ -17,10 +17,13 @@ ROWS = len(TEXTS)
 def make_task(tmp_path, **decoder):
     config = quickstart.get_config("debug")
     config.decoder.update(decoder)
-    tokenizer = tokenizer_lib.train_tokenizer(
-        TEXTS, tokenizer_lib.TokenizerConfig("char", 0, case="upper"), None
-    )
-    return asr_task.AsrTask(workdir.freeze(config), tmp_path, tokenizer, None, {})
+    return task_of(config, tmp_path)
+
+
+def task_of(config, tmp_path):
+    wanted = tokenizer_lib.TokenizerConfig("char", 0, case="upper")
+    tokenizer_lib.train_tokenizer(TEXTS, wanted, tmp_path / "tokenizer")
+    return asr_task.AsrTask(workdir.freeze(config), tmp_path, {})
 
 
 def make_batch(tokenizer, rows=range(ROWS), seconds=1.0):
@@ -132,7 +135,7 @@ def test_noise_rooms_and_warps_reach_the_training_loss_only(recogniser):
     config = quickstart.get_config("debug")
     config.augment.warps = (0.8, 1.25)
     config.augment.noise.probability = config.augment.rir.probability = 1.0
-    distorted = asr_task.AsrTask(workdir.freeze(config), task.workdir, task.tokenizer, None, {})
+    distorted = task_of(config, task.workdir)
     batch = {**make_batch(task.tokenizer), "row": np.arange(ROWS, dtype=np.int32)}
     extra = noise_and_rooms()
 
@@ -163,8 +166,7 @@ def test_a_training_step_on_four_devices_equals_one(tmp_path):
     config.augment.warps = (0.8, 1.25)
     config.encoder.dropout_rate = 0.1
     config.decoder.update({"noise_std": 0.05, "noise_start_step": 0})
-    task = make_task(tmp_path)
-    task = asr_task.AsrTask(workdir.freeze(config), tmp_path, task.tokenizer, None, {})
+    task = task_of(config, tmp_path)
     variables = jax.jit(task.init)(jax.random.key(0))
     one, params = train_step_sums(task, variables, 1)
     four, params_four = train_step_sums(task, variables, 4)
@@ -204,7 +206,7 @@ def test_warps_that_cannot_be_are_refused_before_the_data_are_touched(tmp_path, 
     config = quickstart.get_config("debug")
     config.update_from_flattened_dict(changes)
     with pytest.raises(errors.UserError, match=words):
-        asr_task.make_task(workdir.freeze(config), tmp_path, "train")
+        asr_task.make_task(workdir.freeze(config), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -219,9 +221,7 @@ def test_warps_that_cannot_be_are_refused_before_the_data_are_touched(tmp_path, 
 def test_unknown_choices_are_named(tmp_path, changes, words):
     config = quickstart.get_config("debug")
     config.update_from_flattened_dict(changes)
-    task = asr_task.AsrTask(
-        workdir.freeze(config), tmp_path, make_task(tmp_path).tokenizer, None, {}
-    )
+    task = task_of(config, tmp_path)
     with pytest.raises(errors.UserError, match=words):
         task.init(jax.random.key(0))
 
@@ -229,9 +229,7 @@ def test_unknown_choices_are_named(tmp_path, changes, words):
 def test_bfloat16_keeps_parameters_and_losses_in_float32(tmp_path):
     config = quickstart.get_config("debug")
     config.dtype = "bfloat16"
-    task = asr_task.AsrTask(
-        workdir.freeze(config), tmp_path, make_task(tmp_path).tokenizer, None, {}
-    )
+    task = task_of(config, tmp_path)
     variables = jax.eval_shape(task.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     batch = make_batch(task.tokenizer)

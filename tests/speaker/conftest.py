@@ -60,7 +60,8 @@ def run(tmp_path_factory) -> Run:
     config.update({"ema_decay": 0.0})
     config.writers.tensorboard = False
     config = workdir.freeze(config)
-    task = speaker_task.make_task(config, folder, "train")
+    task = speaker_task.make_task(config, folder)
+    task.prepare()
     trainer.train(task, config, folder, parallel.make_mesh())
     return Run(folder, audio)
 

@@ -11,14 +11,16 @@ import jax
 import kaldi_native_io
 import numpy as np
 import pytest
+import soundfile
 from ml_collections import ConfigDict
 
+import speaker
 from common import checkpoint, errors, parallel, workdir
 from common.audio import io, vad
 from common.data import ark, records, splits
-from speaker import data, embed
+from speaker import data, embed, settings
 from speaker import task as speaker_task
-from tests.speaker.conftest import RATE_HZ, SPEAKERS, voice
+from tests.speaker.conftest import RATE_HZ, voice
 
 KINDS = {
     "xvector": {},
@@ -41,12 +43,14 @@ def split_of(audio):
 
 def untrained(run, folder, kind="xvector", **changes):
     """The embedder of a fresh network of another kind."""
-    config = ConfigDict(workdir.load_config(run.workdir, "speaker").to_dict())
+    config = ConfigDict(
+        workdir.load_config(run.workdir, "speaker", settings.default_config()).to_dict()
+    )
     config.update_from_flattened_dict({"model.kind": kind, **KINDS[kind], **changes})
     config = workdir.freeze(config)
     shutil.copy(run.workdir / "speakers.txt", folder)
     workdir.save_config(folder, "speaker", config)
-    task = speaker_task.make_task(config, folder, "use")
+    task = speaker_task.make_task(config, folder)
     state = task.create_state(jax.jit(task.init)(jax.random.key(1)))
     (folder / "checkpoints").mkdir()
     saver = checkpoint.Checkpointer(folder / "checkpoints")
@@ -56,13 +60,41 @@ def untrained(run, folder, kind="xvector", **changes):
     return embed.Embedder(folder)
 
 
-def test_a_config_of_another_version_says_what_it_lacks(run, tmp_path):
-    saved = json.loads((run.workdir / "config.json").read_text())
+def test_settings_that_came_later_have_their_defaults(run, tmp_path, caplog):
+    """A work directory of an earlier commit stays usable, and what is filled in is said."""
+    folder = tmp_path / "run"
+    shutil.copytree(run.workdir, folder)
+    saved = json.loads((folder / "config.json").read_text())
     del saved["config"]["data"]["vad"], saved["config"]["loss"]["kind"]
-    (tmp_path / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(errors.UserError, match="written by another version") as told:
-        embed.Embedder(tmp_path)
-    assert "config.data.vad (default 'none'), config.loss.kind (default 'aam')" in str(told.value)
+    saved["config"]["data"]["crop_seconds"] = 1  # a whole number where a float belongs
+    saved["config"]["data"]["wav_root"] = "/corpora"
+    (folder / "config.json").write_text(json.dumps(saved))
+    with caplog.at_level("INFO"):
+        embedder = embed.Embedder(folder)
+    assert (embedder.config.data.vad, embedder.config.loss.kind) == ("none", "aam")
+    assert isinstance(embedder.config.data.crop_seconds, float)
+    assert "config.loss.kind came after" in caplog.text
+    assert "config.data.wav_root='/corpora'" in caplog.text
+    files = run.files("ann-6")
+    expected = embed.Embedder(run.workdir).embed_files(files)
+    np.testing.assert_array_equal(embedder.embed_files(files), expected)
+
+
+def test_the_public_functions_take_files_bytes_and_samples(run, tmp_path):
+    network = speaker.load(run.workdir)
+    one, same, other = run.files("ann-6", "ann-5", "bob-6")
+    samples, rate = soundfile.read(one, dtype="float32")
+    by_path = network.embed(one)
+    np.testing.assert_array_equal(by_path, network.embed_files([one])[0])
+    np.testing.assert_array_equal(by_path, network.embed(samples, rate))
+    near, far = network.compare(one, same), network.compare(one, other)
+    assert near.probability > far.probability
+    assert near.ratio > far.ratio
+    assert far.score == pytest.approx(float(_cosine(by_path, network.embed(other))), abs=1e-6)
+
+
+def _cosine(a, b):
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,7 +276,7 @@ def test_the_evaluation_of_training_is_repeated(run, embedder):
     source = splits.open_source(config.data, config.data.eval)
     split = embedder.open(source, run.workdir.parent / "again")
     found = embedder(split).embeddings
-    task = speaker_task.SpeakerTask(config, run.workdir, SPEAKERS, None, {"dev": split})
+    task = speaker_task.SpeakerTask(config, run.workdir, {"dev": split})
     rows = {
         "embedding": found,
         "index": split.index.positions,

@@ -18,6 +18,13 @@ SPEAKERS = ("ann", "bob", "cid", "dee")
 IDS = {f"{name}-{i}": name for name in SPEAKERS for i in range(4)}
 
 
+def make_task(config, folder):
+    """The task with its data opened, as a training opens them."""
+    task = speaker_task.make_task(config, folder)
+    task.prepare()
+    return task
+
+
 def movement(key: str, frames: int) -> np.ndarray:
     """Features whose bands swing together as the speaker has it, about a mean that says nothing."""
     speaker, seed = SPEAKERS.index(IDS[key]), list(key.encode())
@@ -71,7 +78,7 @@ def get_config(root, **changes):
 def trained(root, tmp_path_factory):
     """A task and its state after 60 steps on one device, with masks."""
     config = get_config(root, **{"augment.freq_masks": 1, "augment.freq_width": 3})
-    task = speaker_task.make_task(config, tmp_path_factory.mktemp("run"), "train")
+    task = make_task(config, tmp_path_factory.mktemp("run"))
     mesh = parallel.make_mesh(jax.devices()[:1])
     state = parallel.place(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
     step = trainer.make_train_step(task, config, mesh)
@@ -120,7 +127,7 @@ def test_given_features_are_normalised_and_their_padding_is_not_seen(trained):
 
 def test_speakers_can_be_drawn_equally_from_features(root, tmp_path):
     config = get_config(root, **{"data.sampler": "speaker"})
-    task = speaker_task.make_task(config, tmp_path, "train")
+    task = make_task(config, tmp_path)
     batches = iter(task.train_data())
     batch, other = next(batches), next(batches)
     both = np.concatenate([batch["label"], other["label"]])  # an epoch
@@ -146,7 +153,7 @@ def test_recordings_of_a_kaldi_folder_train(root, tmp_path):
             "data.sample_rate_hz": RATE_HZ,
         },
     )
-    task = speaker_task.make_task(config, tmp_path, "train")
+    task = make_task(config, tmp_path)
     mesh = parallel.make_mesh(jax.devices()[:1])
     state = parallel.place(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
     step = trainer.make_train_step(task, config, mesh)
@@ -171,7 +178,7 @@ def test_frames_that_vad_names_are_kept(root, tmp_path):
     changes = {"data.vad": "kaldi", "data.train": (str(folder),), "data.eval": ("voiced",)}
     changes |= {"data.min_seconds": 0.1}  # of what is kept
     config = get_config(tmp_path, **changes, **{"data.crop_seconds": 0.3})
-    task = speaker_task.make_task(config, tmp_path / "run", "train")
+    task = make_task(config, tmp_path / "run")
     ids, seen = list(IDS), 0
     for batch in task.eval_data()["voiced"]:
         for row in np.flatnonzero(batch["mask"]):
@@ -211,7 +218,7 @@ def test_pauses_are_left_out_of_recordings(tmp_path, caplog):
             "data.max_bad_share": 0.5,
         },
     )
-    task = speaker_task.make_task(config, tmp_path / "run", "train")
+    task = make_task(config, tmp_path / "run")
     seen = {}
     for batch in task.eval_data()["v"]:
         for row in np.flatnonzero(batch["mask"]):
@@ -249,17 +256,18 @@ def test_pauses_are_left_out_of_recordings(tmp_path, caplog):
 )
 def test_settings_that_exclude_each_other(root, tmp_path, changes, message):
     with pytest.raises(errors.UserError, match=message):
-        speaker_task.make_task(get_config(root, **changes), tmp_path, "train")
+        make_task(get_config(root, **changes), tmp_path)
     assert not (tmp_path / "index.json").exists()  # said before the data were read
 
 
 def test_features_of_another_size_are_named_before_training(root, tmp_path):
     config = get_config(root, **{"features.num_mels": 30})
     with pytest.raises(records.DataError, match="the 30 expected; the first is 'ann-0' with 12"):
-        speaker_task.make_task(config, tmp_path, "train")
+        make_task(config, tmp_path)
+    (tmp_path / "speakers.txt").write_text("ann\nbob\n")
     config = get_config(root, **{"features.normalize": "median"})
     with pytest.raises(errors.UserError, match=r"config.features: normalize='median'"):
-        _ = speaker_task.make_task(config, tmp_path, "train").model
+        _ = speaker_task.make_task(config, tmp_path).model
 
 
 def test_the_rate_of_what_recordings_are_made_of(root):

@@ -51,10 +51,9 @@ def make_task(corpus, tmp_path, **changes):
     config = quickstart.get_config("debug")
     config.data.update({"batch_rows": ROWS, "crop_seconds": 1.0})
     config.update_from_flattened_dict(changes)
-    names = data.classes(corpus, tmp_path)
-    return speaker_task.SpeakerTask(
-        workdir.freeze(config), tmp_path, names, corpus, {"dev": corpus}
-    )
+    data.write_classes(corpus, tmp_path)
+    parts = {"train": corpus, "dev": corpus}
+    return speaker_task.SpeakerTask(workdir.freeze(config), tmp_path, parts)
 
 
 @pytest.fixture(scope="module")
@@ -322,9 +321,8 @@ def test_classes_split_over_devices_move_to_other_devices(corpus, tmp_path):
     assert saver.steps() == [3]  # and it is not called damaged
     variables, _ = saver.load_variables(three)  # to embed, any number of devices will do
     saver.close()
-    used = dataclasses.replace(task, train_split=None)
-    step = evaluation_lib.make_eval_step(used, used.config, three)
-    batch = next(iter(data.eval_batches(corpus, used.config)))
+    step = evaluation_lib.make_eval_step(task, task.config, three, sharded=())
+    batch = next(iter(data.eval_batches(corpus, task.config)))
     batch = {name: np.concatenate([x[:1]] * 3) for name, x in batch.items()}
     _, out = step(variables, parallel.global_batch(batch, three))
     assert np.isfinite(np.asarray(out["embedding"])).all()
@@ -397,7 +395,8 @@ def test_no_message_between_devices_is_as_long_as_the_classes(corpus, tmp_path):
     """The step exchanges embeddings, a few numbers a row, and the encoder's gradients."""
     task = make_task(corpus, tmp_path, **{"loss.sharded": True})
     batch = next(iter(task.train_data()))
-    task = dataclasses.replace(task, classes=tuple(f"{i:06d}" for i in range(100_000)))
+    (tmp_path / "speakers.txt").write_text("".join(f"{i:06d}\n" for i in range(100_000)))
+    task = dataclasses.replace(task)
     mesh = parallel.make_mesh(jax.devices()[:4])
     template = jax.eval_shape(lambda: task.create_state(task.init(jax.random.key(0))))
     step = trainer.make_train_step(task, task.config, mesh)
@@ -452,7 +451,7 @@ def test_a_trial_list_is_used(trained, tmp_path, corpus):
     assert {"eer", "more_eer", "more_min_dcf_0.01"} <= set(report.scalars)
     twice = make_task(corpus, tmp_path, **{"data.trials": f"{lists},{tmp_path / 'more.txt'}"})
     with pytest.raises(errors.UserError, match="two trial lists of one name"):
-        _ = twice.trials
+        twice.trials("dev")
 
 
 def test_a_trial_list_may_name_files(tmp_path, corpus):
@@ -508,16 +507,16 @@ def test_a_split_of_both_kinds_has_both_lists(tmp_path, corpus):
         **{"data.trials": str(tmp_path / "one"), "data.test_trials": str(tmp_path / "two")},
         **{"data.test": ("dev",)},
     )
-    assert list(task.trials["dev"]) == ["one", "two"]
+    assert list(task.trials("dev")) == ["one", "two"]
 
 
 def test_bad_data_is_named(tmp_path, corpus):
     rows = tuple({k: v for k, v in row.items() if k != "speaker"} for row in corpus.source.records)
     nameless = splits.Split("train", records.RecordList("voices", rows), corpus.index)
     with pytest.raises(errors.UserError, match=r"voices: record 'ann-0' names no speaker"):
-        data.classes(nameless, tmp_path)
+        data.write_classes(nameless, tmp_path)
     with pytest.raises(errors.UserError, match=r"speakers.txt cannot be read"):
-        data.classes(None, tmp_path)
+        data.read_classes(tmp_path)
     with pytest.raises(errors.UserError, match="choose one of xvector, resnet, ecapa"):
         make_task(corpus, tmp_path, **{"model.kind": "dvector"}).init(jax.random.key(0))
     other = make_task(corpus, tmp_path)
@@ -533,8 +532,8 @@ def test_bad_data_is_named(tmp_path, corpus):
     )
     (tmp_path / "checkpoints" / "15").mkdir(parents=True)
     with pytest.raises(errors.UserError, match=r"lack 1 \(dee\) and have 0 new"):
-        data.classes(three, tmp_path)
-    assert data.classes(None, tmp_path) == SPEAKERS  # and nothing was written over it
+        data.write_classes(three, tmp_path)
+    assert data.read_classes(tmp_path) == SPEAKERS  # and nothing was written over it
     with pytest.raises(errors.UserError, match="'ann-0' names no speaker"):
         evaluation.find_trials(nameless, "", 100)
     alone = splits.Split(

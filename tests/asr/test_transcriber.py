@@ -1,0 +1,92 @@
+"""`asr.load`: a work directory as a function from recordings to transcripts."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import asr
+from asr import task as asr_task
+from asr import tokenizer as tokenizer_lib
+from common import checkpoint, errors, parallel, workdir
+from common.audio import io
+from configs.asr import quickstart
+
+RATE_HZ = 16000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A recogniser that was never trained, of few labels, which says something of anything."""
+    folder = tmp_path_factory.mktemp("run")
+    config = quickstart.get_config("debug")
+    config.decoder.update({"loss": "ctc", "max_symbols": 1})
+    config.ema_decay = 0.0
+    config = workdir.freeze(config)
+    wanted = tokenizer_lib.TokenizerConfig("char", 0, case="upper")
+    tokenizer_lib.train_tokenizer(["ABC DE"], wanted, folder / "tokenizer")
+    workdir.save_config(folder, "asr", config)
+    task = asr_task.make_task(config, folder)
+    state = task.create_state(jax.jit(task.init)(jax.random.key(3)))
+    saver = checkpoint.Checkpointer(folder / "checkpoints")
+    state = parallel.place(state, parallel.make_mesh(jax.devices()[:1]))
+    saver.save(7, state, None, {**task.checkpoint_meta(), "evaluated": -1}, None)
+    saver.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recognizer(folder):
+    return asr.load(folder)
+
+
+def noise(seconds, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = np.sin(np.arange(int(seconds * RATE_HZ)) / 900.0)
+    return (0.1 * shape * rng.normal(size=len(shape))).astype(np.float32)
+
+
+def test_a_transcript_says_when_and_how_sure(recognizer):
+    audio = noise(2.0)
+    found = recognizer(audio, RATE_HZ)
+    assert found.seconds == 2.0
+    assert "".join(found.tokens).replace("▁", " ").split() == found.text.split()
+    assert len(found.tokens) == len(found.times) == len(found.probabilities) > 0
+    assert list(found.times) == sorted(found.times)
+    assert 0 <= found.times[0] <= found.times[-1] < 2.0
+    assert all(0 < p <= 1 for p in found.probabilities)
+    assert min(found.probabilities) <= found.confidence <= max(found.probabilities)
+
+
+def test_a_file_is_worth_its_samples(recognizer, tmp_path):
+    audio = np.round(noise(1.5, seed=1) * 32768) / 32768
+    io.write_wav(tmp_path / "a.wav", audio, RATE_HZ)
+    assert recognizer(tmp_path / "a.wav") == recognizer(audio.astype(np.float32), RATE_HZ)
+
+
+def test_several_are_worth_what_each_is_worth(recognizer):
+    audio = [noise(1.0, seed=2), noise(3.0, seed=3), noise(0.3, seed=4)]
+    together = recognizer.many(audio)
+    for samples, found in zip(audio, together):
+        alone = recognizer(samples, RATE_HZ)
+        assert (found.text, found.times) == (alone.text, alone.times)
+
+
+def test_times_go_on_over_the_pieces_of_a_long_recording(recognizer):
+    found = recognizer(noise(50.0, seed=5), RATE_HZ)
+    assert list(found.times) == sorted(found.times)
+    assert 30 < found.times[-1] < 50
+
+
+def test_digital_silence_has_no_words(recognizer):
+    found = recognizer(np.zeros(2 * RATE_HZ, np.float32), RATE_HZ)
+    assert (found.text, found.tokens, found.seconds) == ("", (), 2.0)
+    assert math.isnan(found.confidence)
+
+
+def test_what_is_no_recogniser_is_one_message(folder, tmp_path):
+    with pytest.raises(errors.UserError, match="is no work directory"):
+        asr.load(tmp_path)
+    with pytest.raises(errors.UserError, match="no checkpoint of step 5"):
+        asr.load(folder, step=5)
