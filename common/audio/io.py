@@ -7,6 +7,9 @@ import math
 import os
 import pathlib
 import re
+import select
+import stat
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -15,12 +18,23 @@ import soxr
 from jaxtyping import Float, Num
 
 from common import errors, files
-from common.audio import mp3
+from common.audio import containers, mp3
 
 PathLike = str | os.PathLike
-# What a search for recordings takes for one.
-SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", ".sph")
+Encoded = PathLike | bytes | io.BytesIO
+# What a search for recordings takes for one; of several with one name, the first is wanted.
+# fmt: off
+SUFFIXES = (
+    ".flac", ".wav", ".w64", ".aif", ".aiff", ".au", ".caf", ".sph",
+    ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".wma", ".amr",
+    ".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".mka", ".avi", ".mpg", ".mpeg",
+)
+# fmt: on
 _BLOCK = 1 << 20  # samples decoded at a time: a header may claim any length
+_LOUDEST = 1e4  # no recording goes beyond 1 by so much
+_PIPE_SECONDS = 10  # how long a pipe may be silent before its first byte
+_UNKNOWN_FORMAT = 1  # libsndfile's number for it
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # How libsndfile says that a chunk of samples (WAV, AIFF, AU) ends beyond the file.
 _SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _NO_SIZE = 0x7FFF0000  # programs that write to a pipe state sizes about here
@@ -32,9 +46,9 @@ class AudioError(errors.UserError, ValueError):
     """Audio that cannot be used; the message names the file and the reason."""
 
     def __init__(self, name: object, reason: str):
-        super().__init__(f"{name}: {reason}")
-        self.name = str(name)
+        self.name = printable(name)
         self.reason = reason
+        super().__init__(f"{self.name}: {reason}")
 
     def __reduce__(self):  # keeps its two arguments when a worker process raises it
         return AudioError, (self.name, self.reason)
@@ -53,56 +67,88 @@ class AudioInfo:
         return self.num_samples / self.sample_rate_hz
 
 
-def probe(path: PathLike) -> AudioInfo:
-    """Rate, channels and length of a file without decoding it.
+def printable(name: object) -> str:
+    """A name that every terminal prints: its bytes that are not UTF-8 are escaped (`caf\\xe9`)."""
 
-    The length is the header's; only decoding proves it. Raises AudioError.
+    def escape(found: re.Match) -> str:
+        code = ord(found[0])
+        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+    return _SURROGATE.sub(escape, str(name))
+
+
+def probe(source: Encoded) -> AudioInfo:
+    """Rate, channels and length of a file, or of the bytes of one, without decoding it.
+
+    The length is the header's, or that of the packets where it states none; only decoding proves
+    it. Raises AudioError.
     """
-    with _open(path) as file:
-        num_samples = _stated_samples(path, file)
-        # A stream without a stated length is reported by libsndfile as a huge number.
-        if num_samples >= 1 << 62:
-            raise AudioError(path, "the header states no length")
+    with _open(source) as file:
+        num_samples = file.stated_samples()
+        if num_samples is None and isinstance(file, containers.Sound):
+            num_samples = file.counted_samples()
+        if num_samples is None:
+            raise AudioError(_name(source), "the header states no length")
         return AudioInfo(file.samplerate, file.channels, num_samples)
 
 
 def load_audio(
-    path_or_array: PathLike | Num[np.ndarray, "t *d"],
+    source: Encoded | Num[np.ndarray, "t *d"],
     *,
     sample_rate_hz: int,
     channel: Literal["mean"] | int = "mean",
     start: float = 0.0,
     duration: float | None = None,
     source_rate_hz: int | None = None,
+    max_seconds: float = math.inf,
 ) -> Float[np.ndarray, "n"]:
     """One channel of a recording as float32 at the wanted rate.
 
-    Takes WAV, FLAC, OGG, MP3 and SPHERE files, or an array `[t]` or `[t, channels]` with its
-    `source_rate_hz`. Integers are scaled to [-1, 1); floats are taken as they are. `start` and
-    `duration` are seconds and read only what they need, with enough context that the excerpt
-    equals the same stretch of the whole; a `duration` past the end gives what there is.
-    Raises AudioError for what cannot be read, is empty or holds NaN or infinity.
+    Takes a file, or the bytes of one, of any format that libsndfile reads (WAV, FLAC, OGG, MP3,
+    SPHERE, ...) or that FFmpeg does (M4A, WebM, the sound of a video), or an array `[t]` or
+    `[t, channels]` with its `source_rate_hz`. Integers are scaled to [-1, 1); floats are taken as
+    they are. `start` and `duration` are seconds and read only what they need, with enough context
+    that the excerpt equals the same stretch of the whole; a `duration` past the end gives what
+    there is. A stretch longer than `max_seconds` is refused, by what the header says or after so
+    much was decoded. Raises AudioError for that, and for what cannot be read, is empty or fails
+    `check_audio`.
     """
-    if start < 0 or (duration is not None and duration <= 0):
-        raise ValueError(f"start={start} must be >= 0 and duration={duration} > 0 seconds")
+    if start < 0 or (duration is not None and duration <= 0) or max_seconds <= 0:
+        raise ValueError(
+            f"start={start} must be >= 0, duration={duration} and max_seconds={max_seconds} > 0"
+        )
     stop = math.inf if duration is None else start + duration
-    if isinstance(path_or_array, np.ndarray):
-        name = "array"
+    name = _name(source)
+
+    def check_length(end: int, rate: int) -> None:
+        if min(end, stop * rate) - start * rate > max_seconds * rate + 0.5:
+            raise AudioError(name, f"longer than the limit of {max_seconds:g} s")
+
+    if isinstance(source, np.ndarray):
         if source_rate_hz is None:
             raise ValueError("an array needs its source_rate_hz")
         rate = source_rate_hz
         first, last = _source_range(start, stop, rate, sample_rate_hz)
-        audio = path_or_array[:, None] if path_or_array.ndim == 1 else path_or_array
+        audio = source[:, None] if source.ndim == 1 else source
         if audio.ndim != 2:
-            raise AudioError(name, f"shape {path_or_array.shape} is neither [t] nor [t, channels]")
+            raise AudioError(name, f"shape {source.shape} is neither [t] nor [t, channels]")
+        check_length(len(audio), rate)
         audio = _one_channel(audio[first:last], channel, name)
     else:
-        name = path_or_array
-        with _open(path_or_array) as file:
+        with _open(source) as file:
             rate = file.samplerate
             first, last = _source_range(start, stop, rate, sample_rate_hz)
-            audio = _read(file, first, last, channel, name)
+            check_length(file.stated_samples() or 0, rate)
+            blocks, position = [], first
+            for block in file.blocks(first, last):
+                position += len(block)
+                check_length(position, rate)
+                blocks.append(_one_channel(block, channel, name))
+        if not blocks:
+            raise AudioError(name, "empty: no samples could be decoded (cut off or damaged?)")
+        audio = np.concatenate(blocks)
     if rate != sample_rate_hz and audio.size:
+        check_audio(audio, name=name)  # resampled, one bad sample would be many
         audio = soxr.resample(audio, rate, sample_rate_hz, quality="HQ")
     # `first` is a whole number of output samples (see _source_range).
     offset = first * sample_rate_hz // rate
@@ -116,18 +162,30 @@ def load_audio(
 
 
 def check_audio(audio: Num[np.ndarray, "..."], *, name: object = "array") -> tuple[str, ...]:
-    """Raises AudioError for audio without samples or with NaN or infinity; returns the warnings.
+    """Raises AudioError for audio without samples or with impossible ones; returns the warnings.
 
-    The only warning is "silent": every sample is 0, which is odd but not wrong.
+    Impossible are NaN, infinity and what is 10,000 times as loud as full scale. The only warning is
+    "silent": every sample is 0, which is odd but not wrong.
     """
     if audio.size == 0:
         raise AudioError(name, "empty: no samples")
-    # The sum is finite only if all samples are (or overflows, which the exact count then clears).
-    if not np.isfinite(np.sum(audio, dtype=np.float64)):
-        bad = np.count_nonzero(~np.isfinite(audio))
-        if bad:
-            raise AudioError(name, f"{bad} of {audio.size} samples are NaN or infinite")
+    if audio.dtype.kind == "f":
+        peak = max(float(audio.max()), -float(audio.min()))
+        if not peak <= _LOUDEST:  # NaN compares as false
+            raise AudioError(name, _impossible(audio, peak))
     return () if audio.any() else ("silent",)
+
+
+def _impossible(audio: Float[np.ndarray, "..."], peak: float) -> str:
+    """Says how many samples are impossible, and what they look like."""
+    bad = np.count_nonzero(~np.isfinite(audio))
+    if bad:
+        return f"{bad} of {audio.size} samples are NaN or infinite"
+    bad = np.count_nonzero(np.abs(audio) > _LOUDEST)
+    lie = "lies" if bad == 1 else "lie"
+    reason = f"{bad} of {audio.size} samples {lie} beyond any possible value ({peak:.5g})"
+    unscaled = "; they look like 16-bit integers that were not scaled: divide them by 32768"
+    return reason + unscaled if peak <= 32768 else reason
 
 
 def write_wav(
@@ -140,7 +198,7 @@ def write_wav(
     """Writes `[t]` or `[t, channels]` as WAV under a temporary name, then renames.
 
     PCM_16 rounds to the grid that load_audio reads (x * 32768) and clips, so 16-bit audio survives
-    the round trip bit for bit. Raises AudioError for empty or non-finite audio, UserError where the
+    the round trip bit for bit. Raises AudioError where `check_audio` does, UserError where the
     system refuses.
     """
     path = pathlib.Path(path)
@@ -158,65 +216,143 @@ class _Stream(soundfile.SoundFile):
     """A file read front to back: soundfile otherwise seeks after every block, which fails or
     stops short where the header states a wrong length."""
 
+    head = b""
+
     def seekable(self) -> bool:
         return False
 
+    def stated_samples(self) -> int | None:
+        """The length by the header; of uncompressed files libsndfile gives what is there."""
+        if self.frames >= 1 << 62:  # so it reports a stream without a stated length
+            return None
+        if self.format == "NIST":
+            found = _SPHERE_LENGTH.search(self.head)
+            return max(self.frames, int(found[1])) if found else self.frames
+        found = _SHORT_CHUNK.search(self.extra_info)
+        stated, there = (int(size) for size in found.groups()) if found else (0, 0)
+        if there < stated < _NO_SIZE:
+            return self.frames * stated // there if there else stated
+        return self.frames
+
+    def blocks(self, first: int, last: int | None) -> Iterator[Float[np.ndarray, "n d"]]:
+        """Samples [first, last), piece by piece; pieces that were skipped are empty."""
+        position = 0
+        # MP3 seeks by a table of contents that may be off by many samples; its decoder starts anew.
+        if first and self.format != "MP3" and first <= self.frames < 1 << 62:
+            position = self.seek(first)
+        most = max(1, _BLOCK // self.channels)
+        while last is None or position < last:
+            wanted = most if last is None else min(most, last - position)
+            block = self.read(wanted, dtype="float32", always_2d=True)
+            skipped = max(0, first - position)
+            position += len(block)
+            if position:
+                yield block[skipped:]
+            if len(block) < wanted:
+                break
+
+
+def _name(source: object) -> object:
+    """What messages call it."""
+    if isinstance(source, np.ndarray):
+        return "array"
+    return "bytes" if isinstance(source, bytes | io.BytesIO) else source
+
 
 @contextlib.contextmanager
-def _open(path: PathLike):
-    """Opens a file for reading; every way in which that fails becomes an AudioError."""
-    source = pathlib.Path(path)
-    if not source.exists():
-        raise AudioError(path, "no such file")
-    if source.is_dir():
-        raise AudioError(path, "is a directory, not an audio file")
+def _open(source: Encoded):
+    """The decoder of a file or of bytes; every way in which that fails becomes an AudioError."""
+    name = _name(source)
     try:
         with contextlib.ExitStack() as stack:
-            try:
-                file = stack.enter_context(_Stream(source))
-            except TypeError as error:  # soundfile asks for the format of a headerless file
-                raise AudioError(path, "headerless (raw) audio is not supported") from error
-            if file.format == "MP3" and (corrected := _correct_mp3(source, file)):
-                file = stack.enter_context(_Stream(corrected))
-            yield file
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError(path, _reason(source, error)) from error
+            yield _decoder(_opened(source, stack), name, stack)
+    except FileNotFoundError as error:
+        raise AudioError(name, "no such file") from error
+    except IsADirectoryError as error:
+        raise AudioError(name, "is a directory, not an audio file") from error
+    except OSError as error:
+        raise AudioError(name, f"cannot be opened ({error.strerror or error})") from error
+    except soundfile.LibsndfileError as error:
+        raise AudioError(name, f"cannot be decoded as audio ({_clause(error)})") from error
+    except containers.Undecodable as error:
+        raise AudioError(name, f"cannot be decoded as audio ({error})") from error
 
 
-def _stated_samples(path: PathLike, file: soundfile.SoundFile) -> int:
-    """The length that the header states; of uncompressed files libsndfile gives what is there."""
-    if file.format == "NIST":
-        with pathlib.Path(path).open("rb") as opened:
-            found = _SPHERE_LENGTH.search(opened.read(1024))
-        return max(file.frames, int(found[1])) if found else file.frames
-    found = _SHORT_CHUNK.search(file.extra_info)
-    stated, there = (int(size) for size in found.groups()) if found else (0, 0)
-    if there < stated < _NO_SIZE:
-        return file.frames * stated // there if there else stated
-    return file.frames
+def _opened(source: Encoded, stack: contextlib.ExitStack) -> containers.Bytes:
+    """What can be read and wound back; what comes through a pipe is read to its end."""
+    if isinstance(source, bytes | io.BytesIO):
+        return io.BytesIO(source if isinstance(source, bytes) else source.getvalue())
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NONBLOCK)  # or a pipe without a writer holds for ever
+
+    try:
+        file = open(source, "rb", buffering=0, opener=opener)  # noqa: SIM115
+    except ValueError as error:
+        raise AudioError(source, f"is no name of a file ({error.args[-1]})") from error
+    stack.enter_context(file)
+    mode = os.fstat(file.fileno()).st_mode
+    if stat.S_ISFIFO(mode):
+        if not select.select([file], [], [], _PIPE_SECONDS)[0]:
+            raise AudioError(source, f"is a pipe that nothing came through in {_PIPE_SECONDS} s")
+        os.set_blocking(file.fileno(), True)
+        return io.BytesIO(file.read())
+    if not stat.S_ISREG(mode):
+        raise AudioError(source, "is a device, not an audio file")
+    return file
 
 
-def _correct_mp3(path: pathlib.Path, file: soundfile.SoundFile) -> io.BytesIO | None:
-    """The same MP3 with its true length stated, or None when the header already tells the truth."""
-    data = path.read_bytes()
-    found = mp3.scan(data)
-    # Encoder delay and padding, which a decoder leaves out, are below four frames.
-    if found is None or found.num_samples <= file.frames + 4 * found.header.num_samples:
-        return None
-    return io.BytesIO(mp3.with_true_length(data, found))
-
-
-def _reason(path: pathlib.Path, error: Exception) -> str:
-    """Says in one clause why a file could not be read."""
-    if isinstance(error, OSError):
-        return f"cannot be opened ({error.strerror})"
-    if path.stat().st_size == 0:
-        return "the file has 0 bytes"
-    with path.open("rb") as file:
-        head = file.read(1024)
+def _decoder(
+    file: containers.Bytes, name: object, stack: contextlib.ExitStack
+) -> _Stream | containers.Sound:
+    """libsndfile's decoder, or FFmpeg's for what libsndfile does not read."""
+    head = file.read(1024)
+    file.seek(0)
+    if not head:
+        raise AudioError(name, "the file has 0 bytes")
+    # By its number: soundfile cannot encode each name, and takes `.raw` for a format.
+    number_or_bytes = file if isinstance(file, io.BytesIO) else file.fileno()
+    try:
+        stream = stack.enter_context(_Stream(number_or_bytes, closefd=False))
+    except soundfile.LibsndfileError as error:
+        refused = error
+    else:
+        stream.head = head
+        return _with_true_length(stream, file, stack) if stream.format == "MP3" else stream
     if head.startswith(b"NIST_1A") and b"shorten" in head:
-        return "SPHERE with shorten compression is not supported; convert it with sph2pipe -f wav"
-    return f"cannot be decoded as audio ({str(error).rpartition(': ')[2].strip(' .')})"
+        reason = "SPHERE with shorten compression is not supported; convert it with sph2pipe -f wav"
+        raise AudioError(name, reason) from refused
+    file.seek(0)
+    try:
+        return stack.enter_context(containers.open_sound(file))
+    except containers.Undecodable:
+        if pathlib.PurePath(printable(name)).suffix.lower() == ".raw":
+            raise AudioError(name, "headerless (raw) audio is not supported") from refused
+        if refused.code != _UNKNOWN_FORMAT:  # libsndfile says best what is wrong with its own
+            raise refused from None
+        raise
+
+
+def _with_true_length(
+    stream: _Stream, file: containers.Bytes, stack: contextlib.ExitStack
+) -> _Stream:
+    """An MP3 whose header states what is there, or more because the file was cut off."""
+    place = file.tell()  # where libsndfile goes on
+    file.seek(0)
+    data = file.read()
+    file.seek(place)
+    found = mp3.scan(data)
+    if found is None:
+        return stream
+    missing = found.num_samples - stream.frames
+    # Encoder delay and padding, which a decoder leaves out, are below four frames.
+    if (abs(missing) if found.estimated else missing) <= 4 * found.header.num_samples:
+        return stream
+    return stack.enter_context(_Stream(io.BytesIO(mp3.with_true_length(data, found))))
+
+
+def _clause(error: soundfile.LibsndfileError) -> str:
+    return str(error).rpartition(": ")[2].strip(" .")
 
 
 def _source_range(start: float, stop: float, rate: int, wanted: int) -> tuple[int, int | None]:
@@ -225,28 +361,6 @@ def _source_range(start: float, stop: float, rate: int, wanted: int) -> tuple[in
     grid = rate // math.gcd(rate, wanted)
     first = max(0, int(round(start * wanted) * rate // wanted) - context) // grid * grid
     return first, None if stop == math.inf else math.ceil(stop * rate) + context + 1
-
-
-def _read(
-    file: soundfile.SoundFile, first: int, last: int | None, channel: str | int, name: object
-) -> Float[np.ndarray, "t"]:
-    """Decodes samples [first, last) of one channel block by block."""
-    position = 0
-    # MP3 seeks by a table of contents that may be off by many samples; its decoder starts anew.
-    if first and file.format != "MP3" and first <= file.frames < 1 << 62:
-        position = file.seek(first)
-    blocks = []
-    while last is None or position < last:
-        wanted = _BLOCK if last is None else min(_BLOCK, last - position)
-        block = file.read(wanted, dtype="float32", always_2d=True)
-        skip = max(0, min(first - position, len(block)))
-        position += len(block)
-        blocks.append(_one_channel(block[skip:], channel, name))
-        if len(block) < wanted:
-            break
-    if not position:
-        raise AudioError(name, "empty: no samples could be decoded (cut off or damaged?)")
-    return np.concatenate(blocks)
 
 
 def _one_channel(

@@ -39,6 +39,7 @@ class Mp3Scan:
     first: int  # byte offset of the first frame
     header: FrameHeader
     num_frames: int
+    estimated: bool  # no Xing/Info frame: decoders guess the length
 
     @property
     def num_samples(self) -> int:
@@ -81,7 +82,7 @@ def scan(data: bytes) -> Mp3Scan | None:
         position = 10 + sum(
             (byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0))
         )
-    first, reference, count = -1, None, 0
+    first, reference, count, estimated = -1, None, 0, True
     while (position := data.find(b"\xff", position)) >= 0:
         header = parse_header(data[position : position + 4])
         same = header is not None and (
@@ -100,9 +101,12 @@ def scan(data: bytes) -> Mp3Scan | None:
                 continue
             first, reference = position, header
         tag = position + _info_offset(header)
-        count += data[tag : tag + 4] not in (b"Xing", b"Info")
+        info = data[tag : tag + 4] in (b"Xing", b"Info")
+        if position == first:
+            estimated = not info
+        count += not info
         position += header.num_bytes
-    return None if reference is None else Mp3Scan(first, reference, count)
+    return None if reference is None else Mp3Scan(first, reference, count, estimated)
 
 
 def with_true_length(data: bytes, found: Mp3Scan) -> bytes:

@@ -1,7 +1,11 @@
 """Decoding: formats, channels, rates, excerpts, headers that lie, and what cannot be read."""
 
+import io as std_io
+import os
 import pathlib
 import pickle
+import socket
+import threading
 
 import numpy as np
 import pytest
@@ -123,6 +127,19 @@ def test_mp3_without_a_true_length_is_read_whole(tmp_path):
     np.testing.assert_allclose(part, whole[48000:56000], atol=1e-6)
 
 
+def test_mp3_that_begins_with_silence_states_no_more_than_there_is(tmp_path):
+    path = tmp_path / "a.mp3"
+    quiet = np.concatenate([np.zeros(RATE_HZ, np.float32), sweep(5.0)])
+    soundfile.write(path, quiet, RATE_HZ, bitrate_mode="VARIABLE", compression_level=0.5)
+    data = path.read_bytes()
+    path.write_bytes(data[mp3.parse_header(data[:4]).num_bytes :])
+    # The first frame, of silence, is smaller than the others: a length guessed from it is too long.
+    assert soundfile.info(path).frames > 1.05 * len(quiet)
+    audio = io.load_audio(path, sample_rate_hz=RATE_HZ, max_seconds=6.2)
+    assert 0 <= len(audio) - len(quiet) < 4 * 576
+    assert abs(io.probe(path).num_samples - len(audio)) < 1000
+
+
 @pytest.mark.parametrize("kind", ["WAV", "WAVEX", "AIFF", "AU", "NIST"])
 def test_the_stated_length_of_a_cut_off_file(tmp_path, kind):
     path = tmp_path / "a"
@@ -132,6 +149,7 @@ def test_the_stated_length_of_a_cut_off_file(tmp_path, kind):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 3])
     assert io.probe(path).num_samples == pytest.approx(whole.num_samples, rel=2e-3)
+    assert io.probe(data[: len(data) // 3]) == io.probe(path)
     # What is there can still be read: to refuse it is for those who know the length.
     assert len(io.load_audio(path, sample_rate_hz=RATE_HZ)) < 2 * RATE_HZ / 3
 
@@ -159,6 +177,123 @@ def test_flac_with_a_wrong_length_is_read_whole(tmp_path, claimed):
     np.testing.assert_array_equal(io.load_audio(path, sample_rate_hz=RATE_HZ), sweep())
     part = io.load_audio(path, sample_rate_hz=RATE_HZ, start=1.0, duration=0.5)
     np.testing.assert_array_equal(part, sweep()[16000:24000])
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_bytes_are_read_as_their_file(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, np.stack([sweep(), 0.5 * sweep()], 1), RATE_HZ)
+    data = path.read_bytes()
+    if suffix == "mp3":  # one that is corrected
+        data = data[mp3.parse_header(data[:4]).num_bytes :]
+        path.write_bytes(data)
+    upload = std_io.BytesIO(data)
+    upload.seek(100)  # whoever read its head
+    for options in ({}, {"start": 0.5, "duration": 1.0, "channel": 1}):
+        expected = io.load_audio(path, sample_rate_hz=8000, **options)
+        for source in (data, upload):
+            audio = io.load_audio(source, sample_rate_hz=8000, **options)
+            np.testing.assert_array_equal(audio, expected)
+    assert io.probe(data) == io.probe(upload) == io.probe(path)
+    with pytest.raises(io.AudioError, match="bytes: the file has 0 bytes"):
+        io.load_audio(b"", sample_rate_hz=8000)
+    with pytest.raises(io.AudioError, match="bytes: cannot be decoded as audio"):
+        io.probe(b"<html></html>" * 100)
+
+
+def test_a_limit_of_seconds(tmp_path, monkeypatch):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.tile(sweep(), 10), RATE_HZ)
+    lying = bytearray(path.read_bytes())
+    lying[21] &= 0xF0  # STREAMINFO: as if from a pipe, it states no length
+    lying[22:26] = bytes(4)
+    lying[26:42] = bytes(16)
+    read, decoded = io._Stream.read, []
+
+    def counting(self, *args, **kwargs):
+        block = read(self, *args, **kwargs)
+        decoded.append(len(block))
+        return block
+
+    monkeypatch.setattr(io._Stream, "read", counting)
+    monkeypatch.setattr(io, "_BLOCK", RATE_HZ)
+    message = r"longer than the limit of 2\.5 s"
+    for source, most in ((path, 0), (path.read_bytes(), 0), (bytes(lying), 3 * RATE_HZ)):
+        decoded.clear()
+        with pytest.raises(io.AudioError, match=message):
+            io.load_audio(source, sample_rate_hz=8000, max_seconds=2.5)
+        assert sum(decoded) <= most
+    with pytest.raises(io.AudioError, match=rf"array: {message}"):
+        io.load_audio(sweep(3.0), sample_rate_hz=8000, source_rate_hz=RATE_HZ, max_seconds=2.5)
+    # What counts is the stretch that is wanted.
+    for options in ({"duration": 2.5}, {"start": 17.6}, {"start": 0.7313, "duration": 2.5}):
+        audio = io.load_audio(path, sample_rate_hz=8000, max_seconds=2.5, **options)
+        assert len(audio) == pytest.approx(20000, abs=800)
+    with pytest.raises(io.AudioError, match=message):
+        io.load_audio(path, sample_rate_hz=8000, max_seconds=2.5, start=17.4)
+    with pytest.raises(ValueError, match="max_seconds"):
+        io.load_audio(path, sample_rate_hz=8000, max_seconds=0.0)
+
+
+def test_names_that_are_not_text(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    soundfile.write(tmp_path / "a.wav", sweep(), RATE_HZ)
+    (tmp_path / "a.wav").rename(path)
+    for name in (path, str(path)):
+        assert len(io.load_audio(name, sample_rate_hz=RATE_HZ)) == len(sweep())
+        assert io.probe(name).num_samples == len(sweep())
+    path.write_bytes(b"no audio")
+    for name in (path, path.with_name("\udce9t\ud800.wav"), path.with_name("a\0b.wav")):
+        for read in (io.probe, lambda p: io.load_audio(p, sample_rate_hz=RATE_HZ)):
+            with pytest.raises(io.AudioError) as caught:
+                read(name)
+            str(caught.value).encode()  # a terminal prints it
+            assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert io.printable(path).endswith("/caf\\xe9.wav")
+    assert io.printable("\ud800ä.wav") == "\\ud800ä.wav"
+
+
+def test_what_the_system_does_not_let_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    soundfile.write("locked.wav", sweep(), RATE_HZ)
+    pathlib.Path("locked.wav").chmod(0)
+    pathlib.Path("ring.wav").symlink_to("ring.wav")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind("socket.wav")
+    os.mkfifo("pipe.wav")
+    monkeypatch.setattr(io, "_PIPE_SECONDS", 0.1)
+    cases = {
+        "locked.wav": r"cannot be opened \(Permission denied\)",
+        "ring.wav": r"cannot be opened \(Too many levels",
+        "socket.wav": r"cannot be opened \(No such device",
+        "pipe.wav": "nothing came through",
+        "/dev/zero": "is a device",
+        "locked.wav/a.wav": r"cannot be opened \(Not a directory",
+    }
+    root = os.geteuid() == 0
+    if root:  # root may read all
+        os.seteuid(65534)
+    try:
+        for name, reason in cases.items():
+            for read in (io.probe, lambda p: io.load_audio(p, sample_rate_hz=RATE_HZ)):
+                with pytest.raises(io.AudioError, match=f"{name}: .*{reason}"):
+                    read(name)
+    finally:
+        if root:
+            os.seteuid(0)
+        listening.close()
+
+
+def test_a_pipe_is_read(tmp_path):
+    pipe, path = tmp_path / "pipe", tmp_path / "a.flac"
+    os.mkfifo(pipe)
+    soundfile.write(path, sweep(20.0), RATE_HZ)  # more than a pipe holds at once
+    writer = threading.Thread(target=lambda: pipe.write_bytes(path.read_bytes()))
+    writer.start()
+    audio = io.load_audio(pipe, sample_rate_hz=RATE_HZ)
+    writer.join()
+    np.testing.assert_array_equal(audio, io.load_audio(path, sample_rate_hz=RATE_HZ))
 
 
 SHORTEN = (
@@ -218,6 +353,25 @@ def test_check_audio():
         io.check_audio(np.zeros(0), name="clip 7")
     with pytest.raises(io.AudioError, match="1 of 3 samples"):
         io.check_audio(np.array([0, 1, -np.inf]))
+    assert io.check_audio(np.array([1e4, -1e4])) == ()
+    assert io.check_audio(np.array([-32768, 20000], np.int16)) == ()
+
+
+@pytest.mark.parametrize("wanted_hz", [8000, 16000])
+def test_values_beyond_any_sample(tmp_path, wanted_hz):
+    path = tmp_path / "a.wav"
+    garbage = sweep()
+    garbage[7] = -1e30
+    soundfile.write(path, garbage, RATE_HZ, subtype="FLOAT")
+    # Resampled it would be many: what is counted is the file's own.
+    with pytest.raises(io.AudioError) as caught:
+        io.load_audio(path, sample_rate_hz=wanted_hz)
+    reason = "1 of 32000 samples lies beyond any possible value (1e+30)"
+    assert str(caught.value) == f"{path}: {reason}"
+    assert io.load_audio(path, sample_rate_hz=wanted_hz, start=1.0).size
+    soundfile.write(path, 3 * 32768 * sweep(), RATE_HZ, subtype="FLOAT")
+    with pytest.raises(io.AudioError, match=r"samples lie .*16-bit integers that were not scaled"):
+        io.load_audio(path, sample_rate_hz=wanted_hz)
 
 
 def test_write_wav_round_trip_and_atomic(tmp_path, monkeypatch):
