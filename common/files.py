@@ -1,12 +1,17 @@
-"""Files that appear whole or not at all."""
+"""Files: named safely, written whole or not at all, changed by one process at a time."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
+import re
 import secrets
+import unicodedata
 from collections.abc import Iterator
 
-from common import errors
+from common import errors, locks
+
+_MAX_BYTES = 100  # of a safe name; file systems take 255, less what is put round it
 
 
 @contextlib.contextmanager
@@ -41,6 +46,61 @@ def write_text(path: pathlib.Path | str, text: str) -> None:
     """Writes a text file in UTF-8. Raises UserError where the system refuses."""
     with replacing(path) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path | str, seconds: float | int = 60) -> Iterator[None]:
+    """Keeps other processes from changing `path` while it is read, changed and replaced.
+
+    The lock is `.NAME.lock` beside it. Everybody has to ask for it: it hinders no other reader or
+    writer. Its time goes with the file alone: compute before. Not to be nested for one path.
+
+    Raises UserError if another process holds it for more than `seconds`, and where the system
+    refuses.
+    """
+    path = pathlib.Path(path)
+    lock = locks.Lock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(seconds)
+    except locks.Busy as busy:
+        raise errors.UserError(
+            f"{path} is being changed by another process ({busy.owner}) since more than "
+            f"{seconds:g} s. Wait for it or stop it, then start this command again."
+        ) from None
+    except OSError as refused:
+        raise errors.UserError(
+            f"{path} cannot be written ({refused.strerror or refused}). Free space or choose "
+            "another place."
+        ) from refused
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def safe_name(name: str) -> str:
+    """A file's name for what a user named: it names no other folder, and other names differ.
+
+    Letters and digits of any script, `_`, `.` and `-` stay, others become `_`. A name that had to
+    change gets a part of its hash, before its suffix: "/corpus/dev" is "corpus_dev~7f533d50". At
+    most 100 bytes long; bytes that are not UTF-8 are taken.
+    """
+    plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name))
+    if plain == name and re.match(r"\w", name) and name[-1] != "." and _size(name) <= _MAX_BYTES:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    stem = plain.strip("._-")
+    suffix = pathlib.PurePath(stem).suffix
+    suffix = suffix if _size(suffix) <= 10 else ""
+    stem = stem.removesuffix(suffix)
+    room = _MAX_BYTES - len(digest) - 1 - _size(suffix)
+    # `~` stands in no name that is taken as it is: none of those can be mistaken for this one.
+    return f"{stem.encode()[:room].decode(errors='ignore')}~{digest}{suffix}"
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
 
 
 def check_output(path: pathlib.Path) -> None:

@@ -1,16 +1,14 @@
 """The work directory of a run: its config, its lock, and what lies where."""
 
-import fcntl
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
 
-from common import errors, files
+from common import errors, files, locks
 
 log = logging.getLogger(__name__)
 
@@ -153,31 +151,23 @@ class Lock:
 
     def __init__(self, workdir: pathlib.Path) -> None:
         self._workdir = workdir
-        self._file: Any = None
+        self._lock = locks.Lock(workdir / ".lock")
 
     def __enter__(self) -> "Lock":
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
-            self._file = (self._workdir / ".lock").open("a+")
+            self._lock.acquire()
+        except locks.Busy as busy:
+            raise WorkdirError(
+                f"Another process ({busy.owner}) is working in {self._workdir}. Wait for it, stop "
+                "it, or choose another --workdir."
+            ) from None
         except OSError as error:
             raise WorkdirError(
                 f"Cannot write to the work directory {self._workdir}: {error.strerror}. Choose "
                 "another --workdir."
             ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            owner = self._file.read().strip() or "unknown"
-            raise WorkdirError(
-                f"Another process ({owner}) is working in {self._workdir}. Wait for it, stop it, "
-                "or choose another --workdir."
-            ) from None
-        self._file.truncate(0)
-        self._file.write(f"pid {os.getpid()} on {os.uname().nodename}")
-        self._file.flush()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.truncate(0)
-        self._file.close()
+        self._lock.release()

@@ -10,15 +10,16 @@ to be labelled so. Held-out splits differ from the training split in both voices
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import queue
 import random
+import secrets
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
-from common import errors
+from common import errors, locks
 from common.data import sentences, voices
 
 SAMPLE_RATE_HZ = 16_000
@@ -266,14 +267,15 @@ def render(
         return final
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with (root / f"{final.name}.lock").open("w") as lock:
-            _lock(lock, progress)
+        lock = locks.Lock(root / f"{final.name}.lock")
+        with lock.held(math.inf, _say_waiting if progress else None) as alone:
             if (final / "corpus.json").is_file():  # rendered while this process waited
                 return final
-            for stale in root.glob(f"{final.name}.tmp-*"):  # its writer is dead: we hold the lock
+            # Their writers are dead: we hold the lock.
+            for stale in root.glob(f"{final.name}.tmp-*") if alone else ():
                 shutil.rmtree(stale)
             check_space(root, settings)
-            temporary = root / f"{final.name}.tmp-{os.getpid()}"
+            temporary = root / f"{final.name}.tmp-{secrets.token_hex(4)}"
             temporary.mkdir()
             try:
                 render_into(temporary, settings, num_workers or os.cpu_count() or 1, progress)
@@ -289,13 +291,8 @@ def render(
     return final
 
 
-def _lock(file, progress: bool) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if progress:
-            print("another process renders the same corpus: waiting for it", file=sys.stderr)
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _say_waiting() -> None:
+    print("another process renders the same corpus: waiting for it", file=sys.stderr)
 
 
 def check_space(folder: pathlib.Path, settings: CorpusSettings, share: float = 1.0) -> None:
