@@ -3,7 +3,8 @@
     python -m speaker.enroll --workdir=runs/speaker --voices=voices.npz ann a.wav b.wav
 
 The file holds the embeddings of one network (one checkpoint of one run); that of another network
-is refused. It is replaced as a whole, or stays as it was. See `python -m speaker.identify`.
+is refused. It is replaced as a whole, or stays as it was; of several commands at once none loses
+what another added. See `python -m speaker.identify`.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def load(path: pathlib.Path, embedder: embed.Embedder) -> Voices:
 
 
 def add(
-    path: pathlib.Path, embedder: embed.Embedder, name: str, files: Sequence[str]
+    path: pathlib.Path, embedder: embed.Embedder, name: str, recordings: Sequence[str]
 ) -> tuple[Voices, int]:
     """Writes the voices with the recordings of `name` added; how many that voice had before.
 
@@ -70,14 +71,16 @@ def add(
             f"{name!r} cannot name a voice: {UNKNOWN!r}, control characters and blanks at the "
             "ends have another meaning in the output. Choose another name."
         )
-    old = load(path, embedder) if path.exists() else None
-    embeddings = embedder.embed_files(files)
-    names = (name,) * len(files)
-    if old is not None:
-        names, embeddings = old.names + names, np.concatenate([old.embeddings, embeddings])
-    voices = Voices(names, embeddings, embedder.network, embedder.step)
-    stored = {**vars(voices), "names": np.array(names)}
-    storage.save_arrays(path, stored)
+    if path.exists():
+        load(path, embedder)  # raises before the work
+    embeddings = embedder.embed_files(recordings)
+    names = (name,) * len(recordings)
+    with files.locked(path):
+        old = load(path, embedder) if path.exists() else None
+        if old is not None:
+            names, embeddings = old.names + names, np.concatenate([old.embeddings, embeddings])
+        voices = Voices(names, embeddings, embedder.network, embedder.step)
+        storage.save_arrays(path, {**vars(voices), "names": np.array(names)})
     return voices, 0 if old is None else old.names.count(name)
 
 

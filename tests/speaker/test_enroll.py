@@ -74,6 +74,22 @@ def test_a_voice_is_extended(run, embedder, tmp_path, command, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["voices.npz"]
 
 
+def test_two_commands_at_once_lose_no_voice(run, embedder, tmp_path, monkeypatch):
+    """Another command adds bob while this one works on ann's recordings."""
+    path = tmp_path / "voices.npz"
+    original = embedder.embed_files
+
+    def embed_files(names):
+        monkeypatch.setattr(embedder, "embed_files", original)
+        enroll.add(path, embedder, "bob", run.files("bob-3"))
+        return original(names)
+
+    monkeypatch.setattr(embedder, "embed_files", embed_files)
+    voices, before = enroll.add(path, embedder, "ann", run.files("ann-3", "ann-4"))
+    assert (voices.names, before) == (("bob", "ann", "ann"), 0)
+    assert enroll.load(path, embedder).names == voices.names
+
+
 def test_a_bad_recording_changes_nothing(run, embedder, voices, tmp_path, command):
     before = voices.read_bytes()
     options = ("--workdir", run.workdir, "--voices", voices)
