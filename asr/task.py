@@ -13,7 +13,7 @@ import numpy as np
 from asr import ctc, data, model, prediction, transducer, wer
 from asr import settings as settings_lib
 from asr import tokenizer as tokenizer_lib
-from common import errors, metrics, package, parallel, sections, state, steps
+from common import errors, metrics, package, parallel, sections, state, steps, writers
 from common.audio import augment, frontend
 from common.data import records, splits
 from common.nn import masking
@@ -242,7 +242,8 @@ class AsrTask(steps.OneLoss):
         shown = frontend.LogMelConfig(sample_rate_hz=rate)
         size = np.array([len(audio)], np.int32)
         features, _ = jax.jit(frontend.log_mel, static_argnums=2)(audio[None], size, shown)
-        return {"features": np.asarray(features[0])}, {"audio": (audio, rate)}
+        pictures = {"features": writers.spectrogram(np.asarray(features[0]))}
+        return pictures, {"audio": (audio, rate)}
 
 
 def check_augment(config: Any) -> None:

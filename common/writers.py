@@ -14,12 +14,14 @@ import math
 import os
 import pathlib
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, SupportsFloat
 
 import numpy as np
+import PIL.Image
 import tqdm
 from jaxtyping import Float, Shaped, UInt8
 
@@ -137,6 +139,7 @@ class Writers:
         self._workdir = pathlib.Path(workdir)
         self._terminal = terminal and is_writer
         self._destinations: list[_Destination] = []
+        self._scaled: set[str] = set()  # pictures of a wrong scale that were named
         if not is_writer:
             return
         self._workdir.mkdir(parents=True, exist_ok=True)
@@ -146,7 +149,9 @@ class Writers:
             self._destinations.append(_TensorBoard(self._workdir / "tensorboard", resume_step))
         if wandb != "disabled":
             try:
-                self._destinations.append(_Wandb(self._workdir, config, wandb, project))
+                self._destinations.append(
+                    _Wandb(self._workdir, config, wandb, project, resume_step or 0)
+                )
             except Exception as error:  # not installed, not logged in, no network: all the same
                 _log.warning(
                     "wandb did not start, the run goes on without it (metrics.jsonl and "
@@ -158,8 +163,10 @@ class Writers:
     def scalars(self, step: int, split: str, values: Mapping[str, SupportsFloat]) -> None:
         """Numbers of one step; those of any split but "train" also go to the terminal as one line.
 
-        Every value becomes a Python float. Raises ValueError for the reserved names.
+        Every value becomes a Python float. Raises ValueError for the reserved names. In the name of
+        a split, and in texts, bytes that are not UTF-8 are written as `\\udce9`.
         """
+        split = _text(split)
         reserved = {"step", "split"} & set(values)
         if reserved:
             raise ValueError(f"metrics of split {split!r} may not be named {sorted(reserved)}")
@@ -168,22 +175,34 @@ class Writers:
             write_line(f"{split:<8} step {step:>7}  {_aligned(plain)}")
         self._each("scalars", int(step), split, plain)
 
-    def image(
-        self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "..."]
-    ) -> None:
-        """A picture [h,w,3] (uint8, or float in 0..1), or a spectrogram [l,f] to be coloured."""
-        self._each("image", int(step), name, _picture(image))
+    def image(self, step: int, name: str, image: Shaped[np.ndarray, "..."]) -> None:
+        """A picture [h,w,3] (RGB), or [h,w,1] or [h,w] (grey): uint8, or floats in 0..1.
+
+        The first row is the uppermost. Floats outside are clipped, with a warning where they are
+        of another scale. Raises ValueError for other shapes and types. See `spectrogram`.
+        """
+        name, image = _text(name), np.asarray(image)
+        pixels = _picture(image)
+        if image.dtype != np.uint8 and np.nanmax(image, initial=0) > 2 and name not in self._scaled:
+            self._scaled.add(name)
+            _log.warning(
+                "The picture %s holds floats up to %.4g: 0..1 is expected, what is above is white. "
+                "Divide it, or give uint8.",
+                name,
+                np.nanmax(image),
+            )
+        self._each("image", int(step), name, pixels)
 
     def audio(
         self, step: int, name: str, audio: Float[np.ndarray, "t"], sample_rate_hz: int
     ) -> None:
         """A mono signal in -1..1; what lies outside is clipped, not scaled."""
         signal = np.clip(np.nan_to_num(np.asarray(audio, np.float32)), -1, 1)
-        self._each("audio", int(step), name, signal, int(sample_rate_hz))
+        self._each("audio", int(step), _text(name), signal, int(sample_rate_hz))
 
     def text(self, step: int, name: str, text: str) -> None:
         """A passage of text, for example references beside hypotheses."""
-        self._each("text", int(step), name, text)
+        self._each("text", int(step), _text(name), _text(text))
 
     def log(self, text: str) -> None:
         """One line for whoever watches; it is not stored."""
@@ -320,7 +339,12 @@ class _TensorBoard(_Destination):
 
 
 class _Wandb(_Destination):
-    """A wandb run whose id stays in `wandb/run_id`, so that a resumed run goes on with it."""
+    """A wandb run whose id stays in `wandb/run_id`, so that a resumed run goes on with it.
+
+    Offline, no run can be resumed: of several parts with one id, what is uploaded last replaces the
+    history of those before (wandb issues #3841, #4624, #5865). So each part is a run of its own,
+    in one group.
+    """
 
     name = "wandb"
     failures = (Exception,)
@@ -331,17 +355,24 @@ class _Wandb(_Destination):
         config: Mapping[str, Any] | None,
         mode: Literal["offline", "online"],
         project: str,
+        resume_step: int,
     ):
         import wandb  # slow, and not needed by most runs
 
         self._wandb = wandb
+        self._folder = workdir / "wandb" if mode == "offline" else None
+        name = _text(workdir.resolve().name)[:100]  # wandb takes 128 characters
+        run_id = _run_id(workdir / "wandb" / "run_id")
+        self._group = f"{name}-{run_id}"
+        part = f" from step {resume_step}" if self._folder and resume_step else ""
         self._run = wandb.init(
             project=project,
-            name=workdir.resolve().name,
-            id=_run_id(workdir / "wandb" / "run_id"),
+            name=name + part,
+            group=self._group,
+            id=f"{run_id}-{secrets.token_hex(4)}" if self._folder else run_id,
             dir=str(workdir),
             mode=mode,
-            resume="allow",
+            resume=None if self._folder else "allow",
             config=dict(config or {}),
             allow_val_change=True,
             # No capture of the console, which would break the progress bar; no waiting for ever.
@@ -353,12 +384,26 @@ class _Wandb(_Destination):
         # evaluation of a step comes before its training line.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
+        self._say()
+
+    def _say(self) -> None:
+        """Where offline runs lie: wandb is silent, its words would break the progress bar."""
+        if self._folder is not None:
+            _log.info(
+                "wandb is offline: %s. To upload this part and earlier ones, as runs of the group "
+                "%s: wandb sync %s",
+                pathlib.Path(self._run.settings.sync_dir),
+                self._group,
+                shlex.quote(str(self._folder)),
+            )
 
     def scalars(self, step: int, split: str, values: Mapping[str, SupportsFloat]) -> None:
         self._run.log({"step": step, **{f"{split}/{name}": v for name, v in values.items()}})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        self._run.log({"step": step, name: self._wandb.Image(image)})
+        # Not as an array: of that, wandb would drop an edge of one pixel.
+        picture = self._wandb.Image(PIL.Image.fromarray(image))
+        self._run.log({"step": step, name: picture})
 
     def audio(self, step: int, name: str, audio: np.ndarray, sample_rate_hz: int) -> None:
         self._run.log({"step": step, name: self._wandb.Audio(audio, sample_rate=sample_rate_hz)})
@@ -369,6 +414,7 @@ class _Wandb(_Destination):
 
     def close(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
+        self._say()
 
 
 def read_metrics(path: pathlib.Path | str) -> list[dict[str, Any]]:
@@ -424,6 +470,11 @@ def _aligned(values: Mapping[str, SupportsFloat]) -> str:
     return "  ".join(f"{name} {float(value):<9.4g}" for name, value in values.items()).rstrip()
 
 
+def _text(text: str) -> str:
+    """What every destination can hold: protocol buffers and wandb refuse lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -433,15 +484,21 @@ _VIRIDIS = bytes.fromhex("440154 472c7a 3b518b 2c718e 21908d 27ad81 5cc863 aadc3
 
 
 def _picture(image: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
-    """Bytes: colours as given, or a spectrogram [l,f] with time to the right, f upwards."""
-    image = np.asarray(image)
+    """RGB bytes of a picture, see `Writers.image`; NaN is black."""
     if image.ndim == 2:
-        return _colours(image.T[::-1])
-    if image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"an image is [h,w,3] or a spectrogram [l,f], got shape {image.shape}")
-    if image.dtype == np.uint8:
-        return image
-    return np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(f"a picture is [h,w,3], [h,w,1] or [h,w], got shape {image.shape}")
+    if image.dtype != np.uint8:
+        if not np.issubdtype(image.dtype, np.floating):
+            raise ValueError(f"a picture is of uint8 or floats in 0..1, got {image.dtype}")
+        image = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+
+
+def spectrogram(features: Shaped[np.ndarray, "l f"]) -> UInt8[np.ndarray, "f l 3"]:
+    """A picture for `Writers.image`: time to the right, f upwards, in colours that span it."""
+    return _colours(np.asarray(features).T[::-1])
 
 
 def _colours(values: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:

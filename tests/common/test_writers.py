@@ -11,6 +11,7 @@ import sys
 import textwrap
 
 import numpy as np
+import PIL.Image
 import pytest
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
@@ -138,7 +139,7 @@ def test_tensorboard_events_and_their_purge(tmp_path):
     with make(tmp_path, tensorboard=True, resume_step=0) as w:
         w.scalars(3, "train", {"loss": 0.25})
         w.scalars(4, "dev", {"wer": math.nan})
-        w.image(4, "dev/mel", spectrogram)
+        w.image(4, "dev/mel", writers.spectrogram(spectrogram))
         w.image(4, "dev/picture", np.full((5, 6, 3), 0.5, np.float32))
         w.audio(4, "dev/audio", np.array([0.0, 2.0, math.nan], np.float32), 16000)
         w.text(4, "dev/text", "REF HYP")
@@ -182,18 +183,83 @@ def test_a_failing_destination_is_named_once_and_left(tmp_path, caplog):
     assert len(writers.read_metrics(tmp_path / "metrics.jsonl")) == 2
 
 
-def test_pictures():
+def drawn(event_image: bytes) -> np.ndarray:
+    return np.asarray(PIL.Image.open(io.BytesIO(event_image)))
+
+
+def portrait(height: int, width: int) -> np.ndarray:
+    """No two pixels alike, so that a turn, a flip or a swap of colours shows."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, 255 - rows - columns], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (3, 5), (5, 3), (3, 3), (1, 4), (4, 1)])
+def test_pictures_stay_upright_and_in_their_colours(tmp_path, size):
+    colours = portrait(*size)
+    grey = colours[..., 2]
+    pictures = {
+        "bytes": colours,
+        "fraction": colours / 255.0,
+        "float32": (colours / 255.0).astype(np.float32),
+        "view": colours[::-1][::-1],
+        "grey": grey,
+        "grey1": grey[..., None],
+        "grey_fraction": (grey / 255.0).astype(np.float32),
+    }
+    with make(tmp_path, tensorboard=True) as w:
+        for name, picture in pictures.items():
+            w.image(1, name, picture)
+    found = [v for e in events(tmp_path / "tensorboard") for v in e.summary.value]
+    assert [v.tag for v in found] == list(pictures)
+    for value in found:
+        right = np.stack([grey] * 3, -1) if value.tag.startswith("grey") else colours
+        np.testing.assert_array_equal(drawn(value.image.encoded_image_string), right)
+        assert (value.image.height, value.image.width) == size
+
+
+def test_pictures_that_are_none_and_floats_of_another_scale(tmp_path, caplog):
+    colours = portrait(4, 6)
+    with make(tmp_path, tensorboard=True) as w:
+        for shape in ((3, 4, 2), (3, 4, 4), (3, 8, 8), (2, 4, 4, 3), (4,)):
+            with pytest.raises(ValueError, match=r"\[h,w,3\], \[h,w,1\] or \[h,w\], got shape"):
+                w.image(1, "x", np.zeros(shape, np.uint8))
+        with pytest.raises(ValueError, match=r"uint8 or floats in 0\.\.1, got int64"):
+            w.image(1, "x", colours.astype(np.int64))
+        overshoot = np.array([[[-0.1, 1.2, np.nan]]])
+        for name in ("dev/face", "dev/face", "dev/mouth"):
+            w.image(1, name, colours.astype(np.float32))
+            w.image(1, "dev/small", overshoot)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"The picture {name} holds floats up to 255: 0..1 is expected, what is above is white. "
+        "Divide it, or give uint8."
+        for name in ("dev/face", "dev/mouth")
+    ]
+    found = [v for e in events(tmp_path / "tensorboard") for v in e.summary.value]
+    assert drawn(found[1].image.encoded_image_string).tolist() == [[[0, 255, 0]]]
+
+
+def test_a_spectrogram_has_time_to_the_right_and_frequency_upwards():
     ramp = np.linspace(-3.0, 5.0, 12).reshape(6, 2)  # 6 frames, 2 bands
     ramp[0, 0] = np.nan
-    coloured = writers._picture(ramp)
+    coloured = writers.spectrogram(ramp)
     assert coloured.shape == (2, 6, 3)
     assert coloured[0, -1].tolist() == [253, 231, 37]  # last frame, highest band: the maximum
     assert coloured[1, 0].tolist() == [0, 0, 0]  # NaN
     assert coloured[0, 0].tolist() == [68, 1, 84]  # the least finite value
-    assert len(np.unique(writers._picture(np.zeros((3, 4))).reshape(-1, 3), axis=0)) == 1
-    assert writers._picture(np.full((3, 4), np.nan)).max() == 0
-    with pytest.raises(ValueError, match=r"got shape \(3, 4, 2\)"):
-        writers._picture(np.zeros((3, 4, 2)))
+    assert len(np.unique(writers.spectrogram(np.zeros((3, 4))).reshape(-1, 3), axis=0)) == 1
+    assert writers.spectrogram(np.full((3, 4), np.nan)).max() == 0
+
+
+def test_names_that_are_not_utf8_end_no_run(tmp_path, caplog):
+    with make(tmp_path, tensorboard=True, terminal=True) as w:
+        w.scalars(1, "/caf\udce9", {"wer": 1.0})
+        w.image(1, "/caf\udce9/face", portrait(4, 4))
+        w.audio(1, "/caf\udce9/speech", np.zeros(8, np.float32), 16000)
+        w.text(1, "/caf\udce9/pairs", "\udce9 caf\udce9.wav")
+    assert not caplog.records
+    assert writers.read_metrics(tmp_path / "metrics.jsonl")[0]["split"] == r"/caf\udce9"
+    assert len([v for e in events(tmp_path / "tensorboard") for v in e.summary.value]) == 4
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_evaluation_lines_are_aligned(tmp_path, capsys):
@@ -254,30 +320,50 @@ def test_wandb_that_cannot_start_is_one_warning(tmp_path, caplog, monkeypatch):
 
 
 @pytest.mark.slow
-def test_wandb_offline_keeps_its_run_id(tmp_path):
-    """In a process of its own: wandb starts a service and keeps global state."""
+def test_wandb_offline_parts_are_runs_of_one_group(tmp_path):
+    """So that none replaces another when they are uploaded; the terminal says how that is done.
+
+    In processes of their own: wandb starts a service and keeps global state.
+    """
     program = textwrap.dedent("""
-        import sys
+        import logging, sys
         import numpy as np
         from common import writers
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        step = int(sys.argv[2])
         with writers.Writers(sys.argv[1], wandb="offline", config={"a": {"b": 1}}, project="p",
-                             tensorboard=False, resume_step=int(sys.argv[2])) as w:
+                             tensorboard=False, resume_step=step) as w:
             assert len(w._destinations) == 2
             w.scalars(7, "dev", {"loss": 1.0})
             w.scalars(6, "train", {"loss": float("nan")})
-            w.image(7, "mel", np.zeros((8, 4), np.float32))
-            w.audio(7, "speech", np.zeros(160, np.float32), 16000)
-            w.text(7, "pairs", "REF | HYP")
+            w.image(7, "dev/face", np.load(sys.argv[3]))
+            w.audio(7, "dev/caf\\udce9", np.zeros(160, np.float32), 16000)
+            w.text(7, "pairs", "REF | HYP \\udce9")
     """)
-    for step in ("0", "5"):
-        run = [sys.executable, "-c", program, str(tmp_path), step]
+    workdir = tmp_path / "my run"
+    colours = portrait(1, 5)
+    np.save(tmp_path / "colours.npy", colours)
+    found = set()
+    for step in ("0", "5", "5"):
+        run = [sys.executable, "-c", program, workdir, step, tmp_path / "colours.npy"]
         done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         assert "cannot be written" not in done.stderr
-    run_id = (tmp_path / "wandb" / "run_id").read_text().strip()
-    folders = list((tmp_path / "wandb").glob("offline-run-*"))
-    assert folders
-    for folder in folders:
-        assert folder.name.endswith(f"-{run_id}")
+        (folder,) = set((workdir / "wandb").glob("offline-run-*")) - found
+        found.add(folder)
+        group = f"my run-{(workdir / 'wandb' / 'run_id').read_text().strip()}"
+        said = (
+            f"wandb is offline: {folder}. To upload this part and earlier ones, as runs of the "
+            f"group {group}: wandb sync '{workdir}/wandb'"
+        )
+        assert done.stderr.splitlines().count(said) == 2  # before and after
         content = next(folder.glob("run-*.wandb")).read_bytes()
         assert b"dev/loss" in content
+        assert group.encode() in content
+        assert (b"my run from step 5" in content) == (step == "5")
+        (picture,) = folder.glob("files/media/images/**/*.png")
+        np.testing.assert_array_equal(np.asarray(PIL.Image.open(picture)), colours)
+    assert len({folder.name.split("-", 3)[3] for folder in found}) == 3  # the ids
+    sync = [sys.executable, "-m", "wandb", "sync", "--dry-run", workdir / "wandb"]
+    listed = subprocess.run(sync, capture_output=True, text=True, timeout=120, check=True)
+    assert "Would sync 3 run(s)" in listed.stderr + listed.stdout
