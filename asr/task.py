@@ -13,7 +13,7 @@ import numpy as np
 from asr import ctc, data, model, prediction, transducer, wer
 from asr import settings as settings_lib
 from asr import tokenizer as tokenizer_lib
-from common import errors, metrics, package, parallel, sections, state, steps, writers
+from common import errors, files, metrics, package, parallel, sections, state, steps, writers
 from common.audio import augment, frontend
 from common.data import records, splits
 from common.nn import masking
@@ -271,7 +271,7 @@ def close(task: AsrTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -
     """The last words of a run: error rates, examples, and where things lie."""
     for split, report in reports.items():
         print("\n".join(report.lines))
-        print(f"  all utterances: {workdir / 'results' / f'{split}.tsv'}")
+        print(f"  all utterances: {workdir / 'results' / files.safe_name(f'{split}.tsv')}")
     if task.config.data.kind == "embedded":
         print("These are synthetic voices: the figures say nothing about real speech.")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")

@@ -9,11 +9,21 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from common import command_line, errors, evaluation, parallel, trained, trainer, workdir, writers
+from common import (
+    command_line,
+    errors,
+    evaluation,
+    parallel,
+    pipes,
+    trained,
+    trainer,
+    workdir,
+    writers,
+)
 from common.package import Context, Mode, Package
 
 log = logging.getLogger(__name__)
@@ -76,27 +86,29 @@ def command(name: str, work: Callable[[], None]) -> None:
     keep_memory()
     set_up_logging()
     use_compile_cache()
-    try:
+    with _one_message(name, "interrupted."):
         work()
+
+
+@contextlib.contextmanager
+def _one_message(name: str, interrupted: str) -> Iterator[None]:
+    try:
+        with pipes.quiet_end():
+            yield
     except errors.UserError as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted.")
+        sys.exit(f"{name}: {interrupted}")
 
 
 def run(package: Package, argv: Sequence[str] | None = None) -> None:
     """Parses the flags and runs the mode; user errors are one message and exit code 1."""
-    name = package.name
     modes = {**MODES, **package.modes}
     keep_memory()
     set_up_logging()
-    try:
+    with _one_message(package.name, "interrupted before there was anything to save."):
         options = command_line.parse(package, modes, sys.argv if argv is None else argv)
         _run(package, modes, options)
-    except errors.UserError as error:
-        sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted before there was anything to save.")
 
 
 def _run(package: Package, modes: dict[str, Mode], options: command_line.Options) -> None:
