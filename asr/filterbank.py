@@ -135,7 +135,7 @@ class Filterbank(nn.Module):
         shape = (config.window_samples, config.num_columns)
         if config.rank is None:
             kernel = self.param("kernel", _initializer(config), shape, jnp.float32)
-            return frames @ kernel.astype(config.dtype)
+            return _product(frames, kernel.astype(config.dtype))
 
         def factor(part):
             def initial(key, shape, dtype):
@@ -148,7 +148,12 @@ class Filterbank(nn.Module):
 
         basis = self.param("basis", factor(0), (shape[0], config.rank), jnp.float32)
         mixing = self.param("mixing", factor(1), (config.rank, shape[1]), jnp.float32)
-        return (frames @ basis.astype(config.dtype)) @ mixing.astype(config.dtype)
+        return _product(_product(frames, basis.astype(config.dtype)), mixing.astype(config.dtype))
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    """In all of float32 (of bfloat16 if that is the dtype): the log of an energy shows rounding."""
+    return jnp.matmul(x, kernel, precision="highest")
 
 
 def _initializer(config: FilterbankConfig):
@@ -161,7 +166,7 @@ def impulse_responses(params: dict[str, Array]) -> Float[Array, "w m"]:
     """The filter bank H that a parameter tree of `Filterbank` computes, whatever its form."""
     if "kernel" in params:
         return params["kernel"]
-    return params["basis"] @ params["mixing"]
+    return _product(params["basis"], params["mixing"])
 
 
 def factor(params: dict[str, Array], rank: int) -> dict[str, Array]:

@@ -101,7 +101,7 @@ def _norm_cost(name: str, layer: Mapping[str, Any]) -> LayerCost:
 
 
 def _dense_matrix(layer: Mapping[str, Any]) -> jax.Array:
-    return layer["kernel"] if "kernel" in layer else layer["v"] @ layer["u"]
+    return layer["kernel"] if "kernel" in layer else lowrank.merge_pointwise(layer)["kernel"]
 
 
 def _pointwise_cost(name: str, layer: Mapping[str, Any], frames: float) -> LayerCost:

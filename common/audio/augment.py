@@ -108,7 +108,8 @@ def warp_frequency(
     bands = jnp.arange(len(centres_hz), dtype=jnp.float32)
     place = jax.vmap(lambda hz: jnp.interp(hz, centres[0], bands))(wanted)
     weights = jnp.maximum(0.0, 1.0 - jnp.abs(place[:, None, :] - bands[None, :, None]))
-    return jnp.einsum("blm,bmn->bln", features, weights.astype(features.dtype))
+    weights = weights.astype(features.dtype)
+    return jnp.einsum("blm,bmn->bln", features, weights, precision="highest")
 
 
 def speed_perturb(
@@ -164,7 +165,8 @@ def _play(
         hop_size=p,
         num_frames=num_frames,
     )
-    return (frames @ matrix).reshape(audio.shape[0], -1)[:, :num_samples].astype(audio.dtype)
+    played = jnp.matmul(frames, matrix, precision="highest")
+    return played.reshape(audio.shape[0], -1)[:, :num_samples].astype(audio.dtype)
 
 
 def add_noise(

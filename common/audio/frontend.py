@@ -128,7 +128,9 @@ def log_mel(
         window = window_function(config.window or "hann", config.window_size).astype(np.float32)
         spectrum = jnp.fft.rfft(frames * window[None, None, :], config.fft_size)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-        features = jnp.log(jnp.maximum(power @ config.filter_bank(), config.floor))
+        # "highest": an accelerator would multiply in TF32 or bfloat16, three digits or two.
+        mels = jnp.matmul(power, config.filter_bank(), precision="highest")
+        features = jnp.log(jnp.maximum(mels, config.floor))
         frame_lengths = config.num_frames(lengths)
     return normalized(features, frame_lengths, config.normalize), frame_lengths
 
@@ -159,7 +161,8 @@ def mfcc(
     features, frame_lengths = log_mel(audio, lengths, config.log_mel)
     matrix = mel.dct_matrix(config.log_mel.num_mels, config.num_ceps)
     weights = mel.lifter(config.num_ceps, config.lifter)
-    return normalized(features @ (matrix * weights), frame_lengths, config.normalize), frame_lengths
+    cepstra = jnp.matmul(features, matrix * weights, precision="highest")
+    return normalized(cepstra, frame_lengths, config.normalize), frame_lengths
 
 
 def normalized(

@@ -88,7 +88,7 @@ def fbank(
     power, log_energy, frame_lengths = _power_spectrum(audio, lengths, config)
     # The floor keeps the gradient of the root finite; 1e-15 is far below any 16-bit magnitude.
     spectrum = power if config.use_power else jnp.sqrt(jnp.maximum(power, 1e-30))
-    features = spectrum @ mel_filter_bank(config)
+    features = jnp.matmul(spectrum, mel_filter_bank(config), precision="highest")
     if config.use_log_fbank:
         features = jnp.log(jnp.maximum(features, _FLT_EPSILON))
     if config.use_energy:
@@ -105,9 +105,11 @@ def mfcc(
     `htk_compat` moves that first coefficient to the end (c0 then scaled by sqrt 2).
     """
     power, log_energy, frame_lengths = _power_spectrum(audio, lengths, config)
-    mel = jnp.log(jnp.maximum(power @ mel_filter_bank(config), _FLT_EPSILON))
+    mel = jnp.matmul(power, mel_filter_bank(config), precision="highest")
+    mel = jnp.log(jnp.maximum(mel, _FLT_EPSILON))
     matrix = mel_scale.dct_matrix(config.num_mels, config.num_ceps)
-    features = mel @ (matrix * mel_scale.lifter(config.num_ceps, config.cepstral_lifter))
+    weights = mel_scale.lifter(config.num_ceps, config.cepstral_lifter)
+    features = jnp.matmul(mel, matrix * weights, precision="highest")
     first = log_energy if config.use_energy else features[..., :1]
     if config.htk_compat:
         first = first if config.use_energy else first * np.float32(np.sqrt(2))

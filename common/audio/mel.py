@@ -92,12 +92,13 @@ def mel_to_power(
     Multiplicative updates of non-negative least squares (Lee and Seung 2001, eq. 4) from a flat
     spectrum: bins that no filter covers stay as small as their neighbours allow.
     """
-    target = mel @ bank.T
+    target = jnp.matmul(mel, bank.T, precision="highest")
     gram = bank @ bank.T
     covered = bank.any(axis=1).astype(np.float32)[None, None, :]
     start = jnp.maximum(mel.mean(axis=-1, keepdims=True), 1e-12) * covered
 
     def step(_, power):
-        return power * target / jnp.maximum(power @ gram, 1e-20)
+        again = jnp.matmul(power, gram, precision="highest")
+        return power * target / jnp.maximum(again, 1e-20)
 
     return jax.lax.fori_loop(0, num_iterations, step, start)

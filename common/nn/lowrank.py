@@ -100,7 +100,7 @@ def factor_pointwise(params: dict[str, Array], rank: int) -> dict[str, Array]:
 
 def merge_pointwise(params: dict[str, Array]) -> dict[str, Array]:
     """Parameters of the dense `conv.Pointwise` that computes what the factored layer does."""
-    return {"kernel": params["v"] @ params["u"]}
+    return {"kernel": jnp.matmul(params["v"], params["u"], precision="highest")}
 
 
 def factor_conv(params: dict[str, Array], rank: int) -> dict[str, Array]:
@@ -122,7 +122,7 @@ def merge_conv(params: dict[str, Array], rank: int) -> dict[str, Array]:
     spectral, temporal = params["spectral"], params["temporal"]
     spectral = spectral.reshape(spectral.shape[0], rank, -1)
     temporal = temporal.reshape(temporal.shape[0], rank, -1)
-    return {"kernel": jnp.einsum("krf,crf->kcf", temporal, spectral)}
+    return {"kernel": jnp.einsum("krf,crf->kcf", temporal, spectral, precision="highest")}
 
 
 def compose_separable(

@@ -21,7 +21,8 @@ def float_mask(lengths: Int[Array, "b"], num_frames: int) -> Float[Array, "b l"]
     doubles the time that ContextNet takes to compile. The result of a dot product it keeps.
     """
     mask = length_mask(lengths, num_frames).astype(jnp.float32)
-    return jnp.stack([mask, mask], axis=-1) @ jnp.array([0.5, 0.5], jnp.float32)
+    both = jnp.stack([mask, mask], axis=-1)
+    return jnp.matmul(both, jnp.array([0.5, 0.5], jnp.float32), precision="highest")
 
 
 def conv_lengths(lengths: Int[Array, "b"], stride: int) -> Int[Array, "b"]:
@@ -43,7 +44,11 @@ def masked_sum(x: Float[Array, "b l d"], lengths: Int[Array, "b"]) -> Float[Arra
     # A batched matrix-vector product: XLA:CPU reduces over the middle axis several times slower.
     mask = length_mask(lengths, x.shape[1]).astype(x.dtype)
     return jnp.einsum(
-        "bl,bld->bd", mask, zero_padding(x, lengths), preferred_element_type=jnp.float32
+        "bl,bld->bd",
+        mask,
+        zero_padding(x, lengths),
+        precision="highest",
+        preferred_element_type=jnp.float32,
     )
 
 

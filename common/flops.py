@@ -1,0 +1,67 @@
+"""Matrix products and convolutions of a traced function, and what they cost."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend import core
+
+
+def products(fn: Callable, *arguments: Any) -> list[core.JaxprEqn]:
+    """Every `dot_general` and `conv_general_dilated` that `fn(*arguments)` traces, loops and
+    branches included; arguments may be shapes."""
+    return list(_products(jax.make_jaxpr(fn)(*arguments).jaxpr))
+
+
+def count(fn: Callable, *arguments: Any) -> int:
+    """Floating-point operations of one call, products and convolutions only.
+
+    Counted on the trace, not by `Compiled.cost_analysis`, which counts the body of a scan once and
+    calls of a GPU's libraries not at all. Of branches the dearest counts. A loop whose length is
+    not known before it runs (`while`) counts 0. Inside `shard_map` it is one device's share.
+    """
+    return _count(jax.make_jaxpr(fn)(*arguments).jaxpr)
+
+
+def _inside(equation: core.JaxprEqn) -> Iterator[Any]:
+    """The jaxprs among the parameters of an equation."""
+    for value in equation.params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield part
+
+
+def _products(jaxpr: Any) -> Iterator[core.JaxprEqn]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for part in _inside(equation):
+            yield from _products(part)
+
+
+def _count(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        parts = [_count(part) for part in _inside(equation)]
+        match equation.primitive.name:
+            case "dot_general":
+                (summed, _), _ = equation.params["dimension_numbers"]
+                left, (out,) = equation.invars[0].aval.shape, equation.outvars
+                total += 2 * out.aval.size * math.prod(left[axis] for axis in summed)
+            case "conv_general_dilated":
+                kernel, (out,) = equation.invars[1].aval, equation.outvars
+                features = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+                # The zeros between the samples of a dilated input cost nothing.
+                zeros = math.prod(equation.params["lhs_dilation"])
+                total += 2 * out.aval.size * kernel.size // features // zeros
+            case "scan":
+                total += equation.params["length"] * sum(parts)
+            case "while":
+                continue
+            case "cond":
+                total += max(parts)
+            case _:
+                total += sum(parts)
+    return total
