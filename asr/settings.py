@@ -25,7 +25,7 @@ def default_config() -> ConfigDict:
             "num_mels": 80,
             "window_ms": 25.0,
             "hop_ms": 10.0,
-            "normalize": "utterance",  # none, mean, utterance
+            "normalize": "utterance",  # none, mean, utterance, causal (frames so far)
             "compat": "default",  # or kaldi
             "rank": 0,  # learned: basis filters, 0 = dense
         }

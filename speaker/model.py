@@ -56,8 +56,9 @@ class GivenFeatures:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"num_mels={self.size} must be positive")
-        if self.normalize not in ("none", "mean", "utterance"):
-            raise ValueError(f'normalize={self.normalize!r}: choose "none", "mean" or "utterance"')
+        if self.normalize not in frontend.NORMALIZATIONS:
+            known = ", ".join(frontend.NORMALIZATIONS)
+            raise ValueError(f"normalize={self.normalize!r}: choose one of {known}")
 
 
 class SpeakerNet(nn.Module):

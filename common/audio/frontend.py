@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from common.audio import framing, kaldi, mel
 from common.audio.stft import window_function
-from common.nn import masking
+from common.nn import masking, norm
+
+NORMALIZATIONS = ("none", "mean", "utterance", "causal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class LogMelConfig:
     `window` None means hann, or povey when `compat` is "kaldi". `floor` is the least mel power:
     16-bit rounding noise lies near 1e-7, so 1e-6 hides it without touching speech.
     `normalize`: "none"; "mean" subtracts each band's mean over the true frames; "utterance" also
-    divides by its standard deviation.
+    divides by its standard deviation; "causal" does so with the frames so far, as a stream must.
     `compat="kaldi"` gives Kaldi's fbank of the same sizes instead: 16-bit scale, its mel triangles,
     per-frame DC removal and pre-emphasis, its floor, and only whole windows (`snip_edges`).
     """
@@ -47,8 +49,10 @@ class LogMelConfig:
     def __post_init__(self):
         if self.compat not in ("default", "kaldi"):
             raise ValueError(f'compat={self.compat!r} is neither "default" nor "kaldi"')
-        if self.normalize not in ("none", "mean", "utterance"):
-            raise ValueError(f'normalize={self.normalize!r}: choose "none", "mean" or "utterance"')
+        if self.normalize not in NORMALIZATIONS:
+            raise ValueError(
+                f"normalize={self.normalize!r}: choose one of {', '.join(NORMALIZATIONS)}"
+            )
         if self.hop_size < 1 or self.window_size < 1:
             raise ValueError(f"window and hop must be positive: {self}")
         if self.num_fft is not None and self.num_fft < self.window_size:
@@ -170,8 +174,10 @@ def normalized(
 ) -> Float[Array, "b l f"]:
     """Zero mean ("mean"), also unit variance ("utterance"), per row and bin over true frames.
 
-    Frames beyond the length become exactly 0 in every case.
+    "causal": `norm.causal_norm`. Frames beyond the length become exactly 0 in every case.
     """
+    if normalize == "causal":
+        return norm.causal_norm(features, lengths)
     if normalize != "none":
         features = features - masking.masked_mean(features, lengths)[:, None, :]
     if normalize == "utterance":

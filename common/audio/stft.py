@@ -1,6 +1,12 @@
-"""The short-time Fourier transform, its exact inverse, and phase recovery by Griffin-Lim."""
+"""The short-time Fourier transform, its exact inverse, and phase recovery by Griffin-Lim.
+
+Both transforms also run over a stream: `step(state, chunk) -> (state, out)` with a state of fixed
+size, rows first, and real numbers only.
+"""
 
 import dataclasses
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +48,8 @@ class StftConfig:
 
     `center`: frame i is centred on sample `i * hop_size` (zeros outside the signal), which makes
     `1 + t // hop_size` frames; otherwise it starts there and only whole frames are taken.
+    `dft`: "matmul" computes the transform as a product with a matrix, slower and without complex
+    numbers, for exports to runtimes that have no FFT.
     """
 
     num_fft: int = 512
@@ -49,14 +57,32 @@ class StftConfig:
     hop_size: int = 160
     window: str = "hann"
     center: bool = True
+    dft: str = "fft"
 
     def __post_init__(self):
         if not 0 < self.window_size <= self.num_fft or self.hop_size <= 0:
             raise ValueError(f"need 0 < window_size <= num_fft and hop_size > 0: {self}")
+        if self.dft not in ("fft", "matmul"):
+            raise ValueError(f"dft={self.dft!r} is unknown; choose fft or matmul")
 
     @property
     def num_bins(self) -> int:
         return self.num_fft // 2 + 1
+
+    @property
+    def lead(self) -> int:
+        """Samples before time 0 that frame 0 sees."""
+        return self.num_fft // 2 if self.center else 0
+
+    @property
+    def delay_frames(self) -> int:
+        """In a stream frame i is complete, and comes, with hop `i + delay_frames`."""
+        return math.ceil((self.num_fft - self.lead) / self.hop_size) - 1
+
+    @property
+    def delay_samples(self) -> int:
+        """By how much a stream comes late through the transform and its inverse."""
+        return self.delay_frames * self.hop_size + self.lead
 
     def num_frames(self, num_samples):
         """Frames of a signal; works on integers and on arrays of lengths."""
@@ -70,6 +96,13 @@ class StftConfig:
         return np.pad(window, (missing // 2, missing - missing // 2)).astype(np.float32)
 
 
+class Spectrum(NamedTuple):
+    """A complex spectrum as two real arrays [b, l, f]."""
+
+    real: Array
+    imag: Array
+
+
 def stft(audio: Float[Array, "b t"], config: StftConfig) -> Complex[Array, "b l f"]:
     """Complex spectrogram with `config.num_frames(t)` frames of `num_fft // 2 + 1` bins.
 
@@ -80,12 +113,11 @@ def stft(audio: Float[Array, "b t"], config: StftConfig) -> Complex[Array, "b l 
     if num_frames < 1:
         raise ValueError(f"{audio.shape[1]} samples are shorter than one frame of {config}")
     audio = audio.astype(jnp.float32)
-    if config.center:
-        audio = jnp.pad(audio, ((0, 0), (config.num_fft // 2, 0)))
+    audio = jnp.pad(audio, ((0, 0), (config.lead, 0)))
     frames = framing.frame(
         audio, window_size=config.num_fft, hop_size=config.hop_size, num_frames=num_frames
     )
-    return jnp.fft.rfft(frames * config.window_samples()[None, None, :])
+    return jax.lax.complex(*_analysed(frames, config))
 
 
 def istft(
@@ -97,16 +129,105 @@ def istft(
     and Lim 1984, eq. 6), hence exact for an unmodified STFT wherever a window is non-zero.
     """
     window = config.window_samples()
-    frames = jnp.fft.irfft(spectrogram, config.num_fft) * window[None, None, :]
+    frames = _synthesised(Spectrum(spectrogram.real, spectrogram.imag), config)
     audio = framing.overlap_add(frames, hop_size=config.hop_size)
     weight = np.zeros(audio.shape[1])
     for i in range(spectrogram.shape[1]):
         weight[i * config.hop_size : i * config.hop_size + config.num_fft] += window**2.0
-    # Where no window reaches, the signal is unknown: leave 0 instead of amplifying rounding.
-    scale = np.where(weight > 1e-8 * weight.max(), 1 / np.maximum(weight, 1e-30), 0)
-    start = config.num_fft // 2 if config.center else 0
-    audio = (audio * scale.astype(np.float32)[None, :])[:, start : start + num_samples]
+    audio = (audio * _inverse(weight)[None, :])[:, config.lead : config.lead + num_samples]
     return jnp.pad(audio, ((0, 0), (0, num_samples - audio.shape[1])))
+
+
+def stft_state(batch: int, config: StftConfig) -> Float[Array, "b n"]:
+    """The samples that `stft_step` remembers, before the first chunk: silence."""
+    return jnp.zeros((batch, config.delay_samples), jnp.float32)
+
+
+def stft_step(
+    state: Float[Array, "b n"], audio: Float[Array, "b t"], config: StftConfig
+) -> tuple[Float[Array, "b n"], Spectrum]:
+    """The frames that the next `t = k * hop_size` samples complete: k of them.
+
+    The stream is the `stft` of the signal with `delay_frames` hops of silence before it: frame i of
+    the signal comes as frame `i + delay_frames`, and those before see its beginning only.
+    Raises ValueError unless t is a multiple of the hop.
+    """
+    if audio.shape[1] % config.hop_size:
+        raise ValueError(f"a chunk of {audio.shape[1]} samples is no multiple of {config.hop_size}")
+    samples = jnp.concatenate([state, audio.astype(jnp.float32)], axis=1)
+    frames = framing.frame(
+        samples,
+        window_size=config.num_fft,
+        hop_size=config.hop_size,
+        num_frames=audio.shape[1] // config.hop_size,
+    )
+    return samples[:, audio.shape[1] :], _analysed(frames, config)
+
+
+def istft_state(batch: int, config: StftConfig) -> Float[Array, "b n"]:
+    """What the frames so far add to the samples to come, before the first frame: nothing."""
+    hops = math.ceil(config.num_fft / config.hop_size)
+    return jnp.zeros((batch, (hops - 1) * config.hop_size), jnp.float32)
+
+
+def istft_step(
+    state: Float[Array, "b n"], spectrum: Spectrum, config: StftConfig
+) -> tuple[Float[Array, "b n"], Float[Array, "b t"]]:
+    """The next `t = k * hop_size` samples of the inverse, from the next k frames.
+
+    They come `lead` samples after those of `istft`: after `stft_step`, `delay_samples` after those
+    that went in, which an unmodified spectrum gives back exactly. Frames count as if others had
+    come before the first one, so that what precedes the signal fades in.
+    """
+    frames = _synthesised(spectrum, config)
+    num_samples = frames.shape[1] * config.hop_size
+    audio = framing.overlap_add(frames, hop_size=config.hop_size)
+    audio = jnp.pad(audio, ((0, 0), (0, state.shape[1] + num_samples - audio.shape[1])))
+    audio = audio + jnp.pad(state, ((0, 0), (0, num_samples)))
+    # Windows that overlap forever weigh alike in every hop.
+    window = np.pad(config.window_samples(), (0, -config.num_fft % config.hop_size))
+    weight = np.sum(window.reshape(-1, config.hop_size) ** 2.0, axis=0)
+    scale = np.tile(_inverse(weight), frames.shape[1])
+    return audio[:, num_samples:], audio[:, :num_samples] * scale[None, :]
+
+
+def _inverse(weight: np.ndarray) -> Float[np.ndarray, "n"]:
+    """1 / weight. Where no window reaches, the signal is unknown: 0 instead of rounding errors."""
+    inverse = np.where(weight > 1e-8 * weight.max(), 1 / np.maximum(weight, 1e-30), 0)
+    return inverse.astype(np.float32)
+
+
+def _analysed(frames: Float[Array, "b l w"], config: StftConfig) -> Spectrum:
+    """The spectrum of the windowed frames."""
+    window = config.window_samples()
+    if config.dft == "fft":
+        spectrum = jnp.fft.rfft(frames * window[None, None, :])
+        return Spectrum(spectrum.real, spectrum.imag)
+    cosine, sine = _waves(config)
+    matrix = np.concatenate([window[:, None] * cosine, -window[:, None] * sine], axis=1)
+    parts = jnp.matmul(frames, matrix.astype(np.float32), precision="highest")
+    return Spectrum(parts[..., : config.num_bins], parts[..., config.num_bins :])
+
+
+def _synthesised(spectrum: Spectrum, config: StftConfig) -> Float[Array, "b l w"]:
+    """The frames of a spectrum, windowed once more."""
+    window = config.window_samples()
+    if config.dft == "fft":
+        frames = jnp.fft.irfft(jax.lax.complex(*spectrum), config.num_fft)
+        return frames * window[None, None, :]
+    cosine, sine = _waves(config)
+    # Every bin but the first and, if there is one, the middle one stands for two.
+    twice = np.where(2 * np.arange(config.num_bins) % config.num_fft == 0, 1, 2)
+    weights = twice[:, None] * window[None, :] / config.num_fft
+    matrix = np.concatenate([weights * cosine.T, -weights * sine.T]).astype(np.float32)
+    return jnp.matmul(jnp.concatenate(spectrum, axis=-1), matrix, precision="highest")
+
+
+def _waves(config: StftConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of every bin, `[num_fft, num_bins]`."""
+    turns = np.outer(np.arange(config.num_fft), np.arange(config.num_bins)) % config.num_fft
+    angles = 2 * np.pi * turns / config.num_fft
+    return np.cos(angles), np.sin(angles)
 
 
 def griffin_lim(

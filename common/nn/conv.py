@@ -3,6 +3,9 @@
 Output frame i is centred on (or, causal, ends at) input frame `i * stride`: the alignment hangs on
 the true start of the row only, never on the padded length as XLA's SAME does with a stride. Inputs
 are zeroed beyond the true end first, which is what a row sees beyond its end when it is alone.
+
+Causal layers also run over a stream: `step(state, x) -> (state, y)` with the layer's parameters,
+where the state is the frames that later ones will see, rows first.
 """
 
 import functools
@@ -43,6 +46,21 @@ def _shifted(padded: Array, num_frames: int, kernel_size: int, stride: int) -> l
     return [padded[:, tap : tap + num_frames : stride] for tap in range(kernel_size)]
 
 
+def _history(layer: Any, batch: int, channels: int, extent: int) -> Array:
+    """A stream's state before its first frame: the zeros that the whole sees there."""
+    return jnp.zeros((batch, extent - 1, channels), layer.dtype)
+
+
+def _extended(layer: Any, state: Array, x: Array) -> tuple[Array, Array]:
+    """The next state, and the frames that the outputs at x see."""
+    if not layer.causal:
+        raise ValueError("step needs causal=True: a centred layer sees frames that are yet to come")
+    if x.shape[1] % layer.stride:
+        raise ValueError(f"a chunk of {x.shape[1]} frames is no multiple of stride {layer.stride}")
+    padded = jnp.concatenate([state, x.astype(layer.dtype)], axis=1)
+    return padded[:, x.shape[1] :], padded
+
+
 def _taps(kernel: Array, x: Array) -> list[Array]:
     return [kernel[tap][None, None, :].astype(x.dtype) for tap in range(kernel.shape[0])]
 
@@ -59,16 +77,19 @@ def depthwise_conv(
 
 
 def _depthwise_forward(x, kernel, stride, causal):
-    k, left = kernel.shape[0], left_padding(kernel.shape[0], causal)
-    padded = _pad(x, k, left)
+    k = kernel.shape[0]
+    padded = _pad(x, k, left_padding(k, causal))
+    return _filtered(padded, kernel, x.shape[1], stride), (x, kernel)
+
+
+def _filtered(padded: Array, kernel: Array, num_frames: int, stride: int) -> Array:
+    k = kernel.shape[0]
     if k > MAX_SHIFTED_TAPS:
-        y = _grouped_conv(padded, kernel, stride)
-    else:
-        pieces = _shifted(padded, x.shape[1], k, stride)
-        y = functools.reduce(
-            jnp.add, [p * w for p, w in zip(pieces, _taps(kernel, x), strict=True)]
-        )
-    return y, (x, kernel)
+        return _grouped_conv(padded, kernel, stride)
+    pieces = _shifted(padded, num_frames, k, stride)
+    return functools.reduce(
+        jnp.add, [p * w for p, w in zip(pieces, _taps(kernel, padded), strict=True)]
+    )
 
 
 def _grouped_conv(padded: Array, kernel: Array, stride: int) -> Array:
@@ -141,14 +162,28 @@ class DepthwiseConv(nn.Module):
     def __call__(
         self, x: Float[Array, "b l d"], lengths: Int[Array, "b"]
     ) -> tuple[Float[Array, "b n d"], Int[Array, "b"]]:
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (self.kernel_size, x.shape[-1]), jnp.float32
-        )
         x = x.astype(self.dtype)
         if not self.zero_padded:
             x = masking.zero_padding(x, lengths)
-        y = depthwise_conv(x, kernel.astype(self.dtype), self.stride, self.causal)
+        y = depthwise_conv(x, self._kernel(x.shape[-1]), self.stride, self.causal)
         return y, masking.conv_lengths(lengths, self.stride)
+
+    def initial_state(self, batch: int, channels: int) -> Float[Array, "b m d"]:
+        """Before a stream's first frame."""
+        return _history(self, batch, channels, self.kernel_size)
+
+    @nn.compact
+    def step(
+        self, state: Float[Array, "b m d"], x: Float[Array, "b l d"]
+    ) -> tuple[Float[Array, "b m d"], Float[Array, "b n d"]]:
+        """The next l frames of a stream, a multiple of the stride."""
+        state, padded = _extended(self, state, x)
+        return state, _filtered(padded, self._kernel(x.shape[-1]), x.shape[1], self.stride)
+
+    def _kernel(self, channels: int) -> Array:
+        shape = (self.kernel_size, channels)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        return kernel.astype(self.dtype)
 
 
 def _tiles(x0: Array, x1: Array, x2: Array, x3: Array) -> tuple[Array, ...]:
@@ -240,35 +275,60 @@ class Conv(nn.Module):
     def __call__(
         self, x: Float[Array, "b l c"], lengths: Int[Array, "b"]
     ) -> tuple[Float[Array, "b n d"], Int[Array, "b"]]:
-        shape = (self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         x = x.astype(self.dtype)
         if not self.zero_padded:
             x = masking.zero_padding(x, lengths)
-        extent = (self.kernel_size - 1) * self.dilation + 1
-        left = left_padding(extent, self.causal)
+        left = left_padding(self._extent, self.causal)
 
         def direct(x: Array, kernel: Array) -> Array:
-            return jax.lax.conv_general_dilated(
-                _pad(x, extent, left),
-                kernel,
-                (self.stride,),
-                "VALID",
-                rhs_dilation=(self.dilation,),
-                dimension_numbers=("NWC", "WIO", "NWC"),
-            )
+            return self._convolved(_pad(x, self._extent, left), kernel)
 
-        kernel = kernel.astype(self.dtype)
+        kernel = self._kernel(x.shape[-1])
         saves = self.kernel_size == 3 and self.stride == 1 and x.dtype == jnp.float32
-        if saves and min(shape[1:]) >= MIN_THREE_TAPS_CHANNELS:
+        if saves and min(kernel.shape[1:]) >= MIN_THREE_TAPS_CHANNELS:
             fast = functools.partial(three_taps, dilation=self.dilation, left=left)
             y = jax.lax.platform_dependent(x, kernel, cpu=fast, default=direct)
         else:
             y = direct(x, kernel)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + bias.astype(self.dtype)[None, None, :]
-        return y, masking.conv_lengths(lengths, self.stride)
+        return self._biased(y), masking.conv_lengths(lengths, self.stride)
+
+    def initial_state(self, batch: int, channels: int) -> Float[Array, "b m c"]:
+        """Before a stream's first frame."""
+        return _history(self, batch, channels, self._extent)
+
+    @nn.compact
+    def step(
+        self, state: Float[Array, "b m c"], x: Float[Array, "b l c"]
+    ) -> tuple[Float[Array, "b m c"], Float[Array, "b n d"]]:
+        """The next l frames of a stream, a multiple of the stride."""
+        state, padded = _extended(self, state, x)
+        return state, self._biased(self._convolved(padded, self._kernel(x.shape[-1])))
+
+    @property
+    def _extent(self) -> int:
+        """Frames from the first tap to the last."""
+        return (self.kernel_size - 1) * self.dilation + 1
+
+    def _kernel(self, channels: int) -> Array:
+        shape = (self.kernel_size, channels, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        return kernel.astype(self.dtype)
+
+    def _convolved(self, padded: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            padded,
+            kernel,
+            (self.stride,),
+            "VALID",
+            rhs_dilation=(self.dilation,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+
+    def _biased(self, y: Array) -> Array:
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return y + bias.astype(self.dtype)[None, None, :]
 
 
 def pointwise(x: Float[Array, "b l c"], kernel: Float[Array, "c d"]) -> Float[Array, "b l d"]:
