@@ -1,27 +1,25 @@
 """Matrix products and convolutions of a traced function, and what they cost."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 from jax.extend import core
 
 
-def products(fn: Callable, *arguments: Any) -> list[core.JaxprEqn]:
-    """Every `dot_general` and `conv_general_dilated` that `fn(*arguments)` traces, loops and
-    branches included; arguments may be shapes."""
-    return list(_products(jax.make_jaxpr(fn)(*arguments).jaxpr))
+def products(jaxpr: core.ClosedJaxpr) -> list[core.JaxprEqn]:
+    """Every `dot_general` and `conv_general_dilated`, those in loops and branches included."""
+    return list(_products(jaxpr.jaxpr))
 
 
-def count(fn: Callable, *arguments: Any) -> int:
+def count(jaxpr: core.ClosedJaxpr) -> int:
     """Floating-point operations of one call, products and convolutions only.
 
     Counted on the trace, not by `Compiled.cost_analysis`, which counts the body of a scan once and
     calls of a GPU's libraries not at all. Of branches the dearest counts. A loop whose length is
     not known before it runs (`while`) counts 0. Inside `shard_map` it is one device's share.
     """
-    return _count(jax.make_jaxpr(fn)(*arguments).jaxpr)
+    return _count(jaxpr.jaxpr)
 
 
 def _inside(equation: core.JaxprEqn) -> Iterator[Any]:

@@ -41,8 +41,8 @@ def default_config() -> ConfigDict:
             "num_mels": 80,
             "window_ms": 25.0,
             "hop_ms": 10.0,
-            # none; mean, utterance: of each recording (common/audio/frontend.py); running: less
-            # each band's mean over the training data, so that recordings may differ in it.
+            # none; mean, utterance, causal: of each recording (common/audio/frontend.py); running:
+            # less each band's mean over the training data, so that recordings may differ in it.
             "normalize": "mean",
             "compat": "default",  # or kaldi
         }
