@@ -11,13 +11,14 @@ import pytest
 
 from asr import filterbank
 from common import flops
-from common.audio import augment, frontend, kaldi, mel
+from common.audio import augment, frontend, kaldi, mel, stft
 from common.nn import lowrank, masking, norm
 from speaker import margins, pooling
 
 AUDIO, LENGTHS = jnp.zeros((2, 4000)), jnp.array([4000, 3000], jnp.int32)
 FRAMES, FRAME_LENGTHS = jnp.zeros((2, 9, 6)), jnp.array([9, 4], jnp.int32)
 LOG_MEL = frontend.LogMelConfig()
+STFT = stft.StftConfig(num_fft=64, window_size=64, hop_size=16, dft="matmul")
 
 
 def keys():
@@ -65,6 +66,11 @@ CASES = {
     "mfcc": (lambda x: frontend.mfcc(x, LENGTHS, frontend.MfccConfig()), AUDIO),
     "kaldi_fbank": (lambda x: kaldi.fbank(x, LENGTHS, kaldi.KaldiConfig()), AUDIO),
     "kaldi_mfcc": (lambda x: kaldi.mfcc(x, LENGTHS, kaldi.KaldiConfig()), AUDIO),
+    "stft": (lambda x: stft.stft_step(stft.stft_state(2, STFT), x, STFT), AUDIO),
+    "istft": (
+        lambda x: stft.istft_step(stft.istft_state(2, STFT), stft.Spectrum(x, x), STFT),
+        jnp.zeros((2, 3, 33)),
+    ),
     "mel_to_power": (
         lambda x: mel.mel_to_power(x, LOG_MEL.filter_bank()),
         jnp.zeros((1, 3, LOG_MEL.num_mels)),

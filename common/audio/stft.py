@@ -176,8 +176,8 @@ def istft_step(
     """The next `t = k * hop_size` samples of the inverse, from the next k frames.
 
     They come `lead` samples after those of `istft`: after `stft_step`, `delay_samples` after those
-    that went in, which an unmodified spectrum gives back exactly. Frames count as if others had
-    come before the first one, so that what precedes the signal fades in.
+    that went in, which an unmodified spectrum gives back exactly. Every sample is divided by the
+    windows of a stream that has always run, where `istft` knows that there is none before frame 0.
     """
     frames = _synthesised(spectrum, config)
     num_samples = frames.shape[1] * config.hop_size
