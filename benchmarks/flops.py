@@ -1,15 +1,8 @@
-"""Matrix products and convolutions of a traced function, and what they cost."""
+"""What the matrix products and convolutions of a traced function cost."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
 
 from jax.extend import core
-
-
-def products(jaxpr: core.ClosedJaxpr) -> list[core.JaxprEqn]:
-    """Every `dot_general` and `conv_general_dilated`, those in loops and branches included."""
-    return list(_products(jaxpr.jaxpr))
 
 
 def count(jaxpr: core.ClosedJaxpr) -> int:
@@ -22,27 +15,10 @@ def count(jaxpr: core.ClosedJaxpr) -> int:
     return _count(jaxpr.jaxpr)
 
 
-def _inside(equation: core.JaxprEqn) -> Iterator[Any]:
-    """The jaxprs among the parameters of an equation."""
-    for value in equation.params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            part = getattr(part, "jaxpr", part)
-            if hasattr(part, "eqns"):
-                yield part
-
-
-def _products(jaxpr: Any) -> Iterator[core.JaxprEqn]:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            yield equation
-        for part in _inside(equation):
-            yield from _products(part)
-
-
-def _count(jaxpr: Any) -> int:
+def _count(jaxpr: core.Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        parts = [_count(part) for part in _inside(equation)]
+        parts = [_count(part) for part in core.jaxprs_in_params(equation.params)]
         match equation.primitive.name:
             case "dot_general":
                 (summed, _), _ = equation.params["dimension_numbers"]
