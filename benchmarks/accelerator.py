@@ -26,6 +26,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,7 +42,6 @@ from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
 from benchmarks import flops
 from common import app, evaluation, parallel, starting, trainer, workdir
-from common.data import records, splits
 from configs.asr import librispeech
 from configs.speaker import voxceleb_ecapa as ECAPA
 from configs.speaker import voxceleb_resnet34 as RESNET
@@ -134,7 +134,11 @@ def recogniser(size: Size, model: str, dtype: str, mode: str = "train") -> Work:
         config.encoder.blocks = ((1, 8, 4), (1, 8, 2))
     pieces = tuple(map(str, range(30 if size.small else config.tokenizer.vocab_size)))
     tokenizer = tokenizer_lib.Tokenizer("char", "upper", pieces, b"")
-    task = asr_task.AsrTask(workdir.freeze(config), pathlib.Path(), tokenizer, None, {})
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        tokenizer_lib.save_tokenizer(tokenizer, folder / "tokenizer")
+        task = asr_task.AsrTask(workdir.freeze(config), folder, {})
+        _ = task.tokenizer  # It is read now.
     rows, labels = size.rows(ASR_ROWS), 4 if size.small else ASR_LABELS
     seconds = 1.0 if size.small else ASR_SECONDS
     total = rows * size.mesh.size
@@ -219,12 +223,12 @@ def verifier(
     config = recipe.get_config("debug" if size.small else "")
     config.dtype = dtype
     config.loss.sharded = sharded
-    names = tuple(f"{i:06d}" for i in range(8 if size.small else speakers))
-    # Without a training split the classes would not be split.
-    split = splits.Split(
-        "made", records.RecordList("made", ()), records.Index(np.arange(0), np.zeros(0), ())
-    )
-    task = speaker_task.SpeakerTask(workdir.freeze(config), pathlib.Path(), names, split, {})
+    names = (f"{i:06d}\n" for i in range(8 if size.small else speakers))
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        (folder / "speakers.txt").write_text("".join(names))
+        task = speaker_task.SpeakerTask(workdir.freeze(config), folder, {})
+        _ = task.classes  # They are read now.
     rows, seconds = size.rows(config.data.batch_rows), config.data.crop_seconds
     total = rows * size.mesh.size
     batch = noise(total, seconds, config.data.sample_rate_hz)
