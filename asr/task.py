@@ -23,7 +23,7 @@ PAIRS = 5  # shown at the end of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
-class AsrTask(steps.OneLoss):
+class AsrTask(steps.SupervisedTask):
     """See `common.task.Task`. `parts` are the splits of the data by name."""
 
     config: Any
@@ -98,14 +98,14 @@ class AsrTask(steps.OneLoss):
             options["distort"] = distort
         return audio, lengths, options
 
-    def _sums(
+    def _terms(
         self, found: tuple[Any, ...], batch: Batch
-    ) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
-        """The sum of the losses of the real rows, their number, and the metrics."""
+    ) -> tuple[dict[str, metrics.Term], Metrics]:
+        """The terms of the loss, and the metrics."""
         lengths, joint, logits = found
         decoder, mask = self.config.decoder, batch["mask"]
         label_lengths = masking.fold_row_mask(batch["labels_lengths"], mask)
-        rows, sums = jnp.zeros(mask.shape), {}
+        terms, sums = {}, {}
         if joint is not None:
             rows = transducer.rnnt_loss(
                 *joint,
@@ -115,22 +115,20 @@ class AsrTask(steps.OneLoss):
                 dtype=self.model.dtype,
                 fastemit=decoder.fastemit,
             )
-            sums["transducer_loss"] = metrics.ratio(rows, mask)
+            terms["transducer_loss"] = metrics.Term(*metrics.ratio(rows, mask))
         if logits is not None:
             value = ctc.ctc_loss(logits, lengths, batch["labels"], label_lengths)
             weight = decoder.ctc_weight if joint is not None else 1.0
-            rows = rows + weight * value.loss
-            sums["ctc_loss"] = metrics.ratio(value.loss, mask)
+            terms["ctc_loss"] = metrics.Term(*metrics.ratio(value.loss, mask), weight)
             sums["ctc_impossible"] = metrics.ratio(value.impossible, mask)
         seconds = masking.fold_row_mask(batch["audio_lengths"], mask).astype(jnp.float32)
         seconds = jnp.sum(seconds) / self.config.data.sample_rate_hz
         sums["audio_seconds"] = metrics.Ratio(seconds, jnp.ones(()))
-        total = metrics.ratio(rows, mask)
-        return total.total, (total.count, sums)
+        return terms, sums
 
     def loss(
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
-    ) -> tuple[jax.Array, tuple[jax.Array, Metrics, state.Variables]]:
+    ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
         decoder = self.config.decoder
         audio, lengths, options = batch["audio"], batch["audio_lengths"], {}
         if train:
@@ -151,8 +149,8 @@ class AsrTask(steps.OneLoss):
             mutable=["batch_stats"],
             **options,
         )
-        total, (count, sums) = self._sums(found, batch)
-        return total, (count, sums, new_state)
+        terms, sums = self._terms(found, batch)
+        return terms, (sums, new_state)
 
     def eval_step(
         self, variables: state.Variables, batch: Batch
@@ -167,10 +165,10 @@ class AsrTask(steps.OneLoss):
             blank_penalty=self.config.decoder.blank_penalty,
             method="evaluate",
         )
-        total, (count, sums) = self._sums(scored, batch)
+        terms, sums = self._terms(scored, batch)
         names = ("tokens", "lengths", "frames", "token_log_probs")
         outputs = {name: getattr(found, name) for name in names}
-        return {"loss": metrics.Ratio(total, count), **sums}, outputs
+        return {**metrics.of_terms(terms), **sums}, outputs
 
     def train_data(self) -> Any:
         beside = splits.companions(self.config, self.workdir)

@@ -4,6 +4,7 @@ The mean of per-device means is not the mean when devices hold different numbers
 nothing is divided before `finalize`.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -18,6 +19,18 @@ class Ratio(NamedTuple):
 
     total: ArrayLike
     count: ArrayLike
+
+
+class Term(NamedTuple):
+    """One part of a loss: a sum over this device's real rows, what it counts, and its weight.
+
+    The loss is the sum over its terms of weight * total / count, totals and counts being those of
+    all devices. `count` follows from the batch alone, `weight` from the settings and the step.
+    """
+
+    total: ArrayLike
+    count: ArrayLike
+    weight: ArrayLike = 1.0
 
 
 Metrics = Mapping[str, Ratio]
@@ -38,6 +51,27 @@ def ratio(values: Shaped[ArrayLike, "..."], mask: Shaped[ArrayLike, "..."] | Non
 def gauge(value: ArrayLike) -> Ratio:
     """A value that is to be averaged over devices and batches, for example a learning rate."""
     return Ratio(jnp.asarray(value, jnp.float32), jnp.float32(1))
+
+
+def at_least_one(count: ArrayLike) -> ArrayLike:
+    """What to divide by: 1 where nothing was counted, for there the total is 0."""
+    return jnp.where(jnp.asarray(count) > 0, count, 1.0)
+
+
+def of_terms(terms: Mapping[str, Term]) -> dict[str, Ratio]:
+    """Each term of a loss by its name, and their weighted sum as `loss`.
+
+    Added over batches and devices, `loss` weighs each by the largest of its counts: exact where all
+    terms count the same.
+    """
+    value = sum(term.weight * term.total / at_least_one(term.count) for term in terms.values())
+    return {"loss": weighed(value, terms), **{n: Ratio(t.total, t.count) for n, t in terms.items()}}
+
+
+def weighed(loss: ArrayLike, terms: Mapping[str, Term | Ratio]) -> Ratio:
+    """The value of a loss as a quotient that counts as much as the largest of its terms."""
+    most = functools.reduce(jnp.maximum, [jnp.float32(term.count) for term in terms.values()])
+    return Ratio(loss * most, most)
 
 
 def add(a: Metrics, b: Metrics) -> dict[str, Ratio]:

@@ -1,17 +1,25 @@
 """Optimizers and learning-rate schedules by name; steps count optimizer updates."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from common import errors, parallel
+from common import errors, parallel, parts
 
 Schedule = Callable[[Any], Any]
+
+
+class Optimizer(NamedTuple):
+    """A gradient transformation and its learning rates, step -> rate, by their names in the log."""
+
+    tx: optax.GradientTransformation
+    schedules: Mapping[str, Schedule]
 
 
 def default_config() -> ConfigDict:
@@ -91,15 +99,15 @@ def _is_matrix(params: Any) -> Any:
 
 def global_norm(tree: Any, sharded: Sequence[str] = ()) -> Array:
     """Euclidean length of all leaves together; inside the mapped axis if some are `sharded`."""
-    parts = {spec: jnp.zeros(()) for spec in (parallel.ROWS, parallel.REPLICATED)}
+    squares = {spec: jnp.zeros(()) for spec in (parallel.ROWS, parallel.REPLICATED)}
     for spec, leaf in zip(
         jax.tree.leaves(parallel.specs(tree, sharded)), jax.tree.leaves(tree), strict=True
     ):
-        parts[spec] += jnp.sum(jnp.square(leaf.astype(jnp.float32)))
-    split = parts[parallel.ROWS]
+        squares[spec] += jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+    split = squares[parallel.ROWS]
     if sharded:
         split = jax.lax.psum(split, parallel.AXIS)
-    return jnp.sqrt(split + parts[parallel.REPLICATED])
+    return jnp.sqrt(split + squares[parallel.REPLICATED])
 
 
 def _clip(most: float, sharded: Sequence[str]) -> optax.GradientTransformation:
@@ -113,10 +121,8 @@ def _clip(most: float, sharded: Sequence[str]) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
-def make_optimizer(
-    config: ConfigDict, total_steps: int, sharded: Sequence[str] = ()
-) -> tuple[optax.GradientTransformation, Schedule]:
-    """The gradient transformation and its schedule; `sharded` as in `parallel.specs`."""
+def make_optimizer(config: ConfigDict, total_steps: int, sharded: Sequence[str] = ()) -> Optimizer:
+    """The optimizer of all parameters and its `learning_rate`; `sharded` as in `parallel.specs`."""
     schedule = make_schedule(config, total_steps)
     steps = []
     if config.clip_norm > 0:
@@ -144,7 +150,53 @@ def make_optimizer(
     steps.append(optax.scale_by_learning_rate(schedule))
     if config.rate_factors:
         steps.append(_scale_parts(tuple(config.rate_factors)))
-    return optax.chain(*steps), schedule
+    return Optimizer(optax.chain(*steps), {"learning_rate": schedule})
+
+
+def make_optimizers(
+    groups: Mapping[str, tuple[ConfigDict, Sequence[str]]],
+    total_steps: int,
+    sharded: Sequence[str] = (),
+) -> Optimizer:
+    """An optimizer for each named group of parameters: its settings, and the paths it lies under.
+
+    Takes gradients of some groups only, too: the other groups' moments and schedules stay as they
+    are. So a schedule counts the updates of its own group. Raises UserError at init for a parameter
+    that is not of one group.
+    """
+    made = {
+        name: make_optimizer(settings, total_steps, sharded)
+        for name, (settings, _) in groups.items()
+    }
+
+    def of(name: str, tree: Any) -> Any:
+        return parts.select(tree, groups[name][1])
+
+    def init(params: Any) -> dict[str, Any]:
+        whose = {path: [] for path in traverse_util.flatten_dict(params, sep="/")}
+        for name in groups:
+            for path in traverse_util.flatten_dict(of(name, params), sep="/"):
+                whose[path].append(name)
+        for path, names in whose.items():
+            if len(names) != 1:
+                raise errors.UserError(
+                    f"The parameter {path} is in {len(names)} groups of the optimizers "
+                    f"({', '.join(names) or 'none'}), and must be in one of {', '.join(groups)}."
+                )
+        return {name: made[name].tx.init(of(name, params)) for name in groups}
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        found, state = {}, dict(state)
+        for name in groups:
+            if own := of(name, updates):
+                moved, state[name] = made[name].tx.update(own, state[name], parts.like(params, own))
+                found = parts.replace(found, moved)
+        return found, state
+
+    return Optimizer(
+        optax.GradientTransformation(init, update),
+        {f"learning_rate_{name}": made[name].schedules["learning_rate"] for name in groups},
+    )
 
 
 def _scale_parts(factors: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:

@@ -1,6 +1,7 @@
 """What a training run is at one step, and keys derived from (seed, stream, step)."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jaxtyping import Array, Int, Key
+
+from common import parts
 
 Variables = dict[str, Any]
 
@@ -17,7 +20,8 @@ class TrainState(struct.PyTreeNode):
 
     `step` counts optimizer updates. `params` and the optimizer's statistics are float32.
     `model_state` holds the other Linen collections (`{"batch_stats": ...}`). `ema` is the
-    exponential moving average of `{"params", **model_state}`, or None when it is switched off.
+    exponential moving average of `{"params", **model_state}`, or of parts of them, or None when it
+    is switched off.
     """
 
     step: Any  # int32 scalar; also a ShapeDtypeStruct in templates
@@ -33,12 +37,22 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def eval_variables(self) -> Variables:
-        """The variables to evaluate and export: the averaged ones if there are any."""
-        return self.variables if self.ema is None else self.ema
+        """The variables to evaluate and export: averaged where there is an average."""
+        return self.variables if self.ema is None else parts.replace(self.variables, self.ema)
 
 
-def create(variables: Variables, tx: optax.GradientTransformation, *, ema: bool) -> TrainState:
-    """The state at step 0."""
+def create(
+    variables: Variables,
+    tx: optax.GradientTransformation,
+    *,
+    ema: bool,
+    averaged: Sequence[str] = (),
+) -> TrainState:
+    """The state at step 0. `averaged`: paths in the collections ("generator"); () means all."""
+    average = {name: parts.select(tree, averaged) for name, tree in variables.items()}
+    if ema and not average["params"]:
+        raise ValueError(f"no parameter lies under any of {averaged}: there is nothing to average")
+    average = {name: tree for name, tree in average.items() if tree}
     variables = dict(variables)
     params = variables.pop("params")
     return TrainState(
@@ -46,14 +60,18 @@ def create(variables: Variables, tx: optax.GradientTransformation, *, ema: bool)
         params=params,
         model_state=variables,
         opt_state=tx.init(params),
-        ema={"params": params, **variables} if ema else None,
+        ema=average if ema else None,
     )
 
 
 def update_ema(average: Variables, new: Variables, decay: float, step: Int[Array, ""]) -> Variables:
-    """`average` moved towards `new`; early steps use (1 + step) / (10 + step) so that the random
-    start is forgotten (as in TensorFlow's ExponentialMovingAverage with num_updates)."""
+    """`average` moved towards its part of `new`.
+
+    Early steps use (1 + step) / (10 + step) so that the random start is forgotten (as in
+    TensorFlow's ExponentialMovingAverage with num_updates).
+    """
     rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    new = parts.like(new, average)
     return jax.tree.map(lambda a, n: rate * a + (1.0 - rate) * n, average, new)
 
 

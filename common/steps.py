@@ -1,5 +1,9 @@
-"""Train steps, written for one device inside the mapped axis `parallel.AXIS`."""
+"""Train steps, written for one device inside the mapped axis `parallel.AXIS`.
 
+Every step is made of `gradients` and `apply`; see `supervised`, the shortest.
+"""
+
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,36 +14,44 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
-from common import metrics, optim, parallel, state
+from common import metrics, optim, parallel, parts, state
 
-LossFn = Callable[..., tuple[Array, tuple[Array, Any, state.Variables]]]
-Step = Callable[[state.TrainState, Any, Key[Array, ""]], tuple[state.TrainState, Any]]
+# loss(variables, batch, key, step, train=True) -> (terms, (metrics, new model state))
+LossFn = Callable[..., tuple[Mapping[str, metrics.Term], tuple[metrics.Metrics, state.Variables]]]
+Step = Callable[[state.TrainState, Any, Key[Array, ""]], tuple[state.TrainState, metrics.Metrics]]
 
 
-class OneLoss:
-    """What tasks with one loss and one optimizer have in common; they add `config` and `loss`."""
+class SupervisedTask:
+    """What tasks with one loss have in common; they add `config`, `loss` and the data.
+
+    Attributes:
+        averaged: paths of what `config.ema_decay` averages ("generator"); () means all.
+    """
 
     config: Any
     loss: LossFn
     check_checkpoint: Callable[[Mapping[str, Any]], None]
     sharded: tuple[str, ...] = ()
+    averaged: tuple[str, ...] = ()
+    num_examples: int = 0
 
     @functools.cached_property
-    def optimizer(self) -> tuple[optax.GradientTransformation, optim.Schedule]:
+    def optimizer(self) -> optim.Optimizer:
         return optim.make_optimizer(self.config.optimizer, self.config.total_steps, self.sharded)
 
     @functools.cached_property
     def train_step(self) -> Step:
         return supervised(
             self.loss,
-            self.optimizer[0],
+            self.optimizer.tx,
             accumulate=self.config.accumulate,
             ema_decay=self.config.ema_decay,
             sharded=self.sharded,
         )
 
     def create_state(self, variables: state.Variables) -> state.TrainState:
-        return state.create(variables, self.optimizer[0], ema=self.config.ema_decay > 0)
+        ema = self.config.ema_decay > 0
+        return state.create(variables, self.optimizer.tx, ema=ema, averaged=self.averaged)
 
     def adopt(
         self, fresh: state.Variables, found: state.Variables, meta: Mapping[str, Any]
@@ -48,8 +60,131 @@ class OneLoss:
         self.check_checkpoint(meta)
         return found
 
-    def schedule(self, step: int) -> float:
-        return float(self.optimizer[1](step))
+    def schedule(self, step: int) -> dict[str, float]:
+        return {name: float(at(step)) for name, at in self.optimizer.schedules.items()}
+
+
+def gradients(
+    loss: LossFn,
+    variables: state.Variables,
+    batch: Any,
+    key: Key[Array, ""],
+    step: Any,
+    *,
+    of: Sequence[str] = (),
+    accumulate: int = 1,
+    sharded: Sequence[str] = (),
+) -> tuple[Any, state.Variables, dict[str, metrics.Ratio]]:
+    """(gradients, new model state, sums for the log) of a loss, the same on every device.
+
+    The loss gives terms (`metrics.Term`) that are sums over this device's real rows. Each is
+    divided by its count in the global batch, so the result depends on neither the number of devices
+    nor that of micro-batches. Collections that it does not return stay as they were.
+
+    With `accumulate` > 1 micro-batch m takes the rows m, m + a, m + 2a, ..., which is the same set
+    of global rows on any number of devices. `of`: paths of the parameters whose gradients are
+    wanted, the others being constants; () means all.
+
+    Parameters named in `sharded` (`parallel.specs`) lie over the devices: the loss sees a share of
+    their rows, of which its gradient must be complete, all devices' rows of the batch included.
+    """
+    model_state = {name: tree for name, tree in variables.items() if name != "params"}
+    params = variables["params"]
+    wanted = parts.select(params, of)
+
+    def terms_of(wanted: Any, model_state: Any, batch: Any) -> Any:
+        whole = {**model_state, "params": parts.replace(params, wanted)}
+        return loss(whole, batch, key, step, train=True)
+
+    def counts_of(terms: Any) -> dict[str, Array]:
+        return {name: jax.lax.stop_gradient(jnp.float32(t.count)) for name, t in terms.items()}
+
+    def value(wanted: Any, model_state: Any, batch: Any, counts: Any = None) -> Any:
+        terms, (sums, new) = terms_of(wanted, model_state, batch)
+        if counts is None:
+            counts = jax.lax.psum(counts_of(terms), parallel.AXIS)
+        total = sum(
+            term.weight * term.total / metrics.at_least_one(counts[name])
+            for name, term in terms.items()
+        )
+        named = {name: metrics.Ratio(term.total, term.count) for name, term in terms.items()}
+        return total, (parts.replace(model_state, new), (total, named, dict(sums)))
+
+    value_and_grad = jax.value_and_grad(value, has_aux=True)
+    if accumulate == 1:
+        (_, (model_state, sums)), grads = value_and_grad(wanted, model_state, batch)
+    else:
+        micro = _split(batch, accumulate)
+        # All counts come before the first gradient. They follow from the batch alone: XLA drops the
+        # rest of these passes (tests/common/test_steps.py counts what is left).
+        counts = jax.lax.map(lambda b: counts_of(terms_of(wanted, model_state, b)[0]), micro)
+        counts = jax.lax.psum(jax.tree.map(jnp.sum, counts), parallel.AXIS)
+        first = jax.tree.map(lambda x: x[0], micro)
+        shapes = jax.eval_shape(value_and_grad, wanted, model_state, first, counts)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1][1]))
+
+        def body(carry: Any, batch: Any) -> tuple[Any, None]:
+            added, model_state = carry
+            (_, (model_state, sums)), grads = value_and_grad(wanted, model_state, batch, counts)
+            return (jax.tree.map(jnp.add, added, (grads, sums)), model_state), None
+
+        ((grads, sums), model_state), _ = jax.lax.scan(body, (zeros, model_state), micro)
+
+    # As one vector: a device waits for the others once, not once for every array.
+    split = [spec == parallel.ROWS for spec in jax.tree.leaves(parallel.specs(grads, sharded))]
+    leaves, structure = jax.tree.flatten(grads)
+    added = [leaf for leaf, own in zip(leaves, split) if not own]
+    vector, unravel = jax.flatten_util.ravel_pytree((added, sums))
+    added, (total, named, sums) = unravel(jax.lax.psum(vector, parallel.AXIS))
+    added = iter(added)
+    leaves = [leaf if own else next(added) for leaf, own in zip(leaves, split)]
+    grads = jax.tree.unflatten(structure, leaves)
+    sums = {
+        "loss": metrics.weighed(total, named),
+        "grad_norm": metrics.gauge(optim.global_norm(grads, sharded)),
+        **named,
+        **sums,
+    }
+    return grads, model_state, sums
+
+
+def _split(batch: Any, count: int) -> Any:
+    """A batch as `count` of them, one after the other on a new first axis."""
+    rows = batch["mask"].shape[0]
+    if rows % count:
+        raise ValueError(f"{rows} rows a device do not divide into {count} parts.")
+    return jax.tree.map(
+        lambda x: x.reshape(rows // count, count, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def _with_rows(batch: Any) -> Any:
+    """The batch with `row`, the numbers in the global batch from which rows take their keys."""
+    return {**batch, "row": parallel.row_numbers(batch["mask"].shape[0])}
+
+
+def apply(
+    tx: optax.GradientTransformation,
+    train_state: state.TrainState,
+    grads: Any,
+    model_state: state.Variables,
+) -> state.TrainState:
+    """The state after an update by these gradients, of all parameters or of some (`optim`)."""
+    params = parts.like(train_state.params, grads)
+    updates, opt_state = tx.update(grads, train_state.opt_state, params)
+    return train_state.replace(
+        params=parts.replace(train_state.params, optax.apply_updates(params, updates)),
+        model_state=model_state,
+        opt_state=opt_state,
+    )
+
+
+def advance(train_state: state.TrainState, ema_decay: float) -> state.TrainState:
+    """The state at the end of a step: the average has moved, if there is one, and the step."""
+    ema, step = train_state.ema, train_state.step
+    if ema is not None:
+        ema = state.update_ema(ema, train_state.variables, ema_decay, step)
+    return train_state.replace(step=step + 1, ema=ema)
 
 
 def supervised(
@@ -60,86 +195,86 @@ def supervised(
     ema_decay: float = 0.0,
     sharded: Sequence[str] = (),
 ) -> Step:
-    """The step that lowers one loss.
-
-    `loss(variables, batch, key, step, train=True)` returns the sum over this device's real rows and
-    (count, metrics, new model state). Gradients of sums are added over micro-batches and devices
-    and divided once by the global count, so the result depends on neither number.
-
-    `batch["row"]` is added: the row's number in the global batch, from which random streams take
-    their per-row keys. With `accumulate` > 1 micro-batch m takes the rows m, m + a, m + 2a, ...,
-    which is the same set of global rows on any number of devices.
-
-    Parameters named in `sharded` (`parallel.specs`) lie over the devices: the loss sees a share of
-    their rows, of which its gradient must be complete, all devices' rows of the batch included.
-    """
-
-    def value_and_grad(params: Any, model_state: Any, batch: Any, key: Any, step: Any) -> Any:
-        def value(params: Any) -> Any:
-            return loss({"params": params, **model_state}, batch, key, step, train=True)
-
-        (total, (count, sums, new_state)), grads = jax.value_and_grad(value, has_aux=True)(params)
-        return grads, new_state, (total, count, sums)
+    """The step that lowers one loss; see `gradients`."""
 
     def train_step(
         train_state: state.TrainState, batch: Any, key: Key[Array, ""]
-    ) -> tuple[state.TrainState, Any]:
-        rows = batch["mask"].shape[0]
-        batch = {**batch, "row": parallel.row_numbers(rows)}
-        params, model_state, step = train_state.params, train_state.model_state, train_state.step
-        if accumulate == 1:
-            grads, model_state, sums = value_and_grad(params, model_state, batch, key, step)
-        else:
-            if rows % accumulate:
-                raise ValueError(
-                    f"{rows} rows a device do not divide into accumulate={accumulate} parts."
-                )
-            parts = jax.tree.map(
-                lambda x: x.reshape(rows // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
-                batch,
-            )
-            shapes = jax.eval_shape(
-                value_and_grad, params, model_state, jax.tree.map(lambda x: x[0], parts), key, step
-            )
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[2]))
-
-            def body(carry: Any, part: Any) -> tuple[Any, None]:
-                added, model_state = carry
-                grads, model_state, sums = value_and_grad(params, model_state, part, key, step)
-                return (jax.tree.map(jnp.add, added, (grads, sums)), model_state), None
-
-            ((grads, sums), model_state), _ = jax.lax.scan(body, (zeros, model_state), parts)
-
-        # As one vector: a device waits for the others once, not once for every array.
-        split = [spec == parallel.ROWS for spec in jax.tree.leaves(parallel.specs(grads, sharded))]
-        leaves, structure = jax.tree.flatten(grads)
-        added = [leaf for leaf, own in zip(leaves, split) if not own]
-        vector, unravel = jax.flatten_util.ravel_pytree((added, sums))
-        added, (total, count, sums) = unravel(jax.lax.psum(vector, parallel.AXIS))
-        added = iter(added)
-        leaves = [leaf if own else next(added) for leaf, own in zip(leaves, split)]
-        grads = jax.tree.unflatten(structure, leaves)
-        divisor = jnp.maximum(count, 1.0)
-        grads = jax.tree.map(lambda g: g / divisor, grads)
-        updates, opt_state = tx.update(grads, train_state.opt_state, params)
-        params = optax.apply_updates(params, updates)
-        ema = train_state.ema
-        if ema is not None:
-            new = {"params": params, **model_state}
-            ema = state.update_ema(ema, new, ema_decay, step)
-        one = jnp.ones(())
-        sums = {
-            "loss": metrics.Ratio(total, count),
-            "grad_norm": metrics.Ratio(optim.global_norm(grads, sharded), one),
-            **sums,
-        }
-        new_state = train_state.replace(
-            step=step + 1,
-            params=params,
-            model_state=model_state,
-            opt_state=opt_state,
-            ema=ema,
+    ) -> tuple[state.TrainState, metrics.Metrics]:
+        grads, model_state, sums = gradients(
+            loss,
+            train_state.variables,
+            _with_rows(batch),
+            key,
+            train_state.step,
+            accumulate=accumulate,
+            sharded=sharded,
         )
-        return new_state, sums
+        return advance(apply(tx, train_state, grads, model_state), ema_decay), sums
+
+    return train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """One side of an adversarial step: its loss, and the parameters that are to lower it.
+
+    Attributes:
+        name: of its sums in the log: `<name>_loss`, `<name>_grad_norm`.
+        of: paths of its parameters ("discriminator"); the others are constants to it.
+        updates: in a row, before the next player's. Number m of n takes the rows m, m + n, ...
+    """
+
+    name: str
+    loss: LossFn
+    of: tuple[str, ...]
+    updates: int = 1
+
+
+def adversarial(
+    players: Sequence[Player],
+    tx: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+    sharded: Sequence[str] = (),
+) -> Step:
+    """The step in which players update their parameters one after the other, on the same batch.
+
+    Each sees what those before it have made of theirs (Goodfellow et al. 2014, algorithm 1: first
+    the discriminator, then the generator). `tx` is that of `optim.make_optimizers`, with one group
+    a player. In the log `loss` is that of the last player.
+    """
+
+    def train_step(
+        train_state: state.TrainState, batch: Any, key: Key[Array, ""]
+    ) -> tuple[state.TrainState, metrics.Metrics]:
+        batch, said = _with_rows(batch), {}
+        for number, player in enumerate(players):
+            keys = jax.random.split(jax.random.fold_in(key, number), player.updates)
+
+            def update(
+                train_state: state.TrainState, drawn: Any, player: Player = player
+            ) -> tuple[state.TrainState, Any]:
+                batch, key = drawn
+                grads, model_state, sums = gradients(
+                    player.loss,
+                    train_state.variables,
+                    batch,
+                    key,
+                    train_state.step,
+                    of=player.of,
+                    accumulate=accumulate,
+                    sharded=sharded,
+                )
+                return apply(tx, train_state, grads, model_state), sums
+
+            train_state, sums = jax.lax.scan(
+                update, train_state, (_split(batch, player.updates), keys)
+            )
+            sums = jax.tree.map(lambda x: jnp.sum(x, 0), sums)
+            for name in ("loss", "grad_norm"):
+                sums[f"{player.name}_{name}"] = sums[name]
+            said |= sums
+        return advance(train_state, ema_decay), said
 
     return train_step

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
-from common.metrics import Ratio
+from common.metrics import Ratio, Term
 from common.state import TrainState, Variables
 
 # Arrays with the batch axis first. `mask: bool[b]` marks the real rows; beside each padded sequence
@@ -65,10 +65,11 @@ class Task(Protocol):
 
     def loss(
         self, variables: Variables, batch: Batch, key: Key[Array, ""], step: Any, *, train: bool
-    ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Metrics, Variables]]:
-        """Sum of the losses of the real rows, and (count, metrics, new model state).
+    ) -> tuple[Mapping[str, Term], tuple[Metrics, Variables]]:
+        """Its terms by name, sums over this device's real rows, and (metrics, new model state).
 
-        `step` is traced: schedules (margins, noise) follow it without a new compilation.
+        Collections that the new model state does not have stay as they were. `step` is traced:
+        schedules (margins, noise) follow it without a new compilation.
         """
 
     def prepare(self) -> None:
@@ -85,8 +86,8 @@ class Task(Protocol):
         """Sums up the outputs of one evaluation on the host: all rows of all processes, each with
         its `index` and `mask`."""
 
-    def schedule(self, step: int) -> float:
-        """The learning rate at `step`, for the log."""
+    def schedule(self, step: int) -> Mapping[str, float]:
+        """The learning rates at `step` by their names in the log (`optim.Optimizer`)."""
 
     def checkpoint_meta(self) -> Mapping[str, Any]:
         """JSON values saved beside every checkpoint, e.g. the digest of a tokenizer."""

@@ -180,7 +180,7 @@ def train(
                 if window := late.take():
                     work = window.pop(task.work_metric, None)
                     values = metrics.finalize(window)
-                    values["learning_rate"] = float(task.schedule(step - 1))
+                    values.update(task.schedule(step - 1))
                     values["compilations"] = float(compiled.count)
                     if work is not None:
                         seconds = max(time.monotonic() - clock, 1e-9)

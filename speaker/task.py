@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeakerTask(steps.OneLoss):
+class SpeakerTask(steps.SupervisedTask):
     """See `common.task.Task`. `parts` are the splits of the data by name."""
 
     config: Any
@@ -128,7 +128,7 @@ class SpeakerTask(steps.OneLoss):
 
     def loss(
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
-    ) -> tuple[jax.Array, tuple[jax.Array, Metrics, state.Variables]]:
+    ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
         settings, mask = self.config.loss, batch["mask"]
         inputs, distort = batch[self._sequence], None
         margin, scale = jnp.float32(settings.margin), jnp.float32(settings.scale)
@@ -155,14 +155,14 @@ class SpeakerTask(steps.OneLoss):
             distort=distort,
             mutable=[name for name in variables if name != "params"],
         )
-        total = metrics.ratio(found.loss, mask)
+        terms = {"speaker_loss": metrics.Term(*metrics.ratio(found.loss, mask))}
         sums = {
             "accuracy": metrics.ratio(found.correct.astype(jnp.float32), mask),
             "target_score": metrics.ratio(found.target, mask),
             "margin": metrics.ratio(jnp.broadcast_to(margin, mask.shape), mask),
             "audio_seconds": self._seconds(batch),
         }
-        return total.total, (total.count, sums, new_state)
+        return terms, (sums, new_state)
 
     def _seconds(self, batch: Batch) -> metrics.Ratio:
         name, rate = data.sequence(self.config)

@@ -80,7 +80,7 @@ class ToyTask:
         return Net().init(key, *shape, train=False)
 
     def create_state(self, variables):
-        return state.create(variables, self.optimizer[0], ema=self.config.ema_decay > 0)
+        return state.create(variables, self.optimizer.tx, ema=self.config.ema_decay > 0)
 
     def adopt(self, fresh, found, meta):
         return found
@@ -94,12 +94,12 @@ class ToyTask:
         y, new = Net().apply(variables, x, lengths, train=train, mutable=["batch_stats"])
         errors = metrics.ratio(jnp.square(y - batch["y"]), batch["mask"])
         work = metrics.Ratio(errors.count, jnp.ones(()))
-        return errors.total, (errors.count, {"rows": work}, new)
+        return {"squared_error": metrics.Term(*errors)}, ({"rows": work}, new)
 
     def train_step(self, train_state, batch, key):
         step = steps.supervised(
             self.loss,
-            self.optimizer[0],
+            self.optimizer.tx,
             accumulate=self.config.accumulate,
             ema_decay=self.config.ema_decay,
         )
@@ -123,7 +123,7 @@ class ToyTask:
         return Report({"rows_seen": seen}, meta={"first": float(outputs[0]["y"][0])})
 
     def schedule(self, step):
-        return self.optimizer[1](step)
+        return {name: float(at(step)) for name, at in self.optimizer.schedules.items()}
 
     def checkpoint_meta(self):
         return {}
