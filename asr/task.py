@@ -196,7 +196,12 @@ class AsrTask(steps.SupervisedTask):
             for row, length in zip(outputs["tokens"], outputs["lengths"])
         ]
 
-    def report(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
+    def report(
+        self,
+        split: str,
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        examples: Sequence[Mapping[str, np.ndarray]] = (),
+    ) -> Report:
         written = self.parts[split].written
         words, chars = [], []
         for batch in outputs:
@@ -211,10 +216,6 @@ class AsrTask(steps.SupervisedTask):
         words.sort(key=lambda score: score.id)
         counts, letters = wer.total(words), wer.total(chars)
         bounds = wer.interval(words)
-        if jax.process_index() == 0:
-            folder = self.workdir / "results"
-            folder.mkdir(exist_ok=True)
-            wer.write_tsv(folder / f"{split}.tsv", words)
         shown = words[:: max(1, len(words) // PAIRS)][:PAIRS]
         lines = [wer.describe(f"{split} WER", counts, bounds)]
         lines += [wer.describe(f"{split} CER", letters)]
@@ -229,7 +230,8 @@ class AsrTask(steps.SupervisedTask):
             "insertions": counts.ins,
             "deletions": counts.dels,
         }
-        return Report(scalars, lines, *self._example(split))
+        listed = {f"{split}.tsv": wer.as_tsv(words)}
+        return Report(scalars, lines, *self._example(split), files=listed)
 
     def _example(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:
         """The first recording of a split, to be seen and heard."""

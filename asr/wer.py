@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from common import files, metrics
+from common import metrics
 
 Unit = Literal["word", "char"]
 Operation = Literal["correct", "sub", "ins", "del"]
@@ -189,19 +188,15 @@ def describe(name: str, counts: ErrorCounts, bounds: tuple[float, float] | None 
 COLUMNS = ("id", "wer", "subs", "ins", "dels", "ref", "reference", "hypothesis", "alignment")
 
 
-def write_tsv(path: pathlib.Path | str, rows: Iterable[UtteranceScore]) -> None:
-    """One line an utterance under a header, written to a temporary name and then renamed.
+def as_tsv(rows: Iterable[UtteranceScore]) -> str:
+    """A table with a header and one line an utterance.
 
     `wer` is a fraction. The texts hold no tab or newline (white space is single spaces), so the
-    file needs no quoting.
+    table needs no quoting.
     """
-    with (
-        files.replacing(path) as temporary,
-        temporary.open("w", encoding="utf-8", newline="\n") as file,
-    ):
-        file.write("\t".join(COLUMNS) + "\n")
-        for row in rows:
-            c = row.counts
-            numbers = (f"{c.rate:.6f}", c.subs, c.ins, c.dels, c.ref)
-            fields = (row.id, *numbers, row.reference, row.hypothesis, row.alignment)
-            file.write("\t".join(map(str, fields)) + "\n")
+    lines = [COLUMNS]
+    for row in rows:
+        c = row.counts
+        numbers = (f"{c.rate:.6f}", c.subs, c.ins, c.dels, c.ref)
+        lines.append((row.id, *numbers, row.reference, row.hypothesis, row.alignment))
+    return "".join("\t".join(map(str, line)) + "\n" for line in lines)

@@ -153,7 +153,14 @@ def _evaluate(package: Package, context: Context) -> None:
     )
     writer = writers.Writers(context.folder, tensorboard=False, wandb="disabled", jsonl=False)
     reports = evaluation.evaluate_all(
-        found.task, found.eval_step, found.variables, context.mesh, writer, found.step, test=True
+        found.task,
+        found.eval_step,
+        found.variables,
+        context.mesh,
+        writer,
+        found.step,
+        context.folder / "results",
+        test=True,
     )
     if jax.process_index() == 0:
         package.close(found.task, context.folder, reports)

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
 from jax.sharding import Mesh
 
-from common import errors, parallel, state
+from common import errors, parallel, parts, state
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Checkpointer:
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
         self.directory = pathlib.Path(directory).resolve()
-        self._best_mode = best_mode
+        self._sign = 1.0 if best_mode == "min" else -1.0
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -184,7 +184,7 @@ class Checkpointer:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta), **data
                 ),
-                metrics=None if best is None else {"best": best},
+                metrics=None if best is None else {"best": best, "sign": self._sign},
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_error(step, error) from error
@@ -354,9 +354,8 @@ class Checkpointer:
                 f"({' '.join(str(error).split())[:200]}). Choose another with --checkpoint: "
                 f"{', '.join(map(str, self.steps()))}."
             ) from error
-        if "ema" in tree:
-            return tree["ema"], meta
-        return {"params": tree["params"], **tree.get("model_state", {})}, meta
+        variables = {"params": tree["params"], **tree.get("model_state", {})}
+        return parts.replace(variables, tree.get("ema", {})), meta
 
     def best_step(self) -> int:
         """The step with the best metric among those on disk, or the last."""
@@ -364,7 +363,7 @@ class Checkpointer:
         for step in self.steps():
             values = self._manager.metrics(step)
             if values and "best" in values:
-                sign = 1.0 if self._best_mode == "min" else -1.0
-                candidate = (sign * values["best"], step)
+                # The run's own sign: what reads it may be another task (`init_from`).
+                candidate = (values.get("sign", self._sign) * values["best"], step)
                 best = candidate if best is None or candidate < best else best
         return self.steps()[-1] if best is None else best[1]

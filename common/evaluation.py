@@ -1,6 +1,8 @@
 """Evaluation: every record once, summed over devices and hosts, written and said."""
 
 import dataclasses
+import functools
+import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -8,9 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int
 
-from common import metrics, parallel, state
+from common import errors, files, metrics, parallel, state
 from common.task import Metrics, Report, Task
 
 
@@ -23,7 +26,7 @@ def make_eval_step(
     """
     sharded = task.sharded if sharded is None else sharded
 
-    def step(variables: state.Variables, batch: Any) -> tuple[Metrics, Mapping[str, jax.Array]]:
+    def step(variables: state.Variables, batch: Any) -> tuple[Metrics, Mapping[str, Any]]:
         sums, outputs = task.eval_step(variables, batch)
         outputs = {**outputs, "index": batch["index"], "mask": batch["mask"]}
         return metrics.psum(sums, parallel.AXIS), outputs
@@ -41,6 +44,38 @@ def make_eval_step(
     )
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _rows(tree: Any, rows: Int[Array, "k"], whole: NamedSharding) -> Any:
+    """Rows of global arrays, on every device."""
+    return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], tree), whole)
+
+
+def _keep_examples(
+    kept: dict[int, dict[str, np.ndarray]],
+    arrays: Mapping[str, jax.Array],
+    index: Int[np.ndarray, "b"],
+    mask: np.ndarray,
+    most: int,
+    mesh: Mesh,
+) -> dict[int, dict[str, np.ndarray]]:
+    """The examples of the `most` lowest indices of those `kept` and of a batch.
+
+    Only their rows leave the devices. All processes see the same `index` and fetch the same rows.
+    """
+    seen = {int(index[row]): row for row in np.flatnonzero(mask)}
+    chosen = sorted({*kept, *seen})[:most]
+    rows = [seen[i] for i in chosen if i not in kept]
+    kept = {i: kept[i] for i in chosen if i in kept}
+    if rows:
+        whole = NamedSharding(mesh, parallel.REPLICATED)
+        # Always as many rows: one program for each shape of batches.
+        found = jax.device_get(_rows(arrays, np.resize(np.int32(rows), most), whole))
+        for place, row in enumerate(rows):
+            example = {**{name: array[place] for name, array in found.items()}, "index": index[row]}
+            kept[int(index[row])] = {name: np.asarray(value) for name, value in example.items()}
+    return kept
+
+
 def evaluate(
     task: Task,
     eval_step: Callable,
@@ -54,13 +89,22 @@ def evaluate(
     pending: tuple[Any, Any] | None = None
     parts: list[Metrics] = []
     outputs: list[Mapping[str, np.ndarray]] = []
+    examples: dict[int, dict[str, np.ndarray]] = {}
 
     def collect(result: tuple[Any, Any]) -> None:
+        nonlocal examples
         sums, rows = result
         parts.append(metrics.merge([sums]))
+        arrays = rows.get("examples", {})
+        rows = {name: value for name, value in rows.items() if name != "examples"}
         if jax.process_count() > 1:
             rows = multihost_utils.process_allgather(parallel.local_rows(rows), tiled=True)
-        outputs.append(jax.tree.map(np.asarray, jax.device_get(rows)))
+        rows = jax.tree.map(np.asarray, jax.device_get(rows))
+        outputs.append(rows)
+        if arrays and task.num_examples:
+            examples = _keep_examples(
+                examples, arrays, rows["index"], rows["mask"], task.num_examples, mesh
+            )
 
     for batch in batches:
         result = eval_step(variables, parallel.global_batch(batch, mesh))
@@ -69,7 +113,7 @@ def evaluate(
         pending = result
     if pending is not None:
         collect(pending)
-    report = task.report(split, outputs)
+    report = task.report(split, outputs, [examples[i] for i in sorted(examples)])
     sums = metrics.merge(parts)
     work = sums.pop(task.work_metric, None)
     scalars = {**metrics.finalize(sums), **report.scalars}
@@ -85,10 +129,14 @@ def evaluate_all(
     mesh: Mesh,
     writer: Any,
     step: int,
+    results: pathlib.Path,
     *,
     test: bool = False,
 ) -> dict[str, Report]:
-    """All evaluation splits, with `test` those for testing too, written and said."""
+    """All evaluation splits, with `test` those for testing too, written and said.
+
+    The reports' files go into the folder `results`.
+    """
     reports = {}
     for split, batches in task.eval_data(test=test).items():
         report = evaluate(task, eval_step, variables, split, batches, mesh)
@@ -97,5 +145,27 @@ def evaluate_all(
             writer.image(step, f"{split}/{name}", image)
         for name, (samples, rate) in report.audio.items():
             writer.audio(step, f"{split}/{name}", samples, rate)
+        write_files(results, report.files)
         reports[split] = report
     return reports
+
+
+def write_files(folder: pathlib.Path, contents: Mapping[str, str | bytes]) -> None:
+    """Writes name -> content under a folder, in process 0; text in UTF-8, each file whole or not.
+
+    Raises UserError, and writes nothing, if a name leads out of the folder.
+    """
+    for name in contents:
+        path = (folder / name).resolve()
+        if path == folder.resolve() or not path.is_relative_to(folder.resolve()):
+            raise errors.UserError(
+                f"The results file {name!r} would lie outside of {folder}: choose a split name "
+                "without slashes and dots at its start."
+            )
+    if jax.process_index() != 0:
+        return
+    for name, content in contents.items():
+        with files.replacing(folder / name) as temporary:
+            # Names of files that are no UTF-8 come out as they went in.
+            text = isinstance(content, str)
+            temporary.write_bytes(content.encode("utf-8", "surrogateescape") if text else content)

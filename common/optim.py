@@ -22,6 +22,14 @@ class Optimizer(NamedTuple):
     schedules: Mapping[str, Schedule]
 
 
+class Group(NamedTuple):
+    """Parameters with an optimizer of their own: its settings, their paths, its updates a step."""
+
+    config: ConfigDict
+    of: tuple[str, ...]
+    updates: int = 1
+
+
 def default_config() -> ConfigDict:
     """All optimizer settings with their defaults."""
     return ConfigDict(
@@ -121,8 +129,13 @@ def _clip(most: float, sharded: Sequence[str]) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
-def make_optimizer(config: ConfigDict, total_steps: int, sharded: Sequence[str] = ()) -> Optimizer:
-    """The optimizer of all parameters and its `learning_rate`; `sharded` as in `parallel.specs`."""
+def make_optimizer(
+    config: ConfigDict, total_steps: int, sharded: Sequence[str] = (), *, updates: int = 1
+) -> Optimizer:
+    """The optimizer of all parameters and its `learning_rate`; `sharded` as in `parallel.specs`.
+
+    With `updates` > 1, so many follow each other in a step and have its learning rate.
+    """
     schedule = make_schedule(config, total_steps)
     steps = []
     if config.clip_norm > 0:
@@ -147,30 +160,29 @@ def make_optimizer(config: ConfigDict, total_steps: int, sharded: Sequence[str] 
     if config.weight_decay > 0:
         decay = optax.add_decayed_weights(config.weight_decay, mask=_is_matrix)
         steps.insert(len(steps) - (config.name == "sgd"), decay)
-    steps.append(optax.scale_by_learning_rate(schedule))
+    steps.append(optax.scale_by_learning_rate(lambda count: schedule(count // updates)))
     if config.rate_factors:
         steps.append(_scale_parts(tuple(config.rate_factors)))
     return Optimizer(optax.chain(*steps), {"learning_rate": schedule})
 
 
 def make_optimizers(
-    groups: Mapping[str, tuple[ConfigDict, Sequence[str]]],
+    groups: Mapping[str, Group],
     total_steps: int,
     sharded: Sequence[str] = (),
 ) -> Optimizer:
-    """An optimizer for each named group of parameters: its settings, and the paths it lies under.
+    """An optimizer for each named group of parameters, and `learning_rate_<name>` of each.
 
     Takes gradients of some groups only, too: the other groups' moments and schedules stay as they
-    are. So a schedule counts the updates of its own group. Raises UserError at init for a parameter
-    that is not of one group.
+    are. Raises UserError at init for a parameter that is not of one group.
     """
     made = {
-        name: make_optimizer(settings, total_steps, sharded)
-        for name, (settings, _) in groups.items()
+        name: make_optimizer(group.config, total_steps, sharded, updates=group.updates)
+        for name, group in groups.items()
     }
 
     def of(name: str, tree: Any) -> Any:
-        return parts.select(tree, groups[name][1])
+        return parts.select(tree, groups[name].of)
 
     def init(params: Any) -> dict[str, Any]:
         whose = {path: [] for path in traverse_util.flatten_dict(params, sep="/")}

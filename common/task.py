@@ -20,7 +20,8 @@ Metrics = Mapping[str, Ratio]
 class Report:
     """What an evaluation has to say: numbers for the writers, lines for the terminal.
 
-    `meta` holds JSON values for later commands, kept with the checkpoints (a calibration).
+    `meta` holds JSON values for later commands, kept with the checkpoints (a calibration). `files`
+    are written to the work directory's results/: name -> text or bytes.
     """
 
     scalars: Mapping[str, float]
@@ -28,6 +29,7 @@ class Report:
     images: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     audio: Mapping[str, tuple[np.ndarray, int]] = dataclasses.field(default_factory=dict)
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str | bytes] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable
@@ -39,12 +41,14 @@ class Task(Protocol):
         best_metric: (split, metric name, "min" or "max") by which the best checkpoints are kept.
         work_metric: the metric whose sum is the work done (throughput), e.g. "audio_seconds".
         sharded: paths ("head/weights") of parameters whose rows lie over the devices.
+        num_examples: of how many records of a split the report gets `eval_step`'s examples.
     """
 
     name: str
     best_metric: tuple[str, str, str]
     work_metric: str
     sharded: tuple[str, ...]
+    num_examples: int
 
     def init(self, key: Key[Array, ""]) -> Variables:
         """Fresh variables: `{"params": ..., "batch_stats": ...}`."""
@@ -60,8 +64,12 @@ class Task(Protocol):
     def create_state(self, variables: Variables) -> TrainState:
         """The state at step 0 with the optimizer that `train_step` uses."""
 
-    def eval_step(self, variables: Variables, batch: Batch) -> tuple[Metrics, Mapping[str, Array]]:
-        """Sums and counts (added over devices) and outputs with the batch axis first."""
+    def eval_step(self, variables: Variables, batch: Batch) -> tuple[Metrics, Mapping[str, Any]]:
+        """Sums and counts (added over devices) and outputs with the batch axis first.
+
+        Outputs of all rows come to the host. Those in a mapping `examples` among them (sounds,
+        pictures) come of the first `num_examples` records only.
+        """
 
     def loss(
         self, variables: Variables, batch: Batch, key: Key[Array, ""], step: Any, *, train: bool
@@ -82,9 +90,17 @@ class Task(Protocol):
     def eval_data(self, *, test: bool = False) -> Mapping[str, Iterable[Batch]]:
         """Evaluation batches by split, each record exactly once; `test`: also of `data.test`."""
 
-    def report(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
-        """Sums up the outputs of one evaluation on the host: all rows of all processes, each with
-        its `index` and `mask`."""
+    def report(
+        self,
+        split: str,
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        examples: Sequence[Mapping[str, np.ndarray]] = (),
+    ) -> Report:
+        """Sums up one evaluation on the host; the same in all processes.
+
+        `outputs` hold all rows of all processes, batch by batch, each with its `index` and `mask`;
+        `examples` the rows of the records with the lowest `index`, one by one, in that order.
+        """
 
     def schedule(self, step: int) -> Mapping[str, float]:
         """The learning rates at `step` by their names in the log (`optim.Optimizer`)."""

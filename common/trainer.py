@@ -40,7 +40,7 @@ def default_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "init_from": "",  # work directory of another run, whose variables this one starts with
+            "init_from": "",  # work directory of another run, or PART=DIR[:OTHER],...: `starting`
             "total_steps": 1000,  # optimizer updates
             "log_every": 20,
             "evaluate_every": 500,
@@ -193,7 +193,13 @@ def train(
                 late.flush()
                 paused = time.monotonic()
                 reports = evaluation.evaluate_all(
-                    task, eval_step, train_state.eval_variables, mesh, writer, step
+                    task,
+                    eval_step,
+                    train_state.eval_variables,
+                    mesh,
+                    writer,
+                    step,
+                    workdir / "results",
                 )
                 evaluated, best = step, float(reports[split].scalars[name])
                 said = {part: dict(report.meta) for part, report in reports.items()}

@@ -216,7 +216,12 @@ class SpeakerTask(steps.SupervisedTask):
             )
         return self._trials[split]
 
-    def report(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
+    def report(
+        self,
+        split: str,
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        examples: Sequence[Mapping[str, np.ndarray]] = (),
+    ) -> Report:
         """EER and minDCF of the split's trials by the cosine of the embeddings.
 
         The figures of its first list stand under their own names, those of others after the list's.

@@ -70,6 +70,7 @@ class ToyTask:
     sharded: tuple = ()
     best_metric: tuple = ("dev", "error", "min")
     work_metric: str = "rows"
+    num_examples: int = 2
 
     @property
     def optimizer(self):
@@ -118,7 +119,7 @@ class ToyTask:
     def eval_data(self):
         return {"dev": [Examples(seed=99)[k] for k in range(3)]}
 
-    def report(self, split, outputs):
+    def report(self, split, outputs, examples=()):
         seen = float(sum(out["mask"].sum() for out in outputs))
         return Report({"rows_seen": seen}, meta={"first": float(outputs[0]["y"][0])})
 
