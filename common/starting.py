@@ -121,7 +121,7 @@ def _part(
         raise errors.UserError(
             f"config.init_from: the model in {checkpoints} has no part {other!r}. It has "
             f"{_names(found['params'])}. Name one as in {part}={checkpoints.parent}:"
-            f"{min(found['params'])}, or all of it as in {part}={checkpoints.parent}:."
+            f"{min(found['params'])}; a dot in its place is all of that model."
         )
     taken, wanted = {}, {}
     for name in {**template, **found}:
@@ -134,12 +134,12 @@ def _part(
 
 
 def _at(tree: Any, path: str) -> Any:
-    """The subtree at a path, None if there is none."""
+    """What is at a path, None if nothing is."""
     for name in () if path == "." else path.split("/"):
         if not isinstance(tree, Mapping) or name not in tree:
             return None
         tree = tree[name]
-    return tree or None
+    return None if isinstance(tree, Mapping) and not tree else tree
 
 
 def _under(path: str, tree: Any) -> Any:

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from asr import data
 from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
 from common import errors, evaluation, metrics, parallel, trainer, workdir
+from common.data import records, splits
 from configs.asr import quickstart
 
 TEXTS = ("CAT", "DOG", "BIRD", "FISH", "CAT DOG", "BIRD", "DOG", "FISH CAT")
@@ -50,6 +52,24 @@ def make_batch(tokenizer, rows=range(ROWS), seconds=1.0):
         batch["labels"][place, : len(ids)] = ids
         batch["labels_lengths"][place] = len(ids)
     return batch
+
+
+def test_the_seed_orders_the_batches(tmp_path):
+    task = make_task(tmp_path)
+    batch = make_batch(task.tokenizer)
+    rows = [
+        {"id": str(i), "audio": batch["audio"][i], "sample_rate": 16000, "text": text}
+        for i, text in enumerate(TEXTS)
+    ]
+    index = records.Index(np.arange(ROWS), np.ones(ROWS, np.float32), ())
+    split = splits.Split("train", records.RecordList("tones", tuple(rows)), index)
+
+    def first(seed):
+        config = workdir.freeze({**task.config.to_dict(), "seed": seed})
+        return next(iter(data.batches(split, task.tokenizer, config, train=True)))
+
+    zero, again, one = first(0), first(0), first(1)
+    assert zero["index"].tolist() == again["index"].tolist() != one["index"].tolist()
 
 
 @pytest.fixture(scope="module")

@@ -124,3 +124,54 @@ def test_rate_factors_name_what_there_is(problem):
     tx, _ = optim.make_optimizer(config(rate_factors=(("hed", 0.5),)), 100)
     with pytest.raises(errors.UserError, match="no parameter lies under 'hed'; there are body, he"):
         tx.init(problem[0])
+
+
+def test_a_group_is_optimized_as_if_it_were_alone(problem):
+    """And one whose gradients do not come in a call does not move, nor its moments or schedule."""
+    params, gradients = problem
+    settings = {
+        "body": config(clip_norm=1.0, schedule="noam"),
+        "head": config(name="sgd", learning_rate=0.3, schedule="noam"),
+    }
+    groups = {name: optim.Group(made, (name,)) for name, made in settings.items()}
+    tx, schedules = optim.make_optimizers(groups, 100)
+    state, found = tx.init(params), params
+    turns = (("body",), ("body", "head"), ("head",), ("body", "head"))
+    for turn, gradient in zip(turns, gradients):
+        some = {name: gradient[name] for name in turn}
+        updates, state = tx.update(some, state, found)
+        found = {**found, **optax.apply_updates({name: found[name] for name in turn}, updates)}
+    for name in ("body", "head"):
+        own = [{name: g[name]} for turn, g in zip(turns, gradients) if name in turn]
+        alone = run(settings[name], {name: params[name]}, own)
+        jax.tree.map(np.testing.assert_array_equal, found[name], alone[name])
+    assert {name: float(at(0)) for name, at in schedules.items()} == pytest.approx(
+        {"learning_rate_body": 0.1, "learning_rate_head": 0.3}
+    )
+
+
+def test_updates_of_one_step_have_its_rate(problem):
+    params, gradients = problem
+    settings = config(name="sgd", momentum=0.0, schedule="noam")
+    tx, _ = optim.make_optimizer(settings, 100, updates=2)
+    state = tx.init(params)
+    for number, gradient in enumerate(gradients):
+        updates, state = tx.update(gradient, state, params)
+        rate = 0.1 * (number // 2 + 1) ** -0.5
+        np.testing.assert_allclose(
+            updates["head"]["weights"], -rate * gradient["head"]["weights"], rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        ({"a": ("body",), "b": ("hed",)}, "head/weights is in 0 groups .*none.*in one of a, b"),
+        ({"a": ("body", "head"), "b": ("body/bias",)}, "body/bias is in 2 groups .*a, b"),
+    ],
+)
+def test_every_parameter_is_in_one_group(problem, paths, words):
+    groups = {name: optim.Group(config(), chosen) for name, chosen in paths.items()}
+    tx, _ = optim.make_optimizers(groups, 100)
+    with pytest.raises(errors.UserError, match=words):
+        tx.init(problem[0])

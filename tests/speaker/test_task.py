@@ -114,6 +114,15 @@ def test_crops_are_stretches_of_the_recording(corpus, tmp_path):
     assert len(places) > 10
 
 
+def test_the_seed_orders_the_crops(corpus, tmp_path):
+    def first(seed):
+        return next(iter(make_task(corpus, tmp_path, seed=seed).train_data()))
+
+    zero, again, one = first(0), first(0), first(1)
+    np.testing.assert_array_equal(zero["audio"], again["audio"])
+    assert zero["index"].tolist() != one["index"].tolist()
+
+
 def test_crops_are_the_same_for_any_host(corpus):
     """Two processes hold the halves of the rows of one."""
     crops = excerpts.SpeechCrops(
