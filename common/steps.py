@@ -108,7 +108,13 @@ def gradients(
             for name, term in terms.items()
         )
         named = {name: metrics.Ratio(term.total, term.count) for name, term in terms.items()}
-        return total, (parts.replace(model_state, new), (total, named, dict(sums)))
+        after = parts.replace(model_state, new)
+        if jax.tree.structure(after) != jax.tree.structure(model_state):
+            raise ValueError(
+                f"The loss returned state that is not in the model's at init: {sorted(new)} beside "
+                f"{sorted(model_state)}. No checkpoint would have it."
+            )
+        return total, (after, (total, named, dict(sums)))
 
     value_and_grad = jax.value_and_grad(value, has_aux=True)
     if accumulate == 1:

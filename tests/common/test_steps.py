@@ -151,6 +151,16 @@ def test_a_step_without_a_real_row_changes_nothing():
     assert float(sums["loss"].count) == 0
 
 
+def test_state_that_init_did_not_make_is_refused():
+    def loss(*args, **options):
+        terms, (sums, new) = two_terms(*args, **options)
+        return terms, (sums, {**new, "intermediates": {"x": jnp.zeros(3)}})
+
+    step, *arguments, _ = sgd_step(1, 1, loss)
+    with pytest.raises(ValueError, match=r"'intermediates'\] beside \['counters', 'kept'\]"):
+        step(*arguments)
+
+
 def deep(variables, batch, key, step, *, train):
     """`two_terms` after a product with tanh, over statistics of all devices."""
     x = jnp.tanh(batch["x"] @ jnp.eye(3) * jax.lax.pmean(jnp.mean(batch["x"]), parallel.AXIS))
