@@ -92,15 +92,12 @@ def gradients(
     params = variables["params"]
     wanted = parts.select(params, of)
 
-    def terms_of(wanted: Any, model_state: Any, batch: Any) -> Any:
-        whole = {**model_state, "params": parts.replace(params, wanted)}
-        return loss(whole, batch, key, step, train=True)
-
     def counts_of(terms: Any) -> dict[str, Array]:
         return {name: jax.lax.stop_gradient(jnp.float32(t.count)) for name, t in terms.items()}
 
     def value(wanted: Any, model_state: Any, batch: Any, counts: Any = None) -> Any:
-        terms, (sums, new) = terms_of(wanted, model_state, batch)
+        whole = {**model_state, "params": parts.replace(params, wanted)}
+        terms, (sums, new) = loss(whole, batch, key, step, train=True)
         if counts is None:
             counts = jax.lax.psum(counts_of(terms), parallel.AXIS)
         total = sum(
@@ -123,7 +120,9 @@ def gradients(
         micro = _split(batch, accumulate)
         # All counts come before the first gradient. They follow from the batch alone: XLA drops the
         # rest of these passes (tests/common/test_steps.py counts what is left).
-        counts = jax.lax.map(lambda b: counts_of(terms_of(wanted, model_state, b)[0]), micro)
+        counts = jax.lax.map(
+            lambda batch: counts_of(loss(variables, batch, key, step, train=True)[0]), micro
+        )
         counts = jax.lax.psum(jax.tree.map(jnp.sum, counts), parallel.AXIS)
         first = jax.tree.map(lambda x: x[0], micro)
         shapes = jax.eval_shape(value_and_grad, wanted, model_state, first, counts)
@@ -136,15 +135,7 @@ def gradients(
 
         ((grads, sums), model_state), _ = jax.lax.scan(body, (zeros, model_state), micro)
 
-    # As one vector: a device waits for the others once, not once for every array.
-    split = [spec == parallel.ROWS for spec in jax.tree.leaves(parallel.specs(grads, sharded))]
-    leaves, structure = jax.tree.flatten(grads)
-    added = [leaf for leaf, own in zip(leaves, split) if not own]
-    vector, unravel = jax.flatten_util.ravel_pytree((added, sums))
-    added, (total, named, sums) = unravel(jax.lax.psum(vector, parallel.AXIS))
-    added = iter(added)
-    leaves = [leaf if own else next(added) for leaf, own in zip(leaves, split)]
-    grads = jax.tree.unflatten(structure, leaves)
+    grads, (total, named, sums) = _over_devices(grads, sums, sharded)
     sums = {
         "loss": metrics.weighed(total, named),
         "grad_norm": metrics.gauge(optim.global_norm(grads, sharded)),
@@ -152,6 +143,21 @@ def gradients(
         **sums,
     }
     return grads, model_state, sums
+
+
+def _over_devices(grads: Any, sums: Any, sharded: Sequence[str]) -> tuple[Any, Any]:
+    """The sums over all devices; gradients of `sharded` parameters are complete already.
+
+    As one vector: a device waits for the others once, not once for every array.
+    """
+    split = [spec == parallel.ROWS for spec in jax.tree.leaves(parallel.specs(grads, sharded))]
+    leaves, structure = jax.tree.flatten(grads)
+    added = [leaf for leaf, own in zip(leaves, split) if not own]
+    vector, unravel = jax.flatten_util.ravel_pytree((added, sums))
+    added, sums = unravel(jax.lax.psum(vector, parallel.AXIS))
+    added = iter(added)
+    leaves = [leaf if own else next(added) for leaf, own in zip(leaves, split)]
+    return jax.tree.unflatten(structure, leaves), sums
 
 
 def _split(batch: Any, count: int) -> Any:
