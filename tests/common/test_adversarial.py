@@ -117,7 +117,7 @@ class Gan(toy.ToyTask):
     def train_data(self):
         return grain.MapDataset.source(Points()).to_iter_dataset(grain.ReadOptions(num_threads=0))
 
-    def eval_data(self):
+    def eval_data(self, *, test=False):
         return {"dev": [Points()[10_000]]}
 
     def eval_step(self, variables, batch):

@@ -111,12 +111,15 @@ class ToyTask:
         y = Net().apply(variables, batch["x"], batch["x_lengths"], train=False)
         return {"error": metrics.ratio(jnp.abs(y - batch["y"]), batch["mask"])}, {"y": y}
 
+    def prepare(self):
+        pass
+
     def train_data(self):
         return grain.MapDataset.source(Examples(self.config.seed)).to_iter_dataset(
             grain.ReadOptions(num_threads=0)
         )
 
-    def eval_data(self):
+    def eval_data(self, *, test=False):
         return {"dev": [Examples(seed=99)[k] for k in range(3)]}
 
     def report(self, split, outputs, examples=()):
@@ -180,7 +183,7 @@ class SlowTask(ToyTask):
             grain.ReadOptions(num_threads=0)
         )
 
-    def eval_data(self):
+    def eval_data(self, *, test=False):
         return {"dev": [local_rows(Examples(seed=99)[k]) for k in range(3)]}
 
 
