@@ -64,6 +64,13 @@ def saved(folder, task, scores=((3, 0.0),), best=("dev", "error", "min")):
     return found
 
 
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    """The work directory of a speaker network, and its variables."""
+    folder = tmp_path_factory.mktemp("runs") / "spk"
+    return folder, saved(folder, make("speaker"))[3]
+
+
 def start(task, devices=1):
     mesh = parallel.make_mesh(jax.devices()[:devices])
     return jax.device_get(starting.first_state(task, task.config, mesh))
@@ -82,10 +89,10 @@ def test_a_new_state_follows_from_the_seed():
     assert not np.array_equal(other, begun.params["encoder"]["Dense_0"]["kernel"])
 
 
-def test_parts_come_from_other_runs_of_other_tasks(tmp_path):
-    speaker = saved(tmp_path / "spk", make("speaker"))[3]
+def test_parts_come_from_other_runs_of_other_tasks(tmp_path, speaker):
+    folder, speaker = speaker
     other = saved(tmp_path / "sep", make("separation", SEPARATOR, seed=5))[3]
-    named = f"cue={tmp_path / 'spk'}:encoder,encoder={tmp_path / 'sep'}"
+    named = f"cue={folder}:encoder,encoder={tmp_path / 'sep'}"
     task = make("separation", SEPARATOR, init_from=named)
     begun = start(task, devices=2)
     fresh = jax.device_get(jax.jit(task.init)(state.stream_key(0, "init", 0)))
@@ -98,7 +105,7 @@ def test_parts_come_from_other_runs_of_other_tasks(tmp_path):
     assert begun.step == 0
     assert_equal(begun.ema, begun.variables)
     # Down to one array, and all of a model under one name.
-    layer = start(make(init_from=f"encoder/Dense_0/kernel={tmp_path / 'spk'}"))
+    layer = start(make(init_from=f"encoder/Dense_0/kernel={folder}"))
     expected = speaker["params"]["encoder"]["Dense_0"]["kernel"]
     np.testing.assert_array_equal(layer.params["encoder"]["Dense_0"]["kernel"], expected)
     assert not layer.params["encoder"]["Dense_0"]["bias"].any()
@@ -109,7 +116,7 @@ def test_parts_come_from_other_runs_of_other_tasks(tmp_path):
             whole = super().init(key)
             return {name: {"voice": tree} for name, tree in whole.items()}
 
-    nested = start(Nested(toy.make_config(init_from=f"voice={tmp_path / 'spk'}:.")))
+    nested = start(Nested(toy.make_config(init_from=f"voice={folder}:.")))
     assert_equal(nested.params["voice"], speaker["params"])
 
 
@@ -140,11 +147,10 @@ def test_the_best_of_a_run_is_the_best_by_its_own_measure(tmp_path):
         ("{spk}", "belongs to the task 'speaker', not to 'toy'"),
     ],
 )
-def test_parts_that_cannot_be_had_are_named(tmp_path, named, words):
-    saved(tmp_path / "spk", make("speaker"))
+def test_parts_that_cannot_be_had_are_named(tmp_path, speaker, named, words):
     (tmp_path / "empty").mkdir()
     workdir.save_config(tmp_path / "empty", "speaker", make().config)
-    places = {name: str(tmp_path / name) for name in ("spk", "none", "empty")}
+    places = {"spk": speaker[0], "none": tmp_path / "none", "empty": tmp_path / "empty"}
     with pytest.raises(errors.UserError, match=words):
         start(make(init_from=named.format(**places)))
 
