@@ -48,10 +48,11 @@ class Damaged(CheckpointError):
     """What lies on the disk is not what was written there."""
 
 
-# What tensorstore says of damage. It has no types for it, and of the system's errors (open files,
-# memory, permissions, a disk that does not answer) it says something else.
+# What tensorstore says of damage, for which it has no types of exceptions. Where the system refuses
+# (open files, memory, permissions, a disk that does not answer) the first word is another.
 _DAMAGE = re.compile(
-    r"^(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE): |Error decoding|checksum|corrupt", re.MULTILINE
+    r"^((DATA_LOSS|FAILED_PRECONDITION|NOT_FOUND|OUT_OF_RANGE): )?Error (opening|reading) ",
+    re.MULTILINE,
 )
 
 
@@ -413,7 +414,7 @@ class Checkpointer:
                 raise CheckpointError(
                     f"{error} It cannot be moved to {target}: {refused.strerror}."
                 ) from refused
-            log.warning("%s Moved to %s, trying the one before.", error, target)
+            log.warning("%s Moved to %s, trying the one before.", str(error), target)
 
         hosts.together(move, Damaged)
 
