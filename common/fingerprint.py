@@ -21,7 +21,7 @@ def _bits(leaf: jax.Array) -> UInt32[Array, ""]:
     return jnp.sum(words * weights, dtype=jnp.uint32)
 
 
-def _not_finite(leaf: jax.Array) -> Int[Array, ""]:
+def not_finite(leaf: jax.Array) -> Int[Array, ""]:
     """How many elements are NaN or infinite; 0 in integers and keys."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return jnp.int32(0)
@@ -30,7 +30,7 @@ def _not_finite(leaf: jax.Array) -> Int[Array, ""]:
 
 @jax.jit
 def _look_at(leaves: list[jax.Array]) -> tuple[UInt32[Array, "n"], Int[Array, "n"]]:
-    return jnp.stack([_bits(x) for x in leaves]), jnp.stack([_not_finite(x) for x in leaves])
+    return jnp.stack([_bits(x) for x in leaves]), jnp.stack([not_finite(x) for x in leaves])
 
 
 def of_tree(tree: Any) -> tuple[dict[str, int], list[str]]:
