@@ -422,7 +422,8 @@ class Checkpointer:
         """The metric that a checkpoint was saved with, if it is a number."""
         path = self.directory / str(step) / "metrics" / "metrics"
         with _reading(self.directory / str(step)):
-            value = json.loads(path.read_text("utf-8"))["best"] if path.exists() else math.nan
+            saved = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        value = saved.get("best", math.nan)
         return value if math.isfinite(value) else None
 
     def _check_scores(self) -> None:

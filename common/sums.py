@@ -21,6 +21,8 @@ from common.task import Batch, Metrics, Task
 # A step that waits for the device holds its batch there: the host is at most so many ahead.
 _AHEAD = 4
 _MOST_NAMES = 100
+# How many batches are named where the state is found to be bad at a save, and not by its step.
+LAST_BATCHES = 3
 
 
 class TrainingDiverged(errors.UserError):
@@ -53,7 +55,9 @@ class Window:
         self._task, self._saver = task, saver
         self._added: _Added | None = None
         self._started: collections.deque[Any] = collections.deque()
-        self._rows: collections.deque[tuple[int, Any]] = collections.deque(maxlen=most_steps)
+        self._rows: collections.deque[tuple[int, Any]] = collections.deque(
+            maxlen=max(most_steps, LAST_BATCHES)
+        )
         self._clock = time.monotonic()
 
     def add(self, step: int, train_state: state.TrainState, sums: Metrics, batch: Batch) -> None:

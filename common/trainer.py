@@ -265,7 +265,7 @@ def _save(
     try:
         saver.save(step, train_state, iterator, meta, evaluated.score(step))
     except checkpoint.NotFinite as error:  # Sums that were finite can leave a state that is not.
-        raise window.diverged(step, error.arrays, 3) from error
+        raise window.diverged(step, error.arrays, sums_lib.LAST_BATCHES) from error
 
 
 class _Trace:

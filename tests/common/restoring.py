@@ -1,13 +1,14 @@
 """Restores work directories in a process of its own, and says what came of it.
 
-`python -m tests.common.restoring [--coordinator H:P --process I] [--say DATA] DIR...` prints a line
-of JSON for each DIR (Gloo prints lines of its own).
+`python -m tests.common.restoring [--coordinator H:P --process I] [--stream DATA] DIR...` prints a
+line of JSON for each DIR, and for a training on the stream of that name (Gloo prints its own).
 
 Orbax reads all arrays at once. When one fails it forgets the others, which complain at the end of
 the process.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from common import checkpoint, errors, hosts, parallel, state
+from common import checkpoint, errors, parallel, state, trainer
 from tests.common import toy
 
 
@@ -53,11 +54,31 @@ def restore(workdir: pathlib.Path) -> tuple[int, int]:
     return step, iterator.get_state()["next_index"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Named(toy.ToyTask):
+    """Its stream has an identity, and no batch."""
+
+    stream: str = ""
+
+    def train_data(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise StopIteration
+
+    def get_state(self):
+        return {"stream": self.stream}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--coordinator")
     parser.add_argument("--process", type=int, default=0)
-    parser.add_argument("--say")
+    parser.add_argument("--stream")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("workdirs", type=pathlib.Path, nargs="*")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 1)
@@ -65,8 +86,9 @@ def main() -> None:
         jax.distributed.initialize(args.coordinator, 2, args.process)
     for workdir in args.workdirs:
         report(restore, workdir)
-    if args.say:
-        report(hosts.check_same, {"config": "{}", "data": args.say}, "Hm.")
+    if args.stream:
+        task = Named(toy.make_config(seed=args.seed), stream=args.stream)
+        report(trainer.train, task, task.config, args.workdirs[0], parallel.make_mesh())
 
 
 def report(work, *arguments) -> None:

@@ -241,8 +241,8 @@ def test_a_state_that_an_earlier_version_ruined_is_named(run, monkeypatch):
     assert contents(run) == before
 
 
-def test_two_processes_agree_on_damage_and_on_the_data(two, tmp_path):
-    """Each has its own copy and that of process 1 is damaged; then they say which data they read.
+def test_two_processes_agree_on_damage_config_and_data(two, tmp_path):
+    """Each has its own copy and that of process 1 is damaged; then they train on other data.
 
     What one of them raises alone leaves the other waiting for ever.
     """
@@ -250,12 +250,13 @@ def test_two_processes_agree_on_damage_and_on_the_data(two, tmp_path):
     for folder in folders:
         shutil.copytree(two, folder)
     (folders[1] / "checkpoints" / "2" / "meta" / "metadata").write_text("")
-    first, second = said([[folders[0], "--say=a"], [folders[1], "--say=b"]])
+    options = [["--stream=a"], ["--stream=b", "--seed=1"]]
+    first, second = said([[folder, *own] for folder, own in zip(folders, options)])
     assert first == second
     assert first[0] == [1, 1]
     assert [p.name for p in (folders[0] / "damaged").iterdir()] == ["2"]
-    assert "data on process 1" in first[1]
-    assert "config" not in first[1]
+    assert "the config on process 1; the data" in first[1]
+    assert "(recordings, lengths, buckets, seed) on process 1" in first[1]
 
 
 @pytest.mark.slow
