@@ -51,7 +51,8 @@ class Damaged(CheckpointError):
 # What tensorstore says of damage, for which it has no types of exceptions. Where the system refuses
 # (open files, memory, permissions, a disk that does not answer) the first word is another.
 _DAMAGE = re.compile(
-    r"^((DATA_LOSS|FAILED_PRECONDITION|NOT_FOUND|OUT_OF_RANGE): )?Error (opening|reading) ",
+    r"^(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE): Error (opening|reading) "
+    r"|^(FAILED_PRECONDITION: )?Error (opening|reading) .*([Cc]orrupt|decoding|Invalid|Truncated)",
     re.MULTILINE,
 )
 
@@ -138,8 +139,9 @@ def _one_line(error: Exception) -> str:
 
 def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
     meta = json.loads((folder / "meta" / "metadata").read_text("utf-8"))
-    # Those of earlier versions have no checksum, and the position in files of grain's own.
-    if "fingerprint" not in meta or meta.pop("checksum", None) not in (None, _checksum(meta)):
+    # Earlier versions wrote no checksum, and the position in the data into files of grain's own.
+    checksum = meta.pop("checksum", None)
+    if "fingerprint" not in meta or checksum != (_checksum(meta) if "data" in meta else None):
         raise Damaged(f"Checkpoint {folder} is damaged (its meta changed on disk).")
     if "data" not in meta and (folder / "data").is_dir():
         positions = sorted((folder / "data").glob("process_*.json"))
@@ -218,6 +220,7 @@ class Checkpointer:
             keep.append(policies.EveryNSteps(keep_every))
         self.directory = pathlib.Path(directory).resolve()
         self._best_mode = best_mode
+        self._set_aside: list[int] = []  # the steps of damaged checkpoints
         if not read_only:
             self._check_scores()
         self._manager = ocp.CheckpointManager(
@@ -343,13 +346,11 @@ class Checkpointer:
         arrays of other shapes (which are listed), memory, permissions, values that are not finite.
         """
         wanted = traverse_util.flatten_dict(_to_tree(template), sep="/")
-        damaged = 0
         for step in reversed(self.steps()):
             try:
                 tree, meta, bad = self._load(step, mesh, wanted, sharded)
             except Damaged as error:
-                self._set_aside(step, error)
-                damaged += 1
+                self._move_away(step, error)
                 continue
             if bad:
                 raise CheckpointError(
@@ -360,12 +361,12 @@ class Checkpointer:
             if data_iterator is not None and meta.get("data") is not None:
                 data_iterator.set_state(meta["data"])
                 data_iterator.start_prefetch()
-            if damaged:
+            if self._set_aside:
                 self._manager.reload()
             return _from_tree(template, tree), meta
-        if damaged:
+        if self._set_aside:
             raise CheckpointError(
-                f"All {damaged} checkpoints in {self.directory} are damaged (now in "
+                f"All {len(self._set_aside)} checkpoints in {self.directory} are damaged (now in "
                 f"{self.directory.parent / 'damaged'}). Start the same command again to train from "
                 "the beginning, or put a sound copy back."
             )
@@ -384,7 +385,7 @@ class Checkpointer:
         """
         folder = self.directory / str(step)
         read = functools.partial(_read, folder, mesh, wanted, sharded)
-        tree, meta = hosts.together(read, Damaged)
+        tree, meta = hosts.together(read, Damaged, f"reading {folder}")
 
         def check() -> list[str]:
             now, bad = fingerprint.of_tree(tree)
@@ -396,11 +397,11 @@ class Checkpointer:
                 )
             return bad
 
-        return tree, meta, hosts.together(check, Damaged)
+        return tree, meta, hosts.together(check, Damaged, f"reading {folder}")
 
-    def _set_aside(self, step: int, error: Damaged) -> None:
+    def _move_away(self, step: int, error: Damaged) -> None:
         """Moves a checkpoint to `damaged/<step>`, or `<step>-1` ... where there is one already."""
-        folder = self.directory.parent / "damaged"
+        source, folder = self.directory / str(step), self.directory.parent / "damaged"
 
         def move() -> None:
             if jax.process_index() != 0:
@@ -409,22 +410,23 @@ class Checkpointer:
             target = next(folder / name for name in names if not (folder / name).exists())
             try:
                 folder.mkdir(exist_ok=True)
-                (self.directory / str(step)).rename(target)
+                source.rename(target)
             except OSError as refused:
                 raise CheckpointError(
                     f"{error} It cannot be moved to {target}: {refused.strerror}."
                 ) from refused
-            log.warning("%s Moved to %s, trying the one before.", str(error), target)
 
-        hosts.together(move, Damaged)
+        hosts.together(move, Damaged, f"moving {source} away")
+        log.warning("%s Moved into %s, trying the one before.", str(error), folder)
+        self._set_aside.append(step)
 
     def _score(self, step: int) -> float | None:
         """The metric that a checkpoint was saved with, if it is a number."""
         path = self.directory / str(step) / "metrics" / "metrics"
         with _reading(self.directory / str(step)):
             saved = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        value = saved.get("best", math.nan)
-        return value if math.isfinite(value) else None
+            value = saved.get("best", math.nan)
+            return value if math.isfinite(value) else None
 
     def _check_scores(self) -> None:
         """Moves checkpoints aside whose metric is damaged: Orbax's manager reads them all."""
@@ -435,9 +437,10 @@ class Checkpointer:
         )
         for step in steps:
             try:
-                hosts.together(functools.partial(self._score, step), Damaged)
+                read = functools.partial(self._score, step)
+                hosts.together(read, Damaged, f"reading {self.directory / str(step)}")
             except Damaged as error:
-                self._set_aside(step, error)
+                self._move_away(step, error)
 
     def load_variables(
         self, mesh: Mesh, *, step: int | None = None

@@ -24,11 +24,11 @@ def gather(values: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "process ...
     return np.asarray(multihost_utils.process_allgather(values))
 
 
-def together(work: Callable[[], Result], mild: type[errors.UserError]) -> Result:
+def together(work: Callable[[], Result], mild: type[errors.UserError], name: str) -> Result:
     """The result of `work`, if it succeeds on all processes; otherwise all of them raise.
 
-    The worst error counts: any other is worse than `mild`. Where a process has not met that error
-    itself, it raises `mild` or UserError with the numbers of the processes that have.
+    The worst error counts: any other is worse than `mild`. A process that has not met it itself
+    raises `mild` or UserError with the numbers of those that have. `name` is what `work` does.
     """
     result, error = None, None
     try:
@@ -42,7 +42,7 @@ def together(work: Callable[[], Result], mild: type[errors.UserError]) -> Result
         raise error
     if worst:
         raise (mild if worst == 1 else errors.UserError)(
-            f"This was met by {_processes(grades == worst)}; its own message says more."
+            f"{name} failed on {_processes(grades == worst)}, whose own message says why."
         )
     return result
 

@@ -175,6 +175,15 @@ def test_moved_aside_twice_both_are_kept(run):
     assert sorted(p.name for p in (run / "damaged").iterdir()) == ["2", "2-1"]
 
 
+@pytest.mark.parametrize("name", ["meta/metadata", "metrics/metrics"])
+def test_if_all_are_damaged_nothing_starts_anew_unasked(run, name):
+    shutil.rmtree(run / "checkpoints" / "1")
+    (run / "checkpoints" / "2" / name).write_text("")
+    with pytest.raises(checkpoint.CheckpointError, match=r"All 1 checkpoints .* are damaged"):
+        restore(run)
+    assert (run / "damaged" / "2").is_dir()
+
+
 def test_an_evaluation_says_which_is_damaged_and_touches_nothing(run):
     (run / "checkpoints" / "2" / "metrics" / "metrics").write_text("")
     before = contents(run)
