@@ -119,7 +119,7 @@ class ToyTask:
     def names(self, index):
         return [f"recording-{i}" for i in index]
 
-    def eval_data(self):
+    def eval_data(self, *, test=False):
         return {"dev": [Examples(seed=99)[k] for k in range(3)]}
 
     def report(self, split, outputs):
@@ -185,7 +185,7 @@ class SlowTask(ToyTask):
             grain.ReadOptions(num_threads=0)
         )
 
-    def eval_data(self):
+    def eval_data(self, *, test=False):
         return {"dev": [local_rows(Examples(seed=99)[k]) for k in range(3)]}
 
 
