@@ -176,6 +176,9 @@ class AsrTask(steps.SupervisedTask):
             self.train_split, self.tokenizer, self.config, train=True, beside=beside
         )
 
+    def names(self, index: np.ndarray) -> list[str]:
+        return [self.train_split.source[int(place)]["id"] for place in index]
+
     @functools.cached_property
     def _eval_batches(self) -> dict[str, Any]:
         return {}  # by split, filled when they are asked for

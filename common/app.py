@@ -19,6 +19,7 @@ from common import (
     evaluation,
     parallel,
     pipes,
+    preemption,
     trained,
     trainer,
     workdir,
@@ -141,6 +142,8 @@ def _train(package: Package, context: Context) -> None:
         _, reports = trainer.train(task, context.config, folder, context.mesh)
         if reports is not None and first:
             package.close(task, folder, reports)
+    if reports is None:  # `train && evaluate` must not go on
+        sys.exit(preemption.EXIT_CODE)
 
 
 def _evaluate(package: Package, context: Context) -> None:

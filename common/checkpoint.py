@@ -1,26 +1,33 @@
 """Saving and restoring; the only file that knows Orbax.
 
-`DIR/checkpoints/<step>/state` is a plain Orbax tree, `data` the grain iterator's position, `meta`
-JSON: a fingerprint of every array among others. Orbax renames a checkpoint into place when all of
-it is written, so a killed process never leaves half of one under its final name. Orbax does not
-notice flipped bytes (they come back as other weights); the fingerprint does.
+`DIR/checkpoints/<step>/state` is a plain Orbax tree, `meta` JSON: the position in the stream of
+data, which is the same on all hosts, and a fingerprint of every array among others. Orbax renames a
+checkpoint into place when all of it is written, so a killed process never leaves half of one under
+its final name. Orbax does not notice flipped bytes (they come back as other weights); the
+fingerprint does.
 """
 
+import contextlib
 import errno
+import functools
+import itertools
+import json
 import logging
+import math
 import pathlib
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import grain.python as grain
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
 from jax.sharding import Mesh
 
-from common import errors, parallel, parts, state
+from common import errors, fingerprint, hosts, parallel, parts, state
 
 log = logging.getLogger(__name__)
 
@@ -29,29 +36,29 @@ class CheckpointError(errors.UserError):
     """A save or a restore that cannot go on; the message says what to do."""
 
 
-def _bits(leaf: jax.Array) -> jax.Array:
-    """A 32-bit sum over the leaf's bytes in which each element has its own odd weight."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[leaf.dtype.itemsize]
-    words = jax.lax.bitcast_convert_type(leaf, unsigned).reshape(-1).astype(jnp.uint32)
-    weights = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
-    return jnp.sum(words * weights, dtype=jnp.uint32)
+class NotFinite(CheckpointError):
+    """A state that is not saved; `arrays` are the names of those that hold NaN or infinity."""
+
+    def __init__(self, message: str, arrays: Sequence[str]) -> None:
+        super().__init__(message)
+        self.arrays = arrays
 
 
-@jax.jit
-def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([_bits(leaf) for leaf in leaves])
+class Damaged(CheckpointError):
+    """What lies on the disk is not what was written there."""
 
 
-def fingerprint(tree: Any) -> dict[str, int]:
-    """Path -> 32-bit fingerprint of each array; a flipped bit anywhere in it changes it."""
-    flat = traverse_util.flatten_dict(tree, sep="/")
-    flat = {name: leaf for name, leaf in flat.items() if leaf is not None}
-    values = _fingerprints(list(flat.values()))
-    return dict(zip(flat, [int(value) for value in values]))
+# What tensorstore says of damage, for which it has no types of exceptions. Where the system refuses
+# (open files, memory, permissions, a disk that does not answer) the first word is another.
+_DAMAGE = re.compile(
+    r"^(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE): Error (opening|reading) "
+    r"|^(FAILED_PRECONDITION: )?Error (opening|reading) .*([Cc]orrupt|decoding|Invalid|Truncated)",
+    re.MULTILINE,
+)
+
+
+def _checksum(meta: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _to_tree(train_state: state.TrainState) -> dict[str, Any]:
@@ -93,6 +100,93 @@ def check_shapes(found: state.Variables, wanted: state.Variables, folder: pathli
         )
 
 
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path) -> Iterator[None]:
+    """Errors come as Damaged where the files are at fault, otherwise as another CheckpointError."""
+    try:
+        yield
+    except errors.UserError:  # The config or the devices do not fit, or it is said already.
+        raise
+    except Exception as error:
+        text = _one_line(error)
+        if isinstance(error, FileNotFoundError | json.JSONDecodeError | UnicodeDecodeError) or (
+            _DAMAGE.search(_said(error))
+        ):
+            raise Damaged(f"Checkpoint {folder} is damaged ({text}).") from error
+        raise CheckpointError(
+            f"Checkpoint {folder} could not be read ({type(error).__name__}: {text}). That need "
+            "not be its fault: nothing was moved or changed. Mend the cause (memory, open files, "
+            "permissions, another version of Orbax) and start again; or move the folder away, and "
+            "the run resumes from the one before."
+        ) from error
+
+
+def _said(error: BaseException | None) -> str:
+    """What an error and its causes say, a line each, without the names of files."""
+    lines = []
+    while error is not None:
+        text = re.sub(r'"[^"]*"', "", str(error))
+        text = re.split(r"See full TensorStore details|\[tensorstore_spec", text)[0]
+        lines.append(" ".join(text.split()))
+        error = error.__cause__ or error.__context__
+    return "\n".join(lines)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:300] + " ..."
+
+
+def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
+    meta = json.loads((folder / "meta" / "metadata").read_text("utf-8"))
+    # Earlier versions wrote no checksum, and the position in the data into files of grain's own.
+    checksum = meta.pop("checksum", None)
+    if "fingerprint" not in meta or checksum != (_checksum(meta) if "data" in meta else None):
+        raise Damaged(f"Checkpoint {folder} is damaged (its meta changed on disk).")
+    if "data" not in meta and (folder / "data").is_dir():
+        positions = sorted((folder / "data").glob("process_*.json"))
+        if not positions:
+            raise Damaged(f"Checkpoint {folder} is damaged (no file in {folder / 'data'}).")
+        meta["data"] = json.loads(positions[0].read_text("utf-8"))
+    return meta
+
+
+def _read(
+    folder: pathlib.Path, mesh: Mesh, wanted: Mapping[str, Any] | None, sharded: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tree of one checkpoint, laid over the mesh, and `meta`.
+
+    Each process reads for itself. Orbax's manager would wait for the others at the end, also for
+    one that has failed; its handler does not.
+    """
+    with _reading(folder):
+        meta = _read_meta(folder)
+        handler = ocp.StandardCheckpointHandler()
+        try:
+            metadata = handler.metadata(folder / "state")
+        except (KeyError, TypeError, AttributeError) as error:  # JSON, but not Orbax's any more
+            raise Damaged(f"Checkpoint {folder} is damaged (its _METADATA: {error}).") from error
+        saved = traverse_util.flatten_dict(dict(metadata.tree), sep="/")
+        if wanted is not None and (lines := _differences(saved, wanted)):
+            more = [f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else []
+            raise CheckpointError(
+                f"The config does not fit the checkpoint {folder}; these arrays differ:\n"
+                + "\n".join(lines[:20] + more)
+                + "\nUse the config that it was trained with (config.json beside it) or another "
+                "--workdir."
+            )
+        placed = parallel.shardings(saved, mesh, sharded)
+        abstract = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[name])
+            for name, leaf in saved.items()
+        }
+        tree = handler.restore(
+            folder / "state",
+            args=ocp.args.StandardRestore(traverse_util.unflatten_dict(abstract, sep="/")),
+        )
+    return tree, meta
+
+
 class Checkpointer:
     """Keeps the last, the best and every n-th checkpoint of a run under `directory`."""
 
@@ -109,7 +203,8 @@ class Checkpointer:
         policies = ocp.checkpoint_managers
 
         def metric(values: Mapping[str, float]) -> float:
-            return values["best"]
+            worst = math.inf if best_mode == "min" else -math.inf
+            return values["best"] if math.isfinite(values["best"]) else worst
 
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_best:
@@ -125,6 +220,9 @@ class Checkpointer:
             keep.append(policies.EveryNSteps(keep_every))
         self.directory = pathlib.Path(directory).resolve()
         self._sign = 1.0 if best_mode == "min" else -1.0
+        self._set_aside: list[int] = []  # the steps of damaged checkpoints
+        if not read_only:
+            self._check_scores()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -135,10 +233,10 @@ class Checkpointer:
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
+                lightweight_initialize=read_only,  # reads no metrics, which may be damaged
             ),
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
-                "data": grain.PyGrainCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )
@@ -158,12 +256,23 @@ class Checkpointer:
     ) -> None:
         """Starts writing; returns when the state is copied. Raises if an earlier save failed.
 
-        A checkpoint of that step is replaced.
+        A checkpoint of that step is replaced. A metric `best` that is not finite counts as none.
+        Raises NotFinite for a state that is not finite, and writes nothing.
 
         Without a `data_iterator` the run that starts from here reads its data from the beginning.
         """
         self.wait()  # An error of the save before is that save's, by name.
         tree = _to_tree(train_state)
+        prints, bad = fingerprint.of_tree(tree)
+        if bad:
+            raise NotFinite(
+                f"The state of step {step} is not saved: it holds NaN or infinity in "
+                f"{', '.join(bad)}. Nothing else was touched: {self.last_good(step)}.",
+                bad,
+            )
+        if best is not None and not math.isfinite(best):
+            log.warning("Step %d: its metric is %s and never makes it the best.", step, best)
+            best = None
         # The copy is ours: the next step is given the state's own buffers to overwrite, and on the
         # CPU the writer would read those very buffers.
         tree = jax.tree.map(jnp.copy, tree)
@@ -172,17 +281,17 @@ class Checkpointer:
         if free < needed:  # Found out in the middle of it, it is a hundred lines of tracebacks.
             full = f"the disk is full ({needed >> 20} MiB needed, {free >> 20} MiB free)"
             raise self._save_error(step, OSError(errno.ENOSPC, full))
-        data = {}
-        if data_iterator is not None:
-            data["data"] = grain.PyGrainCheckpointSave(data_iterator)
-        meta = {**meta, "step": step, "fingerprint": fingerprint(tree)}
+        position = None if data_iterator is None else data_iterator.get_state()
+        meta = {**meta, "step": step, "fingerprint": prints, "data": position}
+        meta = json.loads(json.dumps(meta))  # as it will be read
+        meta["checksum"] = _checksum(meta)
         try:
             if step in self.steps():
                 self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta), **data
+                    state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
                 ),
                 metrics=None if best is None else {"best": best, "sign": self._sign},
             )
@@ -205,22 +314,22 @@ class Checkpointer:
         finally:
             self._manager.close()
 
+    def last_good(self, without: int | None = None) -> str:
+        """Which checkpoint the run resumes from, in words; that of step `without` is not asked."""
+        good = [step for step in self.steps() if step != without]
+        if not good:
+            return "there is no earlier checkpoint"
+        return f"the last good checkpoint is {self.directory / str(good[-1])}"
+
     def _save_error(self, step: int | None, error: Exception) -> CheckpointError:
-        text = " ".join(str(error).split())
-        reason = text if len(text) < 300 else text[:300] + " ..."
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
+        reason = _one_line(error)
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             said = str(getattr(error, "strerror", ""))
             reason = said if said.startswith("the disk is full") else "the disk is full"
-        good = [s for s in self.steps() if s != step]
-        last = (
-            f"the last good checkpoint is {self.directory / str(good[-1])}"
-            if good
-            else ("there is no earlier checkpoint")
-        )
         return CheckpointError(
             f"Could not save the checkpoint of step {step} in {self.directory}: {reason}. Nothing "
-            f"else was touched: {last}. Free space or mend the folder and start the same command "
-            "again; it resumes from there."
+            f"else was touched: {self.last_good(step)}. Free space or mend the folder and start "
+            "the same command again; it resumes from there."
         )
 
     def restore(
@@ -232,43 +341,36 @@ class Checkpointer:
     ) -> tuple[state.TrainState, dict[str, Any]] | None:
         """The newest sound checkpoint, put back into `data_iterator` too; None if there is none.
 
-        A damaged checkpoint is moved to `damaged/<step>` beside the others, with a warning, and the
-        one before is tried. One that is sound but does not fit raises and lists the shapes.
+        What one process finds damaged is moved to `damaged/<step>` beside the others, with a
+        warning, and the one before is tried. Every other error is raised and touches nothing:
+        arrays of other shapes (which are listed), memory, permissions, values that are not finite.
         """
-        damaged = 0
+        wanted = traverse_util.flatten_dict(_to_tree(template), sep="/")
         for step in reversed(self.steps()):
             try:
-                restored, meta = self._read(step, template, mesh, data_iterator, sharded)
-            except errors.UserError:  # The config or the devices do not fit: no fault of the file.
-                raise
-            except Exception as error:
-                self._set_aside(step, error)
-                damaged += 1
+                tree, meta, bad = self._load(step, mesh, wanted, sharded)
+            except Damaged as error:
+                self._move_away(step, error)
                 continue
-            return restored, meta
-        if damaged:
+            if bad:
+                raise CheckpointError(
+                    f"Checkpoint {self.directory / str(step)} holds NaN or infinity in "
+                    f"{', '.join(bad)}: an earlier version saved such states. Nothing was changed. "
+                    "Move that folder away and start again; the run resumes from the one before."
+                )
+            if data_iterator is not None and meta.get("data") is not None:
+                data_iterator.set_state(meta["data"])
+                data_iterator.start_prefetch()
+            if self._set_aside:
+                self._manager.reload()
+            return _from_tree(template, tree), meta
+        if self._set_aside:
             raise CheckpointError(
-                f"All {damaged} checkpoints in {self.directory} are damaged (now in "
+                f"All {len(self._set_aside)} checkpoints in {self.directory} are damaged (now in "
                 f"{self.directory.parent / 'damaged'}). Start the same command again to train from "
                 "the beginning, or put a sound copy back."
             )
         return None
-
-    def _read(
-        self,
-        step: int,
-        template: state.TrainState,
-        mesh: Mesh,
-        data_iterator: Any,
-        sharded: Sequence[str],
-    ) -> tuple[state.TrainState, dict[str, Any]]:
-        wanted = traverse_util.flatten_dict(_to_tree(template), sep="/")
-        tree, meta = self._load(step, mesh, wanted, sharded)
-        if data_iterator is not None and (self.directory / str(step) / "data").exists():
-            self._manager.restore(
-                step, args=ocp.args.Composite(data=grain.PyGrainCheckpointRestore(data_iterator))
-            )
-        return _from_tree(template, tree), meta
 
     def _load(
         self,
@@ -276,56 +378,70 @@ class Checkpointer:
         mesh: Mesh,
         wanted: Mapping[str, Any] | None,
         sharded: Sequence[str] = (),
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The tree of one checkpoint, laid over the mesh and checked bit by bit."""
-        metadata = self._manager.item_metadata(step)["state"]
-        saved = traverse_util.flatten_dict(dict(metadata.tree), sep="/")
-        if wanted is not None and (lines := _differences(saved, wanted)):
-            more = [f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else []
-            raise CheckpointError(
-                f"The config does not fit the checkpoint {self.directory / str(step)}; these "
-                "arrays differ:\n" + "\n".join(lines[:20] + more) + "\nUse the config that it was "
-                "trained with (config.json beside it) or another --workdir."
-            )
-        placed = parallel.shardings(saved, mesh, sharded)
-        abstract = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[name])
-            for name, leaf in saved.items()
-        }
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(traverse_util.unflatten_dict(abstract, sep="/")),
-                meta=ocp.args.JsonRestore(),
-            ),
-        )
-        tree, meta = restored["state"], restored["meta"]
-        now = fingerprint(tree)
-        wrong = [name for name, value in meta["fingerprint"].items() if now.get(name) != value]
-        if wrong:
-            raise ValueError(f"{len(wrong)} arrays changed on disk, first {wrong[0]}")
-        return tree, meta
+    ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        """Tree, `meta`, and the arrays that are not finite; checked bit by bit, by all processes.
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        text = " ".join(str(error).split())[:200]
-        target = self.directory.parent / "damaged" / str(step)
-        log.warning(
-            "Checkpoint %s is damaged (%s: %s); moved to %s, trying the one before.",
-            self.directory / str(step),
-            type(error).__name__,
-            text,
-            target,
-        )
-        if jax.process_index() == 0:
-            target.parent.mkdir(exist_ok=True)
-            if target.exists():
-                shutil.rmtree(target)
-            shutil.move(self.directory / str(step), target)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
+        Raises Damaged on all of them if one finds damage.
+        """
+        folder = self.directory / str(step)
+        read = functools.partial(_read, folder, mesh, wanted, sharded)
+        tree, meta = hosts.together(read, Damaged, f"reading {folder}")
 
-            multihost_utils.sync_global_devices(f"set aside {step}")
-        self._manager.reload()
+        def check() -> list[str]:
+            now, bad = fingerprint.of_tree(tree)
+            wrong = [name for name, value in meta["fingerprint"].items() if now.get(name) != value]
+            if wrong:
+                raise Damaged(
+                    f"Checkpoint {folder} is damaged ({len(wrong)} arrays changed on disk, first "
+                    f"{wrong[0]})."
+                )
+            return bad
+
+        return tree, meta, hosts.together(check, Damaged, f"reading {folder}")
+
+    def _move_away(self, step: int, error: Damaged) -> None:
+        """Moves a checkpoint to `damaged/<step>`, or `<step>-1` ... where there is one already."""
+        source, folder = self.directory / str(step), self.directory.parent / "damaged"
+
+        def move() -> None:
+            if jax.process_index() != 0:
+                return
+            names = itertools.chain([f"{step}"], (f"{step}-{n}" for n in itertools.count(1)))
+            target = next(folder / name for name in names if not (folder / name).exists())
+            try:
+                folder.mkdir(exist_ok=True)
+                source.rename(target)
+            except OSError as refused:
+                raise CheckpointError(
+                    f"{error} It cannot be moved to {target}: {refused.strerror}."
+                ) from refused
+
+        hosts.together(move, Damaged, f"moving {source} away")
+        log.warning("%s Moved into %s, trying the one before.", str(error), folder)
+        self._set_aside.append(step)
+
+    def _score(self, step: int) -> float | None:
+        """The metric that a checkpoint was saved with, if it is a number; the least is the best."""
+        path = self.directory / str(step) / "metrics" / "metrics"
+        with _reading(self.directory / str(step)):
+            saved = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            # The run's own sign: what reads it may be another task (`init_from`).
+            value = saved.get("sign", self._sign) * saved.get("best", math.nan)
+            return value if math.isfinite(value) else None
+
+    def _check_scores(self) -> None:
+        """Moves checkpoints aside whose metric is damaged: Orbax's manager reads them all."""
+        steps = sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdigit())
+        hosts.check_same(
+            {f"the list of checkpoints in {self.directory}": repr(steps)},
+            "The work directory has to be one that they share.",
+        )
+        for step in steps:
+            try:
+                read = functools.partial(self._score, step)
+                hosts.together(read, Damaged, f"reading {self.directory / str(step)}")
+            except Damaged as error:
+                self._move_away(step, error)
 
     def load_variables(
         self, mesh: Mesh, *, step: int | None = None
@@ -340,30 +456,21 @@ class Checkpointer:
                 f"There is no checkpoint in {self.directory}. Train first (python -m <task>.main "
                 "--config=... --workdir=...) or name another --workdir."
             )
-        step = self.best_step() if step is None else step
-        if step not in self.steps():
-            raise CheckpointError(
-                f"There is no checkpoint of step {step} in {self.directory}; there are "
-                f"{', '.join(map(str, self.steps()))}."
-            )
+        there = ", ".join(map(str, self.steps()))
         try:
-            tree, meta = self._load(step, mesh, None)
-        except Exception as error:
-            raise CheckpointError(
-                f"Checkpoint {self.directory / str(step)} is damaged "
-                f"({' '.join(str(error).split())[:200]}). Choose another with --checkpoint: "
-                f"{', '.join(map(str, self.steps()))}."
-            ) from error
+            step = self.best_step() if step is None else step
+            if step not in self.steps():
+                raise CheckpointError(
+                    f"There is no checkpoint of step {step} in {self.directory}; there are {there}."
+                )
+            tree, meta, _ = self._load(step, mesh, None)
+        except Damaged as error:
+            raise CheckpointError(f"{error} Choose another with --checkpoint: {there}.") from error
         variables = {"params": tree["params"], **tree.get("model_state", {})}
         return parts.replace(variables, tree.get("ema", {})), meta
 
     def best_step(self) -> int:
         """The step with the best metric among those on disk, or the last."""
-        best: tuple[float, int] | None = None
-        for step in self.steps():
-            values = self._manager.metrics(step)
-            if values and "best" in values:
-                # The run's own sign: what reads it may be another task (`init_from`).
-                candidate = (values.get("sign", self._sign) * values["best"], step)
-                best = candidate if best is None or candidate < best else best
-        return self.steps()[-1] if best is None else best[1]
+        scores = {step: self._score(step) for step in self.steps()}
+        ranked = [(score, step) for step, score in scores.items() if score is not None]
+        return min(ranked)[1] if ranked else self.steps()[-1]

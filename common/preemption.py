@@ -9,6 +9,9 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+# That of a command whose run was stopped: it is not done, and the same command goes on with it.
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h; 1 is a user's error, 2 one of the command line
+
 
 class Preemption:
     """`with Preemption() as stop: ... if stop.requested(step): save and leave`.

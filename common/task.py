@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from common.metrics import Ratio, Term
 from common.state import TrainState, Variables
@@ -86,6 +86,9 @@ class Task(Protocol):
 
     def train_data(self) -> Iterable[Batch]:
         """The endless stream of training batches (a grain dataset: its iterator is saved)."""
+
+    def names(self, index: Int[np.ndarray, "n"]) -> Sequence[str]:
+        """The training records at these places (the `index` of a batch), as messages name them."""
 
     def eval_data(self, *, test: bool = False) -> Mapping[str, Iterable[Batch]]:
         """Evaluation batches by split, each record exactly once; `test`: also of `data.test`."""

@@ -1,11 +1,11 @@
 """The one training loop."""
 
 import contextlib
+import dataclasses
+import json
 import logging
-import math
 import pathlib
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from common import (
     checkpoint,
     compiles,
-    errors,
     evaluation,
+    hosts,
     metrics,
     parallel,
     parameters,
@@ -25,14 +25,12 @@ from common import (
     state,
     writers,
 )
+from common import sums as sums_lib
 from common import workdir as workdir_lib
+from common.sums import TrainingDiverged as TrainingDiverged
 from common.task import Metrics, Report, Task
 
 log = logging.getLogger(__name__)
-
-
-class TrainingDiverged(errors.UserError):
-    """A loss or gradient that is not finite."""
 
 
 def default_config() -> ConfigDict:
@@ -57,45 +55,6 @@ def default_config() -> ConfigDict:
     )
 
 
-class _Throttle:
-    """Metrics one step late: the host never waits for the step that it has just started."""
-
-    def __init__(self, saver: checkpoint.Checkpointer) -> None:
-        self._saver = saver
-        self._pending: tuple[int, Metrics] | None = None
-        self.window: dict[str, metrics.Ratio] = {}
-
-    def push(self, step: int, sums: Metrics) -> None:
-        """Takes the sums of the step just started, after looking at those of the one before."""
-        self.flush()
-        self._pending = (step, sums)
-
-    def flush(self) -> None:
-        """Adds the pending sums to the window; raises if one of them is not finite."""
-        if self._pending is None:
-            return
-        step, sums = self._pending
-        self._pending = None
-        host = metrics.merge([sums])
-        bad = [name for name, value in host.items() if not math.isfinite(value.total)]
-        if bad:
-            self._saver.wait()
-            saved = self._saver.steps()
-            good = self._saver.directory / str(saved[-1]) if saved else "none was saved yet"
-            names = ", ".join(sorted(bad, key=lambda name: name != "loss"))
-            raise TrainingDiverged(
-                f"Step {step}: not finite: {names}. Last good checkpoint: {good}. Nothing was "
-                "saved after it. Lower config.optimizer.learning_rate or set "
-                "config.optimizer.clip_norm and start again: the run resumes from there."
-            )
-        self.window = metrics.merge([self.window, host])
-
-    def take(self) -> dict[str, metrics.Ratio]:
-        """The sums since the last call."""
-        window, self.window = self.window, {}
-        return window
-
-
 def make_train_step(task: Task, config: Any, mesh: Mesh) -> Callable:
     """(state, batch) -> (state, sums), mapped, with keys derived from the seed and the step."""
 
@@ -117,104 +76,82 @@ def make_train_step(task: Task, config: Any, mesh: Mesh) -> Callable:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Evaluated:
+    """What was evaluated last; it is saved with every checkpoint until the next time."""
+
+    step: int = -1
+    report: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `Report.meta` by split
+    best: float | None = None  # the metric of the best checkpoint, if this process has evaluated
+
+    def score(self, step: int) -> float | None:
+        """The metric of the checkpoint of `step`."""
+        return self.best if self.step == step else None
+
+
 def train(
     task: Task, config: Any, workdir: pathlib.Path, mesh: Mesh
 ) -> tuple[state.TrainState, dict[str, Report] | None]:
     """Trains to `config.total_steps`, resuming if `workdir` has checkpoints.
 
-    Returns the state and the last evaluation's reports; None for these if a signal stopped the run.
+    Returns the state and the last evaluation's reports; None for these if a signal stopped the run
+    (a command then ends with `preemption.EXIT_CODE`).
     """
     with contextlib.ExitStack() as stack:
         compiled = stack.enter_context(compiles.CompileCounter())
-        variables = jax.eval_shape(task.init, jax.random.key(0))
-        log.info("Parameters:\n%s", parameters.table(variables["params"]))
-        split, name, mode = task.best_metric
-        saver = checkpoint.Checkpointer(
-            workdir / "checkpoints",
-            keep_last=config.keep_last,
-            keep_best=config.keep_best,
-            best_mode=mode,
-            keep_every=config.keep_every,
-        )
-        stack.callback(saver.close)
         iterator = iter(task.train_data())
-        template = jax.eval_shape(task.create_state, variables)
-        restored = saver.restore(template, mesh, iterator, task.sharded)
-        if restored is None:
-            train_state = starting.first_state(task, config, mesh)
-            meta, start = {"evaluated": -1}, 0
-        else:
-            train_state, meta = restored
-            task.check_checkpoint(meta)
-            start = int(train_state.step)
-            log.info("Resumed at step %d from %s.", start, saver.directory / str(start))
+        _check_same(config, iterator)
+        saver = _make_saver(task, config, workdir)
+        stack.callback(saver.close)
+        train_state, evaluated = _begin(task, config, mesh, saver, iterator)
+        start = int(train_state.step)
         if jax.process_index() == 0:  # Only now: a config that does not fit must not replace one.
             workdir_lib.save_config(workdir, task.name, config)
-        writer = stack.enter_context(
-            writers.Writers(
-                workdir,
-                config=config.to_dict(),
-                tensorboard=config.writers.tensorboard,
-                wandb=config.writers.wandb,
-                project=config.writers.wandb_project,
-                resume_step=start,
-                is_writer=jax.process_index() == 0,
-            )
-        )
+        writer = stack.enter_context(_make_writer(config, workdir, start))
         bar = stack.enter_context(writer.progress(config.total_steps, start))
         stop = stack.enter_context(preemption.Preemption())
+        trace = stack.enter_context(_Trace(workdir / "profile", start + 10, config.profile_steps))
         train_step = make_train_step(task, config, mesh)
         eval_step = evaluation.make_eval_step(task, config, mesh)
-        late = _Throttle(saver)
-        evaluated, best, reports = int(meta["evaluated"]), None, None
-        said = meta.get("report", {})  # by split, of the evaluation at step `evaluated`
+        window = sums_lib.Window(task, saver, config.log_every)
+        reports: dict[str, Report] | None = None
         shown: dict[str, float] = {}
-        clock = time.monotonic()
-        trace_from = start + 10 if config.profile_steps else -1
 
         for step in range(start, config.total_steps + 1):
             last = step == config.total_steps
             stopping = stop.requested(step)
-            if (step and step % config.log_every == 0) or last or stopping:
-                late.flush()
-                if window := late.take():
-                    work = window.pop(task.work_metric, None)
-                    values = metrics.finalize(window)
-                    values.update(task.schedule(step - 1))
-                    values["compilations"] = float(compiled.count)
-                    if work is not None:
-                        seconds = max(time.monotonic() - clock, 1e-9)
-                        values[f"{task.work_metric}_per_second"] = work.total / seconds
-                    writer.scalars(step, "train", values)
-                    shown = {k: values[k] for k in ("loss", f"{task.work_metric}_per_second")}
-                    clock = time.monotonic()
-            due = (step and step % config.evaluate_every == 0) or last
-            if due and step > evaluated and not stopping:
-                late.flush()
-                paused = time.monotonic()
-                reports = evaluation.evaluate_all(
-                    task,
-                    eval_step,
-                    train_state.eval_variables,
-                    mesh,
-                    writer,
-                    step,
-                    workdir / "results",
-                )
-                evaluated, best = step, float(reports[split].scalars[name])
-                said = {part: dict(report.meta) for part, report in reports.items()}
-                clock += time.monotonic() - paused
+
+            if _due(step, config.log_every) or last or stopping:
+                values = _values(task, step, *window.take(train_state))
+                if values:
+                    writer.scalars(step, "train", {**values, "compilations": compiled.count})
+                    names = ("loss", f"{task.work_metric}_per_second")
+                    shown = {name: values[name] for name in names if name in values}
+
+            evaluate = _due(step, config.evaluate_every) or last
+            if evaluate and step > evaluated.step and not stopping:
+                window.check(train_state)
+                with window.paused():
+                    reports = evaluation.evaluate_all(
+                        task,
+                        eval_step,
+                        train_state.eval_variables,
+                        mesh,
+                        writer,
+                        step,
+                        workdir / "results",
+                    )
+                evaluated = _summary(task, step, reports)
+
             # Stopped at the very step of an evaluation, a run saved it without one: again, with it
             # (while another checkpoint is there to fall back to).
-            owed = step == start and best is not None and len(saver.steps()) > 1
-            if (step > start or owed) and (
-                evaluated == step or stopping or last or step % config.checkpoint_every == 0
-            ):
-                late.flush()  # No state with a loss that is not finite is ever saved.
-                score = best if evaluated == step else None
-                meta = {**task.checkpoint_meta(), "evaluated": evaluated, "report": said}
-                saver.save(step, train_state, iterator, meta, score)
+            owed = step == start and evaluated.best is not None and len(saver.steps()) > 1
+            save = evaluated.step == step or stopping or last or _due(step, config.checkpoint_every)
+            if (save and step > start) or owed:
+                window.check(train_state)
+                _save(task, saver, step, train_state, iterator, evaluated, window)
                 writer.flush()
+
             if stopping:
                 saver.wait()
                 log.warning(
@@ -223,16 +160,14 @@ def train(
                 return train_state, None
             if last:
                 break
-            if step == trace_from:
-                jax.profiler.start_trace(workdir / "profile")
-                stack.callback(_stop_trace)
-            batch = parallel.global_batch(next(iterator), mesh)
-            train_state, sums = train_step(train_state, batch)
-            late.push(step + 1, sums)
-            if step + 1 == trace_from + config.profile_steps:
-                jax.block_until_ready(train_state)
-                _stop_trace()
+
+            trace.before(step)
+            batch = next(iterator)
+            train_state, sums = train_step(train_state, parallel.global_batch(batch, mesh))
+            window.add(step + 1, train_state, sums, batch)
+            trace.after(step, train_state)
             bar.update(step + 1, shown)
+
         saver.wait()
         if start == config.total_steps:
             log.info(
@@ -249,6 +184,120 @@ def train(
         return train_state, reports
 
 
-def _stop_trace() -> None:
-    with contextlib.suppress(RuntimeError):  # It has ended already.
-        jax.profiler.stop_trace()
+def _due(step: int, every: int) -> bool:
+    return step > 0 and step % every == 0
+
+
+def _check_same(config: Any, iterator: Any) -> None:
+    """Raises UserError where processes would train by other settings or on other data."""
+    stream = iterator.get_state().get("stream", "")
+    hosts.check_same(
+        {
+            "the config": json.dumps(config.to_dict(), sort_keys=True, default=str),
+            "the data (recordings, lengths, buckets, seed)": str(stream),
+        },
+        "Start the same command, with the same files, on all of them.",
+    )
+
+
+def _make_saver(task: Task, config: Any, workdir: pathlib.Path) -> checkpoint.Checkpointer:
+    return checkpoint.Checkpointer(
+        workdir / "checkpoints",
+        keep_last=config.keep_last,
+        keep_best=config.keep_best,
+        best_mode=task.best_metric[2],
+        keep_every=config.keep_every,
+    )
+
+
+def _make_writer(config: Any, workdir: pathlib.Path, start: int) -> writers.Writers:
+    return writers.Writers(
+        workdir,
+        config=config.to_dict(),
+        tensorboard=config.writers.tensorboard,
+        wandb=config.writers.wandb,
+        project=config.writers.wandb_project,
+        resume_step=start,
+        is_writer=jax.process_index() == 0,
+    )
+
+
+def _begin(
+    task: Task, config: Any, mesh: Mesh, saver: checkpoint.Checkpointer, iterator: Any
+) -> tuple[state.TrainState, _Evaluated]:
+    """The state of the newest checkpoint, with `iterator` put where it was, or the first one."""
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    log.info("Parameters:\n%s", parameters.table(variables["params"]))
+    template = jax.eval_shape(task.create_state, variables)
+    restored = saver.restore(template, mesh, iterator, task.sharded)
+    if restored is None:
+        return starting.first_state(task, config, mesh), _Evaluated()
+    train_state, meta = restored
+    task.check_checkpoint(meta)
+    log.info("Resumed at step %d from %s.", meta["step"], saver.directory / str(meta["step"]))
+    return train_state, _Evaluated(int(meta["evaluated"]), meta.get("report", {}))
+
+
+def _values(
+    task: Task, step: int, sums: dict[str, metrics.Ratio], seconds: float
+) -> dict[str, float]:
+    """The numbers of a log line; none if no step was made since the last one."""
+    if not sums:
+        return {}
+    work = sums.pop(task.work_metric, None)
+    values = metrics.finalize(sums)
+    values.update(task.schedule(step - 1))
+    if work is not None:
+        values[f"{task.work_metric}_per_second"] = float(work.total) / seconds
+    return values
+
+
+def _summary(task: Task, step: int, reports: Mapping[str, Report]) -> _Evaluated:
+    split, name, _ = task.best_metric
+    said = {part: dict(report.meta) for part, report in reports.items()}
+    return _Evaluated(step, said, float(reports[split].scalars[name]))
+
+
+def _save(
+    task: Task,
+    saver: checkpoint.Checkpointer,
+    step: int,
+    train_state: state.TrainState,
+    iterator: Any,
+    evaluated: _Evaluated,
+    window: sums_lib.Window,
+) -> None:
+    meta = {**task.checkpoint_meta(), "evaluated": evaluated.step, "report": evaluated.report}
+    try:
+        saver.save(step, train_state, iterator, meta, evaluated.score(step))
+    except checkpoint.NotFinite as error:  # Sums that were finite can leave a state that is not.
+        raise window.diverged(step, error.arrays, sums_lib.LAST_BATCHES) from error
+
+
+class _Trace:
+    """`with _Trace(folder, first, steps) as trace:` traces so many steps from `first` on."""
+
+    def __init__(self, folder: pathlib.Path, first: int, steps: int) -> None:
+        self._folder, self._first, self._end = folder, first, first + steps
+        self._running = False
+
+    def __enter__(self) -> "_Trace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+    def before(self, step: int) -> None:
+        if step == self._first < self._end:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, step: int, train_state: state.TrainState) -> None:
+        if self._running and step + 1 == self._end:
+            jax.block_until_ready(train_state)
+            self._stop()

@@ -436,22 +436,32 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
 
 
 def _take_back(path: pathlib.Path, resume_step: int | None) -> None:
-    """Drop broken lines and those beyond `resume_step` (None: keep all); all or nothing."""
+    """Drop broken lines and those beyond `resume_step` (None: keep all); all or nothing.
+
+    What a run goes back over is kept in metrics.dropped.jsonl: a damaged checkpoint may cost days.
+    """
     if not path.exists():
         return
     last = math.inf if resume_step is None else resume_step
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    dropped = False
+    beyond, broken = [], False
     try:
         with temporary.open("wb") as file:
             for raw, parsed in _lines(path):
-                if parsed is not None and parsed["step"] <= last:
+                if parsed is None:
+                    broken = True
+                elif parsed["step"] <= last:
                     file.write(raw)
                 else:
-                    dropped = True
+                    beyond.append(raw)
             file.flush()
             os.fsync(file.fileno())
-        if dropped:
+        if beyond:
+            with path.with_suffix(".dropped.jsonl").open("ab") as file:
+                file.writelines(beyond)
+                file.flush()
+                os.fsync(file.fileno())
+        if beyond or broken:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

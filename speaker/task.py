@@ -186,6 +186,9 @@ class SpeakerTask(steps.SupervisedTask):
     def train_data(self) -> Any:
         return data.train_batches(self.train_split, self.classes, self.config, self.workdir)
 
+    def names(self, index: np.ndarray) -> list[str]:
+        return [self.train_split.source[int(place)]["id"] for place in index]
+
     @functools.cached_property
     def _eval_batches(self) -> dict[str, Any]:
         return {}  # by split, filled when they are asked for

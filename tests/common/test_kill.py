@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from common import preemption
+
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 400
 KILLS = 20
@@ -73,7 +75,7 @@ def test_a_signal_saves_and_exits_cleanly(tmp_path, number):
     while not checkpoints(tmp_path / "run"):
         time.sleep(0.01)
     process.send_signal(number)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == preemption.EXIT_CODE
     log = (tmp_path / "run" / "stderr.txt").read_text()
     assert f"{number.name}: saved step {checkpoints(tmp_path / 'run')[-1]}" in log
     assert finish(tmp_path / "run", *options) == finish(tmp_path / "whole", *options)
@@ -107,7 +109,7 @@ def killed_and_resumed(run: pathlib.Path) -> dict[str, str]:
             process.send_signal(number)
         for process in processes:
             code = process.wait(timeout=120)
-            assert code == (0 if number == signal.SIGTERM else -number)
+            assert code == (preemption.EXIT_CODE if number == signal.SIGTERM else -number)
     return train_pair(run)
 
 

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import shutil
 
+import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import checkpoint, evaluation, parallel, trainer
+from common import checkpoint, evaluation, parallel, starting, trainer
 from tests.common import toy
 
 
@@ -130,14 +132,103 @@ def test_config_that_does_not_fit_lists_the_shapes(whole):
     assert "ema/params/Dense_0/kernel: checkpoint float32[5, 7], config absent" in str(error.value)
 
 
-def test_nan_stops_with_step_metric_and_checkpoint(tmp_path):
-    config = toy.make_config()
+@dataclasses.dataclass(frozen=True)
+class Spoilt(toy.ToyTask):
+    """From step `at` on, one value of `where` is infinite, though every loss stays finite."""
+
+    where: str = "model_state"
+    at: int = 12
+
+    def train_step(self, train_state, batch, key):
+        new, sums = super().train_step(train_state, batch, key)
+        leaves, structure = jax.tree.flatten(getattr(new, self.where))
+        last = max(i for i, leaf in enumerate(leaves) if leaf.ndim)  # no counter
+        infinite = leaves[last].at[0].set(jnp.inf)
+        leaves[last] = jnp.where(train_state.step >= self.at, infinite, leaves[last])
+        return new.replace(**{self.where: jax.tree.unflatten(structure, leaves)}), sums
+
+
+def diverges(workdir, task) -> str:
     with pytest.raises(trainer.TrainingDiverged) as error:
-        train(tmp_path, task=toy.ToyTask(config, poison_step=12))
-    assert "Step 13: not finite: loss, grad_norm" in str(error.value)
-    assert str(tmp_path / "checkpoints" / "10") in str(error.value)
-    saved = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert "15" not in saved
+        train(workdir, task=task)
+    assert f"the last good checkpoint is {workdir / 'checkpoints' / '10'}." in str(error.value)
+    assert "15" not in {path.name for path in (workdir / "checkpoints").iterdir()}
+    return str(error.value)
+
+
+def real_rows(batch: int) -> str:
+    rows = toy.Examples()[batch]
+    return ", ".join(f"recording-{i}" for i in rows["index"][rows["mask"]])
+
+
+def test_nan_stops_with_step_metric_recordings_and_checkpoint(tmp_path):
+    message = diverges(tmp_path, toy.ToyTask(toy.make_config(), poison_step=12))
+    assert "Step 13: not finite: loss, grad_norm. " in message
+    assert f"It saw: {real_rows(12)}. " in message
+
+
+def test_a_model_state_that_is_not_finite_is_named_by_its_first_step(whole, tmp_path):
+    message = diverges(tmp_path, Spoilt(toy.make_config()))
+    spoilt = "model_state/batch_stats/MaskedBatchNorm_0/var"
+    assert f"Step 13: not finite: {spoilt}. It saw: {real_rows(12)}. " in message
+    resumed, _ = train(tmp_path)  # mended, the run ends as if nothing had been
+    assert bits(resumed) == bits(whole[1])
+
+
+def test_any_other_state_that_is_not_finite_is_found_before_it_is_saved(tmp_path):
+    message = diverges(tmp_path, Spoilt(toy.make_config(), where="opt_state", at=14))
+    assert "Step 15: not finite: opt_state/" in message
+    assert f"The last 3 steps saw: {real_rows(12)}, {real_rows(13)}, {real_rows(14)}. " in message
+
+
+def test_the_host_fetches_at_log_lines_and_saves_only(tmp_path, monkeypatch):
+    """Between them batches are drawn and nothing comes back; before, every step was waited for."""
+    events = []
+
+    class Watched(toy.Examples):
+        def __getitem__(self, k):
+            events.append(k)
+            return super().__getitem__(k)
+
+    class Task(toy.ToyTask):
+        def train_data(self):
+            return grain.MapDataset.source(Watched()).to_iter_dataset(
+                grain.ReadOptions(num_threads=0)
+            )
+
+    array = type(jnp.ones(()))  # float() and jax.device_get() read its `_value`
+    read = array._value.fget
+    watched = property(lambda self: (events.append("fetched"), read(self))[1])
+    monkeypatch.setattr(array, "_value", watched)
+    assert (float(jnp.ones(())), events.pop()) == (1.0, "fetched")
+    settings = {"total_steps": 12, "log_every": 6, "evaluate_every": 12, "checkpoint_every": 9}
+    train(tmp_path, task=Task(toy.make_config(**settings)))
+    assert events[events.index(0) : events.index(5)] == [0, 1, 2, 3, 4]
+    assert events[events.index(6) : events.index(8)] == [6, 7]
+    assert events[events.index(9) : events.index(11)] == [9, 10]
+    for step in (6, 9):  # a log line, a save
+        assert "fetched" in events[events.index(step - 1) : events.index(step)]
+
+
+def test_log_lines_hold_the_sums_of_their_steps(whole):
+    """Added in float64 on the host, step by step."""
+    task, mesh = toy.ToyTask(toy.make_config()), parallel.make_mesh(jax.devices()[:1])
+    step = trainer.make_train_step(task, task.config, mesh)
+    state, totals, expected = starting.first_state(task, task.config, mesh), [], []
+    for k in range(10):
+        state, sums = step(state, parallel.global_batch(toy.Examples()[k], mesh))
+        loss, norm = jax.device_get((sums["loss"], sums["grad_norm"]))
+        totals.append([loss.total, loss.count, norm.total, norm.count])
+        if (k + 1) % 5 == 0:
+            added = np.sum(np.float64(totals), axis=0)
+            expected.append([added[0] / added[1], added[2] / added[3]])
+            totals = []
+    lines = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["split"] == "train"][:2]
+    # Four additions in float32, of total and count each: 8 half units in the last place.
+    np.testing.assert_allclose(
+        [[line["loss"], line["grad_norm"]] for line in lines], expected, rtol=8 * 2**-24
+    )
 
 
 def test_best_and_every_nth_are_kept(tmp_path):

@@ -71,15 +71,19 @@ def test_resume_takes_back_lines_beyond_the_checkpoint_and_an_unfinished_one(tmp
         *((s, s) for s in range(1, 6)),
         (6, 60.0),
     ]
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "metrics.dropped.jsonl"}
+    lost = writers.read_metrics(tmp_path / "metrics.dropped.jsonl")
+    assert [m["loss"] for m in lost] == [6, 7, 8]
     # Evaluation only appends, but repairs the end before.
     path.write_bytes(path.read_bytes() + b'{"step": 7')
     with make(tmp_path) as w:
         w.scalars(6, "test", {"wer": 0.1})
     assert [m["split"] for m in writers.read_metrics(path)] == ["train"] * 6 + ["test"]
-    # A run that starts anew from step 0 keeps nothing of the lost one.
+    # A run that starts anew from step 0 keeps nothing of the lost one, but beside its own.
     make(tmp_path, resume_step=0).close()
     assert path.read_bytes() == b""
+    lost = writers.read_metrics(tmp_path / "metrics.dropped.jsonl")
+    assert [m["step"] for m in lost] == [6, 7, 8, 1, 2, 3, 4, 5, 6, 6]
 
 
 def test_every_kill_point_of_the_last_line_is_survived(tmp_path):

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import sys
 
 import flax.linen as nn
 import grain
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from common import metrics, optim, parallel, state, steps, trainer
+from common import metrics, optim, parallel, preemption, state, steps, trainer
 from common.nn import masking, norm
 from common.task import Report
 
@@ -43,7 +44,7 @@ class Examples:
             "x_lengths": lengths,
             "y": mean @ np.linspace(-1, 1, DIM, dtype=np.float32),
             "mask": np.arange(ROWS) < rng.integers(3, ROWS + 1),
-            "index": np.arange(ROWS, dtype=np.int32),
+            "index": k * ROWS + np.arange(ROWS, dtype=np.int32),
         }
 
 
@@ -119,6 +120,9 @@ class ToyTask:
             grain.ReadOptions(num_threads=0)
         )
 
+    def names(self, index):
+        return [f"recording-{i}" for i in index]
+
     def eval_data(self, *, test=False):
         return {"dev": [Examples(seed=99)[k] for k in range(3)]}
 
@@ -166,7 +170,9 @@ def main() -> None:
     if args.seconds_a_step or jax.process_count() > 1:
         task = SlowTask(task.config, pause=args.seconds_a_step)
     final, reports = trainer.train(task, task.config, args.workdir, parallel.make_mesh())
-    if reports is not None and jax.process_index() == 0:
+    if reports is None:
+        sys.exit(preemption.EXIT_CODE)
+    if jax.process_index() == 0:
         leaves = jax.tree_util.tree_leaves_with_path(final)
         bits = {jax.tree_util.keystr(k): np.asarray(v).tobytes().hex() for k, v in leaves}
         (args.workdir / "final.json").write_text(json.dumps(bits))

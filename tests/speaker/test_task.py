@@ -184,7 +184,9 @@ def test_speakers_come_equally_often_whatever_they_recorded(corpus, tmp_path):
         batch = next(iter(task.train_data()))  # one epoch: 7 rows, or twice each speaker
         labels = batch["label"][batch["mask"]]
         counts[sampler] = np.bincount(labels, minlength=4).tolist()
-        names = [corpus.source[int(i)]["speaker"] for i in batch["index"][batch["mask"]]]
+        rows = batch["index"][batch["mask"]]
+        names = [corpus.source[int(i)]["speaker"] for i in rows]
+        assert task.names(rows) == [corpus.written[int(i)].id for i in rows]
         assert names == [SPEAKERS[i] for i in labels]
     assert counts == {"utterance": [4, 1, 1, 1], "speaker": [2, 2, 2, 2]}
     with pytest.raises(errors.UserError, match="choose utterance or speaker"):
