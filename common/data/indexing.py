@@ -22,7 +22,7 @@ from common.data import ark, records
 
 log = logging.getLogger(__name__)
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _CUT_OFF_SECONDS = 0.1  # MP3 decoders drop some padding, so lengths agree only roughly
 _OVERSHOOT_SECONDS = 0.5  # of a segment past the end of its recording, as Kaldi's extract-segments
 
@@ -32,6 +32,8 @@ def build_index(
     *,
     cache: pathlib.Path | None,
     rejected_tsv: pathlib.Path,
+    sample_rate_hz: int,
+    channel: str | int = "mean",
     min_seconds: float | int,
     max_seconds: float | int,
     require_text: bool,
@@ -46,9 +48,10 @@ def build_index(
     start costs one `stat` a file, and other limits need no new decoding. Several sources may share
     a cache file. Records that are missing, unreadable, empty, not finite, silent, too short, too
     long or without transcript go to `rejected_tsv` (id, path, reason, source), counted in the log.
+    Lengths are those that decoding at `sample_rate_hz` gives; what was validated is `channel`.
     The result depends on neither `num_workers` (threads: decoding releases the GIL) nor the cache.
 
-    Features are read and checked the same way, their length being frames times `hop_ms`.
+    Features are read and checked the same way, their length being frames.
 
     Raises records.DataError: empty source, repeated id, nothing usable, more than `max_bad_share`
     rejected, features of other dimensions than `feature_size`.
@@ -57,7 +60,7 @@ def build_index(
     if not count:
         raise records.DataError(f"{source.name} holds no records. Check the folder and the filter.")
     known = {} if cache is None else _read_cache(cache)
-    check = functools.partial(_check, source, known, float(max_seconds))
+    check = functools.partial(_check, source, known, channel, float(max_seconds))
     with concurrent.futures.ThreadPoolExecutor(max(1, num_workers)) as pool:
         results = _in_order(pool, check, count)
         bar = tqdm.tqdm(
@@ -68,7 +71,8 @@ def build_index(
     if cache is not None and fresh:
         _write_cache(cache, known | fresh)
 
-    positions, seconds, rejected, seen = [], [], [], set()
+    positions, lengths, rejected, seen = [], [], [], set()
+    rate_hz = sample_rate_hz
     for position, (name, _, fact) in enumerate(checked):
         if name.id in seen:
             raise records.DataError(
@@ -76,18 +80,26 @@ def build_index(
                 "Ids must be unique: results are reported under them. Rename or remove one."
             )
         seen.add(name.id)
+        if fact.dimensions:
+            length, rate_hz = fact.length, fact.rate_hz
+        elif fact.rate_hz:
+            length = records.resampled_length(
+                fact.length, fact.rate_hz, sample_rate_hz, *name.stretch
+            )
+        else:
+            length = 0
         reason = fact.problem or _refuse(
-            fact.seconds, name.has_text, min_seconds, max_seconds, require_text
+            length / rate_hz, name.has_text, min_seconds, max_seconds, require_text
         )
         if reason:
             rejected.append(records.Rejected(name.id, name.path, reason))
         else:
             positions.append(position)
-            seconds.append(fact.seconds)
+            lengths.append(length)
     _check_sizes(source.name, checked, feature_size)
     _report(source.name, count, rejected, rejected_tsv, max_bad_share)
     return records.Index(
-        np.asarray(positions, np.int64), np.asarray(seconds, np.float32), tuple(rejected)
+        np.asarray(positions, np.int64), np.asarray(lengths, np.int64), rate_hz, tuple(rejected)
     )
 
 
@@ -96,6 +108,7 @@ class _Name:
     id: str
     path: str
     has_text: bool
+    stretch: tuple[float, float | None] = (0.0, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +117,8 @@ class _Fact:
 
     size: int
     mtime_ns: int
-    seconds: float
+    length: int  # samples of the file, as far as they are known, or frames
+    rate_hz: float | int  # of them
     problem: str
     dimensions: int = 0  # of features
 
@@ -123,28 +137,35 @@ def _in_order(
 
 
 def _check(
-    source: records.Source, known: Mapping[str, _Fact], max_seconds: float, position: int
+    source: records.Source,
+    known: Mapping[str, _Fact],
+    channel: str | int,
+    max_seconds: float,
+    position: int,
 ) -> tuple[_Name, str, _Fact]:
     """(name, cache key or "", fact) of one record."""
     record = source[position]
     text = record.get("text")
     has_text = bool(text and text.strip())
     if "problem" in record:
-        fact = _Fact(0, 0, 0.0, record["problem"])
+        fact = _Fact(0, 0, 0, 0, record["problem"])
         return _Name(record["id"], source.name, has_text), "", fact
     if "features" in record:
         return _check_features(record, has_text, known, max_seconds)
     audio = record["audio"]
+    stretch = (record.get("start", 0.0), record.get("duration"))
+    suffix = "" if channel == "mean" else f" channel {channel}"
     if not isinstance(audio, (str, os.PathLike)):
-        name = _Name(record["id"], f"{source.name}[{position}]", has_text)
+        name = _Name(record["id"], f"{source.name}[{position}]", has_text, stretch)
         fingerprint = getattr(source, "fingerprint", "")
-        key = f"{fingerprint}[{position}]" if fingerprint else ""
-        return name, key, known.get(key) or _inspect(record, 0, 0, max_seconds)[0]
+        key = f"{fingerprint}[{position}]{suffix}" if fingerprint else ""
+        return name, key, known.get(key) or _inspect(record, channel, 0, 0, max_seconds)[0]
     path = os.path.abspath(audio)  # noqa: PTH100 - resolve() would stat every parent
-    name = _Name(record["id"], path, has_text)
-    stretch = [record.get("start", 0.0), record.get("duration")]
-    key = path if stretch == [0.0, None] else f"{path} {json.dumps(stretch)}"
-    fact, complete = _look(path, known.get(key), functools.partial(_inspect, record), max_seconds)
+    name = _Name(record["id"], path, has_text, stretch)
+    key = path if stretch == (0.0, None) else f"{path} {json.dumps(stretch)}"
+    key += suffix
+    inspect = functools.partial(_inspect, record, channel)
+    fact, complete = _look(path, known.get(key), inspect, max_seconds)
     return name, key if complete else "", fact
 
 
@@ -152,14 +173,14 @@ def _check_features(
     record: records.Record, has_text: bool, known: Mapping[str, _Fact], max_seconds: float
 ) -> tuple[_Name, str, _Fact]:
     """(name, cache key or "", fact) of one record with features."""
-    entry, hop = record["features"], record["hop_ms"] / 1000
+    entry = record["features"]
     key, stated = f"{entry} {record['hop_ms']:g} ms", record.get("num_frames")
     if "vad" in record:  # Then the length is that of the kept frames.
         key, stated = f"{key} {record['vad']} {_changed(record['vad'].path)}", None
     inspect = functools.partial(_inspect_features, record)
     fact, complete = _look(entry.path, known.get(key), inspect, max_seconds)
-    if not fact.problem and stated is not None and stated != round(fact.seconds / hop):
-        reason = f"wrong length ({round(fact.seconds / hop)} frames, utt2num_frames has {stated})"
+    if not fact.problem and stated is not None and stated != fact.length:
+        reason = f"wrong length ({fact.length} frames, utt2num_frames has {stated})"
         # Not to the cache: the table may be mended.
         fact, complete = dataclasses.replace(fact, problem=reason), False
     return _Name(record["id"], str(entry), has_text), key if complete else "", fact
@@ -183,52 +204,55 @@ def _look(
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError as error:
-        return _Fact(0, 0, 0.0, f"missing file ({error.strerror})"), False
+        return _Fact(0, 0, 0, 0, f"missing file ({error.strerror})"), False
     if not stat.S_ISREG(status.st_mode):
-        return _Fact(0, 0, 0.0, "unreadable (not a file)"), False
+        return _Fact(0, 0, 0, 0, "unreadable (not a file)"), False
     if known and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
         return known, True
     return inspect(status.st_size, status.st_mtime_ns, max_seconds)
 
 
 def _inspect(
-    record: records.Record, size: int, mtime_ns: int, max_seconds: float
+    record: records.Record, channel: str | int, size: int, mtime_ns: int, max_seconds: float
 ) -> tuple[_Fact, bool]:
     """Decodes one recording; False: only its header was read, because it is too long anyway."""
 
-    def fact(seconds: float, problem: str) -> _Fact:
-        return _Fact(size, mtime_ns, round(seconds, 6), problem)
+    def fact(problem: str, length: int = 0, rate: int = 0) -> _Fact:
+        return _Fact(size, mtime_ns, length, rate, problem)
 
     audio = record["audio"]
     try:
         if isinstance(audio, np.ndarray):
-            rate, stated = int(record["sample_rate"]), len(audio)
+            rate, whole = int(record["sample_rate"]), len(audio)
         else:
             info = io.probe(audio)
-            rate, stated = info.sample_rate_hz, info.num_samples
-        stated = _stretch(record, rate, stated)
+            rate, whole = info.sample_rate_hz, info.num_samples
+        stated = _stretch(record, rate, whole)
         if stated > max_seconds * rate:
-            return fact(stated / rate, ""), False
-        samples = records.load_record(record, rate) if stated else ()
+            return fact("", whole, rate), False
+        samples = records.load_record(record, rate, channel) if stated else ()
     except io.AudioError as error:
-        return fact(0.0, _problem(error, size)), True
+        return fact(_problem(error, size)), True
     if not len(samples):
-        return fact(0.0, "empty (no samples)"), True
-    seconds = len(samples) / rate
+        return fact("empty (no samples)"), True
     if not samples.any():
-        return fact(seconds, "silent (every sample is zero)"), True
+        return fact("silent (every sample is zero)"), True
     # Damage in the middle of a file ends its decoding early, often without an error.
     most = _CUT_OFF_SECONDS if record.get("duration") is None else _OVERSHOOT_SECONDS
     if len(samples) < stated - most * rate:
-        return fact(seconds, f"cut off ({seconds:.2f} of {stated / rate:.2f} s decode)"), True
-    return fact(seconds, ""), True
+        seconds = len(samples) / rate
+        return fact(f"cut off ({seconds:.2f} of {stated / rate:.2f} s decode)"), True
+    if record.get("duration") is None or len(samples) < stated:
+        whole = round(record.get("start", 0.0) * rate) + len(samples)
+    return fact("", whole, rate), True
 
 
 def _stretch(record: records.Record, rate: int, stated: int) -> int:
     """The samples that a record means of a file that states so many."""
+    start = record.get("start", 0.0)
     if record.get("duration") is not None:
-        return round(record["duration"] * rate)
-    return stated - round(record.get("start", 0.0) * rate)
+        stated = round((start + record["duration"]) * rate)
+    return stated - round(start * rate)
 
 
 def _inspect_features(
@@ -237,16 +261,15 @@ def _inspect_features(
     """Reads one matrix; False: only its header was read, because it is too long anyway."""
     try:
         frames, dimensions = ark.matrix_shape(record["features"])
-        seconds = round(frames * record["hop_ms"] / 1000, 6)
-        fact = _Fact(size, mtime_ns, seconds, "", dimensions)
-        if seconds > max_seconds:
+        rate = 1000 / record["hop_ms"]
+        fact = _Fact(size, mtime_ns, frames, rate, "", dimensions)
+        if frames > max_seconds * rate:
             return fact, False
         if "vad" in record:
-            seconds = round(len(records.speech_frames(record)) * record["hop_ms"] / 1000, 6)
-            return dataclasses.replace(fact, seconds=seconds), True
+            return dataclasses.replace(fact, length=len(records.speech_frames(record))), True
         ark.read_matrix(record["features"])
     except io.AudioError as error:
-        return _Fact(size, mtime_ns, 0.0, _problem(error, size)), True
+        return _Fact(size, mtime_ns, 0, 0, _problem(error, size)), True
     return fact, True
 
 
@@ -266,6 +289,8 @@ def _check_sizes(
 
 
 def _problem(error: io.AudioError, size: int) -> str:
+    if error.reason.startswith("channel"):
+        return f"missing channel ({error.reason})"
     if error.reason.startswith("truncated"):
         return f"cut off ({error.reason})"
     if "NaN" in error.reason:

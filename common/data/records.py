@@ -76,14 +76,23 @@ class Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """The usable records of a source: their positions in it, in its order, and their durations."""
+    """The usable records of a source: their positions in it, in its order, and their lengths.
+
+    `lengths` are exact: the samples at `rate_hz` that `load_record` gives at that sampling rate
+    and channel, or the frames of features, of which `rate_hz` pass in a second.
+    """
 
     positions: Int[np.ndarray, "n"]
-    seconds: Float[np.ndarray, "n"]
-    rejected: tuple[Rejected, ...]
+    lengths: Int[np.ndarray, "n"]
+    rate_hz: float | int
+    rejected: tuple[Rejected, ...] = ()
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def seconds(self) -> Float[np.ndarray, "n"]:
+        return self.lengths / self.rate_hz
 
 
 def load_record(
@@ -109,6 +118,24 @@ def load_record(
         start=record.get("start", 0.0) + start,
         duration=duration,
     )
+
+
+def resampled_length(
+    length: int,
+    rate_hz: int,
+    wanted_hz: int,
+    start: float = 0.0,
+    duration: float | None = None,
+) -> int:
+    """The samples that `io.load_audio` gives at `wanted_hz` of so many at `rate_hz`.
+
+    That is, of the stretch from `start` on, `duration` seconds long or to the end. soxr rounds
+    half a sample up.
+    """
+    last = (2 * length * wanted_hz + rate_hz) // (2 * rate_hz)
+    if duration is not None:
+        last = min(last, round((start + duration) * wanted_hz))
+    return max(0, last - round(start * wanted_hz))
 
 
 def speech_frames(record: Record) -> Float[np.ndarray, "l f"]:

@@ -209,6 +209,8 @@ def open_split(
         source,
         cache=workdir / "index.json",
         rejected_tsv=workdir / "rejected.tsv",
+        sample_rate_hz=data.sample_rate_hz,
+        channel=channel(data),
         min_seconds=data.min_seconds,
         max_seconds=data.max_seconds,
         require_text=require_text,
@@ -259,6 +261,9 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Compani
             source,
             cache=workdir / "index.json",
             rejected_tsv=workdir / "rejected.tsv",
+            sample_rate_hz=rate,
+            # Of a room response the first channel is read: see `Clips`.
+            channel=0 if name == "rir" else "mean",
             min_seconds=0.01,
             max_seconds=1e9,
             require_text=False,

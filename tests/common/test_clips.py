@@ -30,6 +30,7 @@ def open_clips(root, tmp_path, crop=True):
         source,
         cache=None,
         rejected_tsv=tmp_path / "rejected.tsv",
+        sample_rate_hz=RATE_HZ,
         min_seconds=0.01,
         max_seconds=1e9,
         require_text=False,
@@ -158,7 +159,7 @@ def test_another_folder_is_noticed_on_resume(folder, tmp_path, caplog):
         stream(drawn).set_state(state)
         assert not caplog.text
         fewer = clips.Clips(
-            drawn.source, records.Index(np.arange(1), np.ones(1), ()), RATE_HZ, True
+            drawn.source, records.Index(np.arange(1), np.full(1, RATE_HZ), RATE_HZ), RATE_HZ, True
         )
         stream(fewer).set_state(state)
     assert "different stream" in caplog.text

@@ -27,6 +27,7 @@ def index(source, folder, **changes) -> records.Index:
     options = {
         "cache": folder / "cache" / "index.json",
         "rejected_tsv": folder / "rejected.tsv",
+        "sample_rate_hz": RATE_HZ,
         "min_seconds": 0.1,
         "max_seconds": 2.0,
         "require_text": True,
@@ -162,7 +163,7 @@ def test_a_damaged_cache_is_rebuilt(corpus, tmp_path, damage, caplog):
     cache.write_text(
         {
             "truncate": good[: len(good) // 2],
-            "flip": digest + "\n" + body.replace("1.0", "9.0"),
+            "flip": digest + "\n" + body.replace("8000", "9000"),
             "garbage": "\x00\x01",
             "version": json.dumps({"version": 0}),
         }[damage]
@@ -221,3 +222,32 @@ def test_examples_are_decoded_resampled_and_encoded(corpus):
     assert examples[1]["audio"].dtype == np.float32
     assert (examples[0]["index"], examples[1]["index"]) == (12, 0)
     np.testing.assert_array_equal(examples[1]["labels"], [5])
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 11025, 16_000, 22_050, 44_100, 48_000, 7350])
+def test_lengths_are_what_decoding_gives(tmp_path, rate_hz):
+    """At any rate, of whole files and of stretches; another rate needs no new decoding."""
+    rng = np.random.default_rng(rate_hz)
+    rows = []
+    for i, count in enumerate(rng.integers(rate_hz // 5, rate_hz // 2, 12)):
+        path = tmp_path / f"{i}.wav"
+        soundfile.write(path, 0.1 * rng.normal(size=count), rate_hz)
+        row = {"id": str(i), "audio": str(path)}
+        if i % 3 == 1:
+            row |= {"start": float(rng.uniform(0, 0.05)), "duration": float(rng.uniform(0.05, 0.1))}
+        if i % 3 == 2:  # to the end, or a little beyond it
+            row |= {"start": float(rng.uniform(0, 0.05)), "duration": None if i == 2 else 0.6}
+        rows.append(row)
+    # A stretch that ends within half a sample of the file's end.
+    soundfile.write(tmp_path / "end.wav", 0.1 * rng.normal(size=2000), rate_hz)
+    for extra in (-0.4, 0.0, 0.4):
+        stretch = {"start": 0.0, "duration": (2000 + extra) / rate_hz}
+        rows.append({"id": f"end{extra}", "audio": str(tmp_path / "end.wav")} | stretch)
+    source = records.RecordList("corpus", tuple(rows))
+    for wanted_hz in (16_000, 8000):
+        options = {"sample_rate_hz": wanted_hz, "require_text": False, "min_seconds": 0.01}
+        found = index(source, tmp_path, **options)
+        decoded = [len(records.load_record(source[int(i)], wanted_hz)) for i in found.positions]
+        np.testing.assert_array_equal(found.lengths, decoded)
+        assert len(found) == len(rows)
+        np.testing.assert_allclose(found.seconds, found.lengths / wanted_hz)

@@ -203,6 +203,7 @@ def test_an4_as_distributed_through_tfds_without_tensorflow(tmp_path, suffix):
         whole,
         cache=tmp_path / "cache",
         rejected_tsv=tmp_path / "rejected.tsv",
+        sample_rate_hz=RATE_HZ,
         min_seconds=0.01,
         max_seconds=1.0,
         require_text=True,

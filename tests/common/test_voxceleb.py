@@ -59,6 +59,7 @@ def test_they_are_a_source_of_the_config(root, tmp_path):
         source,
         cache=None,
         rejected_tsv=tmp_path / "rejected.tsv",
+        sample_rate_hz=RATE_HZ,
         min_seconds=0.1,
         max_seconds=1.0,
         require_text=False,
