@@ -455,7 +455,7 @@ def test_a_trial_list_is_used(trained, tmp_path, corpus):
 
 
 def test_a_trial_list_may_name_files(tmp_path, corpus):
-    rows = tuple(row | {"path": f"wav/{row['id']}.wav"} for row in corpus.source.records)
+    rows = tuple(row | {"path": f"wav/{row['id']}.wav"} for row in corpus.source)
     split = splits.Split("dev", records.RecordList("voices", rows), corpus.index)
     lines = ["1 wav/ann-0.wav wav/ann-3.wav", "0 wav/ann-1.wav wav/bob-1.wav"]
     (tmp_path / "trials").write_text("\n".join(lines) + "\n")
@@ -511,7 +511,7 @@ def test_a_split_of_both_kinds_has_both_lists(tmp_path, corpus):
 
 
 def test_bad_data_is_named(tmp_path, corpus):
-    rows = tuple({k: v for k, v in row.items() if k != "speaker"} for row in corpus.source.records)
+    rows = tuple({k: v for k, v in row.items() if k != "speaker"} for row in corpus.source)
     nameless = splits.Split("train", records.RecordList("voices", rows), corpus.index)
     with pytest.raises(errors.UserError, match=r"voices: record 'ann-0' names no speaker"):
         data.write_classes(nameless, tmp_path)
