@@ -42,10 +42,27 @@ def open_clips(root, tmp_path, crop=True):
 
 
 def test_a_folder_is_searched_in_depth(folder):
-    assert [r["id"] for r in clips.read_folder(folder).records] == [
+    assert [r["id"] for r in clips.read_folder(folder)] == [
         "music/short.flac",
         "noise/free/long.wav",
     ]
+
+
+def test_links_are_followed_and_hidden_files_left_out(folder, tmp_path):
+    """A folder put together of links; one of them leads back."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "musan").symlink_to(folder)
+    (tmp_path / "own" / "back").symlink_to(tmp_path / "own")
+    (tmp_path / "own" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    (tmp_path / "own" / "A.WAV").write_bytes((folder / "noise/free/long.wav").read_bytes())
+    (tmp_path / "own" / "._A.WAV").touch()
+    (tmp_path / "own" / ".trash").mkdir()
+    (tmp_path / "own" / ".trash" / "b.wav").touch()
+    drawn = open_clips(tmp_path / "own", tmp_path)
+    assert [r["id"] for r in drawn.source] == [
+        *("A.WAV", "gone.wav", "musan/music/short.flac", "musan/noise/free/long.wav")
+    ]
+    assert [r.id for r in drawn.index.rejected] == ["gone.wav"]
 
 
 def test_folders_without_audio_are_named(tmp_path):
