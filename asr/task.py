@@ -205,17 +205,16 @@ class AsrTask(steps.SupervisedTask):
         outputs: Sequence[Mapping[str, np.ndarray]],
         examples: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> Report:
-        written = self.parts[split].written
         words, chars = [], []
         for batch in outputs:
             for text, index, real in zip(self.texts(batch), batch["index"], batch["mask"]):
                 if not real:
                     continue
-                record = written[int(index)]
-                reference = self.tokenizer.normalize(record.text)
-                heads = (record.id, reference, text)
-                words.append(wer.score(*heads, unit="word", speaker=record.speaker))
-                chars.append(wer.score(*heads, unit="char", speaker=record.speaker))
+                record = self.parts[split].written_at(int(index))
+                reference = self.tokenizer.normalize(record["text"])
+                heads = (record["id"], reference, text)
+                words.append(wer.score(*heads, unit="word", speaker=record["speaker"]))
+                chars.append(wer.score(*heads, unit="char", speaker=record["speaker"]))
         words.sort(key=lambda score: score.id)
         counts, letters = wer.total(words), wer.total(chars)
         bounds = wer.interval(words)

@@ -62,6 +62,7 @@ def main() -> None:
             source,
             cache=None,
             rejected_tsv=pathlib.Path(folder) / "rejected.tsv",
+            sample_rate_hz=args.sample_rate_hz,
             min_seconds=0.1,
             max_seconds=min(40.0, args.batch_seconds),
             require_text=False,
@@ -71,7 +72,7 @@ def main() -> None:
         )
         validation = time.perf_counter() - start
     examples = excerpts.SpeechExamples(source, index.positions, args.sample_rate_hz)
-    sizes = {"audio": np.ceil(index.seconds * args.sample_rate_hz).astype(np.int64)}
+    sizes = {"audio": index.lengths}
     shapes = buckets.choose_buckets(
         sizes,
         primary="audio",

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, Num
 
 from common import errors, parallel, trained
 from common.audio import io, vad
-from common.data import ark, indexing, records, splits
+from common.data import ark, embedded, indexing, records, splits
 from speaker import backend, calibration, data
 from speaker import task as speaker_task
 
@@ -201,8 +201,10 @@ class Embedder:
         (folder / "rejected.tsv").unlink(missing_ok=True)
         index = indexing.build_index(
             source,
-            cache=None,  # it would be left among the embeddings
+            cache=embedded.cache_folder() / "index",
             rejected_tsv=folder / "rejected.tsv",
+            sample_rate_hz=self.config.data.sample_rate_hz,
+            channel=splits.channel(self.config.data),
             min_seconds=self.config.data.min_seconds,
             max_seconds=math.inf,
             require_text=False,
@@ -272,8 +274,8 @@ class Embedder:
         rows = tuple(
             {"id": str(i), "audio": samples, "sample_rate": rate} for i, samples in enumerate(audio)
         )
-        seconds = np.array([len(samples) / rate for samples in audio], np.float32)
-        index = records.Index(np.arange(len(rows)), seconds, ())
+        lengths = np.array([len(samples) for samples in audio])
+        index = records.Index(np.arange(len(rows)), lengths, rate)
         split = splits.Split("files", records.RecordList("files", rows), index)
         return self._embed(split, few_shapes=True).embeddings
 
@@ -290,8 +292,8 @@ class Embedder:
         usable = np.array([i for i in range(len(split.index)) if i not in failed])
         kept = [stretches[i] for i in usable]
         lengths = np.array([(s[:, 1] - s[:, 0]).sum() for s in kept])
-        seconds = lengths / self.config.data.sample_rate_hz
-        index = records.Index(split.index.positions[usable], seconds.astype(np.float32), ())
+        rate = self.config.data.sample_rate_hz
+        index = records.Index(split.index.positions[usable], lengths, rate)
         found = self._embed(dataclasses.replace(split, index=index), speech=kept, progress=progress)
         failed |= {int(usable[i]): reason for i, reason in found.failed.items()}
         return Embedded(usable[found.places], found.embeddings, failed)
@@ -336,7 +338,7 @@ class Embedder:
         """`few_shapes` pads to lengths from a short list, so that what was compiled for a few files
         is found again for the next."""
         settings, index = self.config.data, split.index
-        most, seconds = settings.max_eval_seconds, index.seconds.astype(np.float64)
+        most, seconds = settings.max_eval_seconds, index.seconds
         if self.takes_features and settings.vad == "kaldi":
             most = max(most, math.ceil(seconds.max()))
         pieces = Pieces(
@@ -354,7 +356,9 @@ class Embedder:
         stretches = splits.Split(
             split.name,
             pieces,
-            records.Index(np.arange(len(pieces)), lengths.astype(np.float32), ()),
+            records.Index(
+                np.arange(len(pieces)), np.ceil(lengths * index.rate_hz).astype(int), index.rate_hz
+            ),
         )
         batches = data.eval_batches(stretches, self.config, max_seconds=float(most), cut=True)
         found, embeddings = self._run(batches, len(pieces), progress)

@@ -10,6 +10,7 @@ mean over equal pieces.
 """
 
 import argparse
+import contextlib
 import logging
 import pathlib
 import time
@@ -70,7 +71,11 @@ def extract(
     embedder: embed.Embedder, source: records.Source, kind: str, out: pathlib.Path
 ) -> tuple[pathlib.Path, list[str]]:
     """Writes the embeddings of a source into `out`; (the file, ids of what could not be used)."""
-    names = [(r["id"], r.get("speaker") or "") for r in (source[i] for i in range(len(source)))]
+    names = []
+    for i in range(len(source)):
+        with contextlib.suppress(Exception):  # `open` rejects it and says why
+            record = source[i]
+            names.append((record["id"], record.get("speaker") or ""))
     vectors.check(kind, [name for name, _ in names], [speaker for _, speaker in names])
     split = embedder.open(source, out)
     started = time.monotonic()

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common import errors
-from common.data import ark
+from common.data import ark, tables
 from speaker import storage
 
 log = logging.getLogger(__name__)
@@ -186,12 +186,7 @@ def beside(path: pathlib.Path | str, table: str) -> pathlib.Path | None:
 
 def _read_table(path: pathlib.Path, what: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise VectorError(f"{path}: cannot be read ({reason}). Check the path.") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(tables.read_lines(path, VectorError), start=1):
         fields = line.split()
         if not fields:
             continue
@@ -324,11 +319,11 @@ def _read_scp(path):
     ids, rows = [], []
     with contextlib.ExitStack() as stack:
         opened, current = None, None
-        for number, line in enumerate(_text(path).splitlines(), start=1):
+        for number, line in enumerate(tables.read_lines(path, VectorError), start=1):
             if not line.strip():
                 continue
-            name, _, place = line.strip().partition(" ")
-            file_name, _, offset = place.strip().rpartition(":")
+            name, *place = line.split(maxsplit=1)
+            file_name, _, offset = "".join(place).strip().rpartition(":")
             if not file_name or not offset.isdigit():
                 raise VectorError(
                     f"{path}:{number}: `{line[:100]}` is not `id archive:offset`. Correct the line."
@@ -387,10 +382,3 @@ def _damaged(path, name: str, reason: str) -> VectorError:
     return VectorError(
         f"{path}: the embedding of {name!r} cannot be read: {reason}. Extract again."
     )
-
-
-def _text(path: pathlib.Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise VectorError(f"{path}: not a text file in UTF-8 ({error.reason}).") from error

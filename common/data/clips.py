@@ -9,12 +9,14 @@ import numpy as np
 from jaxtyping import Float
 
 from common.audio import io
-from common.data import records
+from common.data import folders, records
 
 
 def read_folder(root: str | os.PathLike) -> records.RecordList:
     """A record for every audio file under a folder (MUSAN, RIRS_NOISES, your own), sorted.
 
+    Links to folders are followed, hidden names are left out, suffixes may be in capitals. A folder
+    in it that may not be read is a record with a "problem": indexing rejects and names it.
     Raises records.DataError for a missing folder and for one without audio files.
     """
     root = pathlib.Path(root).expanduser()
@@ -22,11 +24,20 @@ def read_folder(root: str | os.PathLike) -> records.RecordList:
         raise records.DataError(
             f"There is no folder {root} that can be read: name one that holds audio files."
         )
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in io.SUFFIXES and p.is_file())
-    if not paths:
-        raise records.DataError(f"{root} holds no audio files ({', '.join(io.SUFFIXES)}).")
-    rows = ({"id": p.relative_to(root).as_posix(), "audio": str(p)} for p in paths)
-    return records.RecordList(str(root), tuple(rows))
+    rows = []
+    for found in folders.walk(root):
+        if not isinstance(found, os.DirEntry):
+            rows.append(found)
+        elif pathlib.PurePath(found.name).suffix.lower() in io.SUFFIXES:
+            name = pathlib.PurePath(found.path).relative_to(root).as_posix()
+            rows.append({"id": name, "audio": found.path})
+    if not any("audio" in row for row in rows):
+        raise records.DataError(
+            f"{root} holds no audio files ({', '.join(io.SUFFIXES)})"
+            + "".join(f"; {row['problem']}: {row['id']}" for row in rows[:1])
+            + "."
+        )
+    return records.RecordList(str(root), sorted(rows, key=lambda row: row["id"]))
 
 
 @dataclasses.dataclass(frozen=True)

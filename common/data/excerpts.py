@@ -39,7 +39,7 @@ class SpeechExamples:
             "index": np.int32(position),
         }
         if self.encode is not None:
-            example["labels"] = np.asarray(self.encode(record["text"]), np.int32)
+            example["labels"] = np.asarray(self.encode(record.get("text") or ""), np.int32)
         return example
 
 
@@ -170,10 +170,6 @@ def _fingerprint(
     source: records.Source, index: records.Index, labels: Int[np.ndarray, "n"], *others: Any
 ) -> str:
     # Reading samples only for their ids would take as long as an epoch.
-    ids = (
-        [row["id"] for row in source.records]
-        if isinstance(source, records.RecordList)
-        else source.name
-    )
-    text = repr((ids, index.positions.tolist(), index.seconds.tolist(), labels.tolist(), *others))
+    ids = source.column("id") if isinstance(source, records.RecordList) else source.name
+    text = repr((ids, index.positions.tolist(), index.lengths.tolist(), labels.tolist(), *others))
     return hashlib.sha256(text.encode()).hexdigest()

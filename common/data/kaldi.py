@@ -6,63 +6,55 @@ scp file would have Kaldi run in a shell is refused, never run.
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from common.data import ark, records
+from common.data import ark, columns, records, tables
 
 _IN_ARCHIVE = re.compile(r".+:\d+")
 
 
 class _Row(NamedTuple):
-    """One utterance; memory matters, there may be millions."""
+    """One utterance."""
 
     id: str
     place: str  # path, or archive entry, that exists from the current directory
     speaker: str | None
     text: str | None = None
-    start: float = 0.0
+    start: float | None = None
     duration: float | None = None
     num_frames: int | None = None
     vad: str | None = None
     problem: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
 class KaldiFolders:
     """The utterances of data folders: of audio, or with `hop_ms` of features."""
 
-    name: str
-    rows: tuple[_Row, ...]
-    hop_ms: float | None
+    def __init__(self, name: str, rows: Iterable[_Row], hop_ms: float | None):
+        self.name, self.hop_ms = name, hop_ms
+        self._rows = columns.Table()  # memory matters, there may be millions
+        for row in rows:
+            self._rows.append(row._asdict())
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._rows)
 
     def __getitem__(self, position: int) -> records.Record:
-        row = self.rows[position]
-        record = {"id": row.id}
-        for name in ("speaker", "text", "problem"):
-            if (value := getattr(row, name)) is not None:
-                record[name] = value
-        if row.problem:
+        record = self._rows[position]
+        place, vad = record.pop("place"), record.pop("vad", None)
+        if "problem" in record:
             return record
         if self.hop_ms is None:
-            record["audio"] = row.place
-            if row.start or row.duration is not None:
-                record |= {"start": row.start, "duration": row.duration}
-            return record
-        record |= {"features": ark.parse(row.place), "hop_ms": self.hop_ms}
-        if row.num_frames is not None:
-            record["num_frames"] = row.num_frames
-        if row.vad is not None:
-            record["vad"] = ark.parse(row.vad)
-        return record
+            return record | {"audio": place}
+        record |= {"features": ark.parse(place), "hop_ms": self.hop_ms}
+        return record if vad is None else record | {"vad": ark.parse(vad)}
 
 
 def read_folders(
@@ -76,43 +68,40 @@ def read_folders(
 
     Args:
       root: the folder that holds them; "" for the current one.
-      names: the folders, below root or absolute. An id may occur once in all of them; a speaker
-        that occurs in several is one speaker.
+      names: the folders, below root or absolute. A speaker that occurs in several is one speaker.
       hop_ms: None reads recordings: wav.scp, and segments where there is one. Otherwise features,
         feats.scp, whose frames are so far apart; with utt2num_frames their number is checked.
       vad: gives the decisions of vad.scp beside the features.
 
     A relative path in an scp file starts from the current directory, as in Kaldi, or where nothing
     is there, from the folder. An utterance of which utt2spk, or the list of recordings or features,
-    knows nothing becomes a record with a "problem": indexing rejects and names it.
-    Raises records.DataError: missing folder or file, damaged line, repeated id, a command in an scp
-    file, utt2spk and spk2utt that differ, or utt2spk and features that have nothing in common.
+    knows nothing, or a table has two lines that differ, becomes a record with a "problem": indexing
+    rejects and names it, and the second of an id that two folders have.
+    Raises records.DataError: missing folder or file, damaged line, a command in an scp file,
+    utt2spk and spk2utt that differ, or utt2spk and features that have nothing in common.
     """
     if isinstance(names, str):
         raise TypeError(f"names must be a sequence of folders, not the string {names!r}")
     hop_ms = None if hop_ms is None else float(hop_ms)
     folders = [pathlib.Path(root).expanduser() / pathlib.Path(name).expanduser() for name in names]
-    rows, owner = [], {}
+    rows = []
     for folder in folders:
         if not folder.is_dir():
             raise records.DataError(
                 f"There is no folder {folder}. config.data.root holds the Kaldi data folders that "
                 "config.data.train and config.data.eval name."
             )
-        found = _read_folder(folder, hop_ms, vad)
-        for row in found:
-            if (other := owner.setdefault(row.id, folder)) is not folder:
-                raise records.DataError(
-                    f"The id {row.id!r} is in {other} and in {folder}: ids must be unique over the "
-                    "folders of a split. Give one of them a prefix (utils/copy_data_dir.sh)."
-                )
-        rows += found
-    return KaldiFolders(", ".join(map(str, folders)), tuple(rows), hop_ms)
+        rows.append(_read_folder(folder, hop_ms, vad))
+    return KaldiFolders(", ".join(map(str, folders)), itertools.chain.from_iterable(rows), hop_ms)
 
 
 def _read_folder(folder: pathlib.Path, hop_ms: float | None, vad: bool) -> list[_Row]:
-    speakers = _read_speakers(folder)
-    listed = _read_recordings(folder) if hop_ms is None else _read_features(folder, vad)
+    repeated: dict[str, str] = {}
+    speakers = _read_speakers(folder, repeated)
+    if hop_ms is None:
+        listed = _read_recordings(folder, repeated)
+    else:
+        listed = _read_features(folder, vad, repeated)
     name = "feats.scp" if hop_ms is not None else "wav.scp"
     if (folder / "segments").is_file() and hop_ms is None:
         name = "segments"
@@ -121,10 +110,13 @@ def _read_folder(folder: pathlib.Path, hop_ms: float | None, vad: bool) -> list[
             f"{folder}: utt2spk and {name} have no id in common: {next(iter(speakers), 'nothing')} "
             f"and {next(iter(listed), 'nothing')} come first. One belongs to other data."
         )
-    texts = _read_table(folder / "text", needs_value=False) if (folder / "text").is_file() else {}
+    texts = {}
+    if (folder / "text").is_file():
+        texts = _read_table(folder / "text", repeated, needs_value=False)
     rows = []
     for key, row in listed.items():
         problem = row.problem or (None if key in speakers else "missing speaker (not in utt2spk)")
+        problem = repeated.get(key) or problem
         text = texts.get(key)
         rows.append(row._replace(speaker=speakers.get(key), text=text, problem=problem))
     what = "recording" if hop_ms is None else "features"
@@ -133,21 +125,21 @@ def _read_folder(folder: pathlib.Path, hop_ms: float | None, vad: bool) -> list[
     return rows
 
 
-def _read_speakers(folder: pathlib.Path) -> dict[str, str]:
+def _read_speakers(folder: pathlib.Path, repeated: dict[str, str]) -> dict[str, str]:
     """Utterance -> speaker, and spk2utt says the same where it is there."""
-    listed = _read_table(folder / "utt2spk")
-    for number, (key, speaker) in enumerate(listed.items(), start=1):
+    listed = _read_table(folder / "utt2spk", repeated)
+    for key, speaker in listed.items():
         if len(speaker.split()) != 1:
             raise records.DataError(
-                f"{folder / 'utt2spk'}, line {number}: {key} has {speaker!r}, but a speaker is one "
+                f"{_place(folder / 'utt2spk', key)}: {key} has {speaker!r}, but a speaker is one "
                 "word. Repair the line: utterance, blank, speaker."
             )
     speakers = {key: sys.intern(speaker) for key, speaker in listed.items()}
     if not (folder / "spk2utt").is_file():
         return speakers
-    inverse = _read_table(folder / "spk2utt")
+    inverse = _read_table(folder / "spk2utt", {})
     pairs = {(key, speaker) for speaker, keys in inverse.items() for key in keys.split()}
-    differ = sorted(pairs ^ set(speakers.items()))
+    differ = sorted(row for row in pairs ^ set(speakers.items()) if row[0] not in repeated)
     if differ:
         shown = "; ".join(
             f"{key} of {speaker} is only in {'spk2utt' if (key, speaker) in pairs else 'utt2spk'}"
@@ -160,7 +152,7 @@ def _read_speakers(folder: pathlib.Path) -> dict[str, str]:
     return speakers
 
 
-def _read_recordings(folder: pathlib.Path) -> dict[str, _Row]:
+def _read_recordings(folder: pathlib.Path, repeated: dict[str, str]) -> dict[str, _Row]:
     """What wav.scp lists, cut as segments say."""
     path = folder / "wav.scp"
     if not path.is_file():
@@ -169,11 +161,11 @@ def _read_recordings(folder: pathlib.Path) -> dict[str, _Row]:
             f"{folder} has no wav.scp. {hint if (folder / 'feats.scp').is_file() else ''}"
             "A data folder of recordings needs wav.scp and utt2spk."
         )
-    places = _read_scp(path, _recording_place(folder))
+    places = _read_scp(path, _recording_place(folder), repeated)
     if not (folder / "segments").is_file():
         return {key: _Row(key, place, None) for key, place in places.items()}
     found, path = {}, folder / "segments"
-    for number, (key, value) in enumerate(_read_table(path).items(), start=1):
+    for key, value in _read_table(path, repeated).items():
         fields = value.split()
         try:
             recording, start, end = fields[0], float(fields[1]), float(fields[2])
@@ -182,11 +174,12 @@ def _read_recordings(folder: pathlib.Path) -> dict[str, _Row]:
             valid = False
         if not valid:
             raise records.DataError(
-                f"{path}, line {number}: {key} has {value!r}, not: recording, start and end in "
+                f"{_place(path, key)}: {key} has {value!r}, not: recording, start and end in "
                 "seconds. Repair the line (channels are not supported)."
             )
         place = places.get(recording, "")
         problem = None if place else f"missing recording ({recording} is not in wav.scp)"
+        problem = repeated.get(recording) or problem
         if start < 0 or (end != -1 and end <= start):
             problem = f"empty segment ({start:g} to {end:g} s)"
         duration = None if end == -1 else end - start  # -1: to the end of the recording
@@ -194,7 +187,7 @@ def _read_recordings(folder: pathlib.Path) -> dict[str, _Row]:
     return found
 
 
-def _read_features(folder: pathlib.Path, vad: bool) -> dict[str, _Row]:
+def _read_features(folder: pathlib.Path, vad: bool, repeated: dict[str, str]) -> dict[str, _Row]:
     """What feats.scp lists, with the numbers of frames and the decisions where they are there."""
     path = folder / "feats.scp"
     if not path.is_file():
@@ -208,14 +201,14 @@ def _read_features(folder: pathlib.Path, vad: bool) -> dict[str, _Row]:
             f"{folder} has no vad.scp, which config.data.vad=kaldi needs. Run "
             "sid/compute_vad_decision.sh, or set config.data.vad to none."
         )
-    places = _read_scp(path, _entry_place(folder))
-    decisions = _read_scp(folder / "vad.scp", _entry_place(folder)) if vad else {}
+    places = _read_scp(path, _entry_place(folder), repeated)
+    decisions = _read_scp(folder / "vad.scp", _entry_place(folder), repeated) if vad else {}
     counts, path = {}, folder / "utt2num_frames"
     if path.is_file():
-        for number, (key, value) in enumerate(_read_table(path).items(), start=1):
+        for key, value in _read_table(path, repeated).items():
             if not value.isdecimal():
                 raise records.DataError(
-                    f"{path}, line {number}: {key} has {value!r} frames. Write the file anew "
+                    f"{_place(path, key)}: {key} has {value!r} frames. Write the file anew "
                     "(utils/data/get_utt2num_frames.sh)."
                 )
             counts[key] = int(value)
@@ -227,9 +220,11 @@ def _read_features(folder: pathlib.Path, vad: bool) -> dict[str, _Row]:
     return found
 
 
-def _read_scp(path: pathlib.Path, place: Callable[[str], str]) -> dict[str, str]:
+def _read_scp(
+    path: pathlib.Path, place: Callable[[str], str], repeated: dict[str, str]
+) -> dict[str, str]:
     """Id -> place of an scp file."""
-    listed = _read_table(path)
+    listed = _read_table(path, repeated)
     commands = [(key, value) for key, value in listed.items() if ark.is_command(value)]
     if commands:
         raise records.DataError(
@@ -238,12 +233,12 @@ def _read_scp(path: pathlib.Path, place: Callable[[str], str]) -> dict[str, str]
             "wav-copy or copy-feats) and list those."
         )
     places = {}
-    for number, (key, value) in enumerate(listed.items(), start=1):
+    for key, value in listed.items():
         try:
             places[key] = place(value)
         except ValueError as error:
             raise records.DataError(
-                f"{path}, line {number}: {key} {value!r} {error}. Repair the line."
+                f"{_place(path, key)}: {key} {value!r} {error}. Repair the line."
             ) from error
     return places
 
@@ -285,30 +280,32 @@ def _finder(folder: pathlib.Path) -> Callable[[str], str]:
     return there
 
 
-def _read_table(path: pathlib.Path, *, needs_value: bool = True) -> Mapping[str, str]:
-    """First word of every line -> the rest of it; one line an id, so their order counts lines."""
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except FileNotFoundError:
+def _read_table(
+    path: pathlib.Path, repeated: dict[str, str], *, needs_value: bool = True
+) -> dict[str, str]:
+    """First word of every line -> the rest of it. Ids that have several and differing lines get
+    the first one, and in `repeated` why they are not used."""
+    if not path.is_file():
         raise records.DataError(
             f"There is no {path}. A Kaldi data folder needs it; see utils/validate_data_dir.sh."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise records.DataError(f"{path} is not UTF-8 text ({error}).") from None
-    if lines[-1] == "":
-        lines.pop()
+        )
     table = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(tables.read_lines(path), start=1):
         fields = line.split(maxsplit=1)
         if not fields or (needs_value and len(fields) < 2):
             raise records.DataError(
                 f"{path}, line {number}: {line!r} is not an id and a value. Repair the line."
             )
-        if fields[0] in table:
-            raise records.DataError(
-                f"{path}, line {number}: the id {fields[0]!r} is listed a second time. Remove one."
-            )
-        table[fields[0]] = fields[1].strip() if len(fields) > 1 else ""
+        value = fields[1].strip() if len(fields) > 1 else ""
+        if table.setdefault(fields[0], value) != value:
+            repeated[fields[0]] = f"repeated id (again in {path}, line {number})"
     if not table:
         raise records.DataError(f"{path} is empty.")
     return table
+
+
+def _place(path: pathlib.Path, key: str) -> str:
+    """Where a table speaks of an id."""
+    words = (line.split(maxsplit=1)[:1] for line in tables.read_lines(path))
+    number = next(number for number, word in enumerate(words, start=1) if word == [key])
+    return f"{path}, line {number}"

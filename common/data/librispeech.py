@@ -6,10 +6,9 @@ ICASSP 2015. Other corpora stored the same way (any audio format that `common.au
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from common.audio import io
-from common.data import records
+from common.data import folders, records, tables
 
 
 def read_tree(root: str | os.PathLike, subsets: Sequence[str] | None = None) -> records.RecordList:
@@ -17,8 +16,10 @@ def read_tree(root: str | os.PathLike, subsets: Sequence[str] | None = None) -> 
 
     `root` holds the subset folders, directly or in a folder `LibriSpeech` as the archives unpack.
     An audio file without a line in a transcript file becomes a record without "text", a line
-    without audio file one whose path is missing: indexing rejects and names both.
-    Raises records.DataError for a missing folder or subset.
+    without audio file one whose path is missing, an id with two transcripts and a folder that may
+    not be read one with a "problem": indexing rejects and names them all. An id ends at the first
+    blank or tab; suffixes may be in capitals; hidden names are left out; links are followed.
+    Raises records.DataError: missing folder or subset, transcripts that are not UTF-8.
     """
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
@@ -28,9 +29,7 @@ def read_tree(root: str | os.PathLike, subsets: Sequence[str] | None = None) -> 
         )
     if (root / "LibriSpeech").is_dir():
         root = root / "LibriSpeech"
-    present = sorted(
-        p.name for p in root.iterdir() if p.is_dir() and any(p.glob("*/*/*.trans.txt"))
-    )
+    present = [entry.name for entry in folders.visible(root) if _is_subset(entry)]
     if not present:
         raise records.DataError(
             f"{root} is not a LibriSpeech tree: no <subset>/<speaker>/<chapter>/*.trans.txt in it."
@@ -43,27 +42,50 @@ def read_tree(root: str | os.PathLike, subsets: Sequence[str] | None = None) -> 
         raise records.DataError(
             f"{root} has no subset {', '.join(absent)}; it has {', '.join(present)}."
         )
-    found = [record for subset in wanted for record in _read_subset(root / subset)]
-    return records.RecordList(f"{root} ({', '.join(wanted)})", tuple(found))
+    found = (record for subset in wanted for record in _read_subset(root / subset))
+    return records.RecordList(f"{root} ({', '.join(wanted)})", found)
 
 
-def _read_subset(folder: pathlib.Path) -> list[records.Record]:
+def _is_subset(entry: os.DirEntry) -> bool:
+    if not entry.is_dir():
+        return False
+    closed = not os.access(entry.path, os.R_OK | os.X_OK)
+    return closed or any(pathlib.Path(entry.path).glob("*/*/*.trans.txt"))
+
+
+def _read_subset(folder: pathlib.Path) -> Iterator[records.Record]:
+    for found in folders.below(folder, 2):
+        if not isinstance(found, os.DirEntry):
+            yield found
+            continue
+        try:
+            yield from _read_chapter(found.path)
+        except OSError as error:
+            yield folders.unreadable(found.path, error)
+
+
+def _read_chapter(folder: str) -> list[records.Record]:
+    """The utterances of a chapter, sorted. Raises OSError."""
+    entries = folders.visible(folder)
+    paths, lines, problems = folders.recordings(entries), {}, {}
+    for entry in entries:
+        if entry.name.endswith(".trans.txt"):
+            for number, line in enumerate(tables.read_lines(entry.path), start=1):
+                utterance, *text = line.split(maxsplit=1) or ("",)
+                text = text[0].strip() if text else ""
+                place = f"{entry.path}, line {number}"
+                if utterance and lines.setdefault(utterance, (text, place))[0] != text:
+                    first = lines[utterance][1]
+                    problems[utterance] = f"repeated id (with other words in {first} and {place})"
     found = []
-    for chapter in sorted(p for p in folder.glob("*/*") if p.is_dir()):
-        texts = {}
-        for transcript in sorted(chapter.glob("*.trans.txt")):
-            for line in transcript.read_text("utf-8").splitlines():
-                utterance, _, text = line.strip().partition(" ")
-                if utterance:
-                    texts[utterance] = text.strip()
-        paths = {p.stem: p for p in sorted(chapter.iterdir()) if p.suffix in io.SUFFIXES}
-        for utterance in sorted(texts.keys() | paths.keys()):
-            record = {
+    for utterance in sorted(lines.keys() | paths.keys()):
+        found.append(
+            {
                 "id": utterance,
-                "audio": str(paths.get(utterance, chapter / f"{utterance}.flac")),
-                "speaker": chapter.parent.name,
+                "audio": paths.get(utterance, f"{folder}/{utterance}.flac"),
+                "speaker": pathlib.PurePath(folder).parent.name,
+                "text": lines.get(utterance, ("", ""))[0] or None,
+                "problem": problems.get(utterance),
             }
-            if texts.get(utterance):
-                record["text"] = texts[utterance]
-            found.append(record)
+        )
     return found

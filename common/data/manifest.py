@@ -1,20 +1,58 @@
-"""Manifests: one recording a line, tab-separated with a header (.tsv) or JSON objects (.jsonl)."""
+"""Manifests: one recording, or one stretch of a recording, a row.
 
+Forms, by suffix:
+  .tsv           fields between tabs, with a header line. A quotation mark is a letter, unless every
+                 field that holds one is quoted as csv writes it ("SAY ""GO"" TWICE").
+  .csv           as Python's csv reads it, with a header line (SpeechBrain; Hugging Face's
+                 metadata.csv; pandas).
+  .jsonl, .json  an object a line (NeMo; Hugging Face's metadata.jsonl), a list of objects, or one
+                 object id -> object (SpeechBrain).
+
+Columns, in capitals or not, of the first name that is there:
+  id        id, utt, utterance, utt_id; without one the audio path less its suffix, and for NeMo's
+            offsets above 0 ":" and the offset behind it
+  audio     audio, path, audio_filepath (NeMo), wav (SpeechBrain), file, file_name (Hugging Face);
+            SpeechBrain's {data_root} is the root
+  text      text, transcript, sentence (Common Voice), transcription (Hugging Face), words, wrd
+            (SpeechBrain); a list of words is joined by blanks
+  speaker   speaker, speaker_id, spk, client_id (Common Voice), spk_id (SpeechBrain)
+  offset    NeMo's: where the stretch that is meant starts, in seconds
+  duration  beside an offset, or audio_filepath: how long the stretch is, in seconds. Elsewhere it
+            only says how long the recording is, and is not looked at, like SpeechBrain's length.
+  channel   the number of the channel that is meant, from 0
+Others that name a stretch or a channel (start, stop, begin, end, ...) do not say in which unit: a
+row with one is rejected by name. Any other column means nothing here. Blanks round names, ids and
+paths are dropped.
+"""
+
+import csv
 import difflib
+import io
 import json
+import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from common.data import records
+from common.data import records, tables
 
 # Field of the record -> the column names under which well-known manifests keep it.
 _USUAL_COLUMNS = {
     "id": ("id", "utt", "utterance", "utt_id"),
-    "audio": ("audio", "path", "audio_filepath", "wav", "file"),
-    "text": ("text", "transcript", "sentence"),
-    "speaker": ("speaker", "speaker_id", "spk", "client_id"),
+    "audio": ("audio", "path", "audio_filepath", "wav", "file", "file_name"),
+    "text": ("text", "transcript", "sentence", "transcription", "words", "wrd"),
+    "speaker": ("speaker", "speaker_id", "spk", "client_id", "spk_id"),
 }
+_UNCLEAR = (
+    *("start", "stop", "begin", "end", "start_time", "stop_time", "begin_time", "end_time"),
+    *("segment_start", "segment_end", "start_sample", "end_sample", "channel_selector"),
+)
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_ROOT = re.compile(r"^(\{data_root\}|\$data_root|\{data_folder\})/?")
+
+_Row = Mapping[str, Any]
 
 
 class NoRows(records.DataError):
@@ -31,12 +69,14 @@ def read_manifest(
     """The records of a manifest, in its order.
 
     Args:
-      path: a .tsv file with a header line, or a .jsonl (or .json) file of one object a line; UTF-8.
+      path: a file of one of the forms above, in UTF-8 (or UTF-16 with a byte-order mark).
       root: folder that relative audio paths start from; the manifest's own folder by default.
       columns: names of the columns that hold "id", "audio", "text" and "speaker", where they differ
-        from the usual ones. Without an id column the audio path, less its suffix, is the id.
+        from the usual ones.
       where: keeps the rows whose column has the given value, or one of the given values.
 
+    A row that cannot be used as it stands becomes a record with a "problem": indexing rejects and
+    names it.
     Raises records.DataError: missing file, folder or column, damaged line, no row left.
     """
     path = pathlib.Path(path).expanduser()
@@ -45,49 +85,123 @@ def read_manifest(
     root = path.parent if root is None else pathlib.Path(root).expanduser()
     if not root.is_dir():
         raise records.DataError(f"There is no folder {root} (root of the audio paths in {path}).")
-    if path.suffix not in _READERS:
+    if path.suffix.lower() not in _READERS:
         raise records.DataError(
             f"{path}: the suffix of a manifest says its form, one of {', '.join(_READERS)}."
         )
-    rows = _READERS[path.suffix](path)
+    columns, where = columns or {}, where or {}
+    unknown = sorted(set(columns) - set(_USUAL_COLUMNS))
+    if unknown:
+        raise records.DataError(
+            f"columns: {', '.join(unknown)} is no record field; there are {[*_USUAL_COLUMNS]}."
+        )
+    rows = list(_READERS[path.suffix.lower()](path))
     if not rows:
         raise records.DataError(f"{path} holds no rows.")
-    present = dict.fromkeys(key for row in rows for key in row)
-    names = _column_names(path, present, columns or {})
-    for column in where or {}:
+    present = dict.fromkeys(name for _, row in rows for name in row)
+    names = _column_names(path, present, columns)
+    for column in where:
         _require_column(path, present, column)
-    kept = [row for row in rows if _matches(row, where or {})]
-    if not kept:
-        values = {c: sorted({str(r.get(c, "")) for r in rows})[:10] for c in where or {}}
-        raise NoRows(
-            f"{path}: none of {len(rows)} rows has {dict(where or {})}; present are {values}."
+    chosen = ", ".join(f"{column}={value}" for column, value in where.items())
+    kept = ((number, row) for number, row in rows if _matches(row, where))
+    found = records.RecordList(
+        f"{path} ({chosen})" if chosen else str(path),
+        (_record(f"{path}, {number}", root, row, names) for number, row in kept),
+    )
+    if not len(found):
+        values = {c: sorted({_plain(r.get(c)) for _, r in rows})[:10] for c in where}
+        raise NoRows(f"{path}: none of {len(rows)} rows has {dict(where)}; present are {values}.")
+    return found
+
+
+def find(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The manifest of a folder that `name` means: a file, or a folder that holds Hugging Face's
+    metadata.jsonl or metadata.csv. Raises records.DataError."""
+    wanted = (folder / name, folder / name / "metadata.jsonl", folder / name / "metadata.csv")
+    found = next((path for path in wanted if path.is_file()), None)
+    if found is None:
+        raise records.DataError(
+            f"There is no manifest {folder / name}: config.data.root is a folder, so "
+            "config.data.train and config.data.eval name manifests in it, or folders in it with "
+            "metadata.jsonl or metadata.csv. Or let config.data.root name one manifest."
         )
-    found = tuple(_record(path, root, row, names) for row in kept)
-    chosen = ", ".join(f"{column}={value}" for column, value in (where or {}).items())
-    return records.RecordList(f"{path} ({chosen})" if chosen else str(path), found)
+    return found
 
 
-def _read_tsv(path: pathlib.Path) -> list[dict[str, str]]:
-    # No quoting: quotation marks belong to transcripts.
-    lines = _read_text(path).split("\n")
-    header = lines[0].rstrip("\r").split("\t")
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        fields = line.rstrip("\r").split("\t")
-        if fields == [""]:
-            continue
+def _read_tsv(path: pathlib.Path) -> Iterator[tuple[str, _Row]]:
+    lines = tables.read_lines(path)
+    fields = (field for line in lines if '"' in line for field in line.split("\t") if '"' in field)
+    quoted = all(_QUOTED.fullmatch(field) for field in fields)
+    rows = ((number, line.split("\t")) for number, line in enumerate(lines, start=1) if line)
+    if quoted:
+        rows = ((number, [_unquoted(field) for field in row]) for number, row in rows)
+    yield from _with_header(path, rows, "one tab")
+
+
+def _unquoted(field: str) -> str:
+    return field[1:-1].replace('""', '"') if '"' in field else field
+
+
+def _read_csv(path: pathlib.Path) -> Iterator[tuple[str, _Row]]:
+    reader = csv.reader(io.StringIO(tables.read_text(path), newline=""), strict=True)
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        first = 1  # a field in quotes may have several lines
+        try:
+            for row in reader:
+                if row:
+                    yield first, row
+                first = reader.line_num + 1
+        except csv.Error as error:
+            raise records.DataError(f"{path}, line {first}: not CSV ({error}).") from None
+
+    yield from _with_header(path, rows(), "a comma")
+
+
+def _with_header(
+    path: pathlib.Path, rows: Iterator[tuple[int, list[str]]], separator: str
+) -> Iterator[tuple[str, _Row]]:
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise records.DataError(
+            f"{path} has two columns {', '.join(map(repr, twice))}. Rename or remove one."
+        )
+    for number, fields in rows:
         if len(fields) != len(header):
             raise records.DataError(
                 f"{path}, line {number}: {len(fields)} fields, but the header has {len(header)} "
-                f"({', '.join(header)}). Repair the line; fields are separated by one tab."
+                f"({', '.join(header)}). Repair the line; fields are separated by {separator}."
             )
-        rows.append(dict(zip(header, fields, strict=True)))
-    return rows
+        yield f"line {number}", dict(zip(header, fields, strict=True))
 
 
-def _read_jsonl(path: pathlib.Path) -> list[dict[str, str]]:
-    rows = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+def _read_json(path: pathlib.Path) -> Iterator[tuple[str, _Row]]:
+    text = tables.read_text(path)
+    try:
+        whole = json.loads(text, object_pairs_hook=_Pairs)
+    except json.JSONDecodeError:
+        yield from _read_json_lines(path, text)
+        return
+    if isinstance(whole, _Pairs) and whole and all(isinstance(v, _Pairs) for _, v in whole):
+        for key, value in whole:  # as SpeechBrain; the key is the id, whatever else is called so
+            row = {name: item for name, item in value if name.lower() != "id"}
+            yield f"id {key!r}", {"id": key, **_clean(row)}
+    elif isinstance(whole, list) and not isinstance(whole, _Pairs):
+        for number, value in enumerate(whole, start=1):
+            if not isinstance(value, _Pairs):
+                raise records.DataError(f"{path}, entry {number}: not a JSON object.")
+            yield f"entry {number}", _clean(dict(value))
+    else:
+        yield from _read_json_lines(path, text)
+
+
+class _Pairs(list):
+    """An object of JSON, of which no key was lost."""
+
+
+def _read_json_lines(path: pathlib.Path, text: str) -> Iterator[tuple[str, _Row]]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -96,41 +210,37 @@ def _read_jsonl(path: pathlib.Path) -> list[dict[str, str]]:
             raise records.DataError(f"{path}, line {number}: not JSON ({error}).") from None
         if not isinstance(row, dict):
             raise records.DataError(f"{path}, line {number}: not a JSON object.")
-        rows.append(row)
-    return rows
+        yield f"line {number}", _clean(row)
 
 
-_READERS = {".tsv": _read_tsv, ".jsonl": _read_jsonl, ".json": _read_jsonl}
+def _clean(row: _Row) -> _Row:
+    return {name.strip(): value for name, value in row.items()}
 
 
-def _read_text(path: pathlib.Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise records.DataError(f"{path} is not UTF-8 text ({error}).") from None
+_READERS = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_json, ".json": _read_json}
 
 
 def _column_names(
     path: pathlib.Path, present: Iterable[str], chosen: Mapping[str, str]
 ) -> dict[str, str]:
-    """Record field -> column, for the fields that the manifest has."""
-    unknown = sorted(set(chosen) - set(_USUAL_COLUMNS))
-    if unknown:
-        raise records.DataError(
-            f"columns: {', '.join(unknown)} is no record field; there are {[*_USUAL_COLUMNS]}."
-        )
+    """Record field or other meaning -> column, for those that the manifest has."""
+    there = {name.lower(): name for name in reversed([*present])}
     names = {}
     for field, usual in _USUAL_COLUMNS.items():
         if field in chosen:
             names[field] = _require_column(path, present, chosen[field])
-        elif column := next((name for name in usual if name in present), None):
+        elif column := next((there[name] for name in usual if name in there), None):
             names[field] = column
     if "audio" not in names:
         raise records.DataError(
             f"{path}: no column with the audio path among {', '.join(present)}; name it by "
             'columns={"audio": ...}.'
         )
-    return names
+    others = {name: there[name] for name in ("offset", "channel", *_UNCLEAR) if name in there}
+    if "duration" in there and ("offset" in there or names["audio"].lower() == "audio_filepath"):
+        others["duration"] = there["duration"]
+    used = set(names.values())
+    return names | {name: column for name, column in others.items() if column not in used}
 
 
 def _require_column(path: pathlib.Path, present: Iterable[str], column: str) -> str:
@@ -144,24 +254,74 @@ def _require_column(path: pathlib.Path, present: Iterable[str], column: str) -> 
     return column
 
 
-def _matches(row: Mapping[str, object], where: Mapping[str, str | Sequence[str]]) -> bool:
+def _matches(row: _Row, where: Mapping[str, str | Sequence[str]]) -> bool:
     return all(
-        str(row.get(column, "")) in ([value] if isinstance(value, str) else [*value])
+        _plain(row.get(column)) in ([value] if isinstance(value, str) else [*value])
         for column, value in where.items()
     )
 
 
-def _record(
-    path: pathlib.Path, root: pathlib.Path, row: Mapping[str, object], names: Mapping[str, str]
-) -> records.Record:
-    audio = str(row.get(names["audio"]) or "")
-    if not audio:
-        raise records.DataError(f"{path}: the row {dict(row)} names no audio file.")
-    stem = str(pathlib.PurePath(audio).with_suffix(""))
-    name = str(row.get(names.get("id", ""), stem))
-    record = {"id": name, "audio": str(root / audio), "path": audio}
-    for field in ("text", "speaker"):
-        value = row.get(names.get(field, ""))
-        if value not in (None, ""):
-            record[field] = str(value)
+def _plain(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _record(place: str, root: pathlib.Path, row: _Row, names: Mapping[str, str]) -> records.Record:
+    """What a row means; `place` is where it stands."""
+    value = {field: row.get(column) for field, column in names.items()}
+    audio = _plain(value["audio"])
+    stem = str(pathlib.PurePath(audio).with_suffix("")) if audio else place
+    record = {"id": _plain(value.get("id")) or stem, "audio": "", "path": audio}
+    try:
+        if not isinstance(value["audio"], str) or not audio:
+            raise _Refused(f"missing path ({names['audio']} names no audio file)")
+        record["audio"] = str(root / _ROOT.sub("", audio))
+        for field in ("text", "speaker"):
+            if text := _text(field, names, value.get(field)):
+                record[field] = text
+        for name in _UNCLEAR:
+            if _plain(value.get(name)):
+                raise _Refused(
+                    f"unclear column {names[name]} (is it seconds or samples? give offset and "
+                    "duration in seconds, and channel)"
+                )
+        offset = _number(names, value, "offset") or 0.0
+        duration = _number(names, value, "duration")
+        channel = _number(names, value, "channel")
+        if offset < 0 or (duration is not None and duration <= 0):
+            raise _Refused(f"empty segment (offset {offset:g} s, duration {duration} s)")
+        if offset and not _plain(value.get("id")):
+            record["id"] = f"{stem}:{offset:.3f}"
+        if offset or duration is not None:
+            record |= {"start": offset, "duration": duration}
+        if channel is not None:
+            if channel < 0 or channel != int(channel):
+                raise _Refused(f"missing channel ({names['channel']} {channel:g} is no channel)")
+            record["channel"] = int(channel)
+    except _Refused as refused:
+        return {"id": record["id"], "problem": f"{refused}, {place}"}
     return record
+
+
+class _Refused(Exception):
+    """Why a row is not used."""
+
+
+def _text(field: str, names: Mapping[str, str], value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
+    if isinstance(value, list | dict | bool):
+        raise _Refused(f"unclear {field} ({names[field]} is {type(value).__name__}, not a text)")
+    return _plain(value)
+
+
+def _number(names: Mapping[str, str], value: Mapping[str, Any], name: str) -> float | None:
+    """Seconds, or what else is a number; None where nothing is said."""
+    if not _plain(value.get(name)):
+        return None
+    try:
+        number = float(value[name])
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise _Refused(f"unclear {name} ({names[name]} {value[name]!r} is no number)")
+    return number

@@ -5,8 +5,10 @@ A source is a lazy sequence of records. A record is a mapping with
   audio        path of an audio file, or the samples themselves (f32 in [-1, 1] or int16)
   sample_rate  int, only beside samples
   start, duration  the stretch of `audio` that is meant, in seconds; optional, None: to the end
+  channel      int, optional: the channel of `audio` that is meant, whatever the config says
   text, speaker  str, optional
   path         str, optional: what lists call the recording instead of its id
+  video, face  paths, optional: looked at by a task's own inspection (see indexing.py)
   problem      str, optional: why it cannot be used, known without looking; nothing else is sure
 or, where features were computed elsewhere, instead of `audio`
   features     a `common.data.ark.Entry`, and beside it
@@ -19,7 +21,7 @@ there does not import JAX itself (grain does, in its workers too, where JAX is i
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,7 +29,7 @@ from jaxtyping import Float, Int
 
 from common import errors
 from common.audio import io
-from common.data import ark
+from common.data import ark, columns
 
 Record = Mapping[str, Any]
 
@@ -51,18 +53,27 @@ class Source(Protocol):
     def __getitem__(self, position: int) -> Record: ...
 
 
-@dataclasses.dataclass(frozen=True)
 class RecordList:
-    """A source that keeps its (small) records in memory; the audio stays in its files."""
+    """A source that keeps its (small) records in memory, by columns; the audio stays in its files.
 
-    name: str
-    records: tuple[Record, ...]
+    A value None is as if it were not there.
+    """
+
+    def __init__(self, name: str, rows: Iterable[Record]):
+        self.name = name
+        self._table = columns.Table()
+        for row in rows:
+            self._table.append(row)
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self._table)
 
     def __getitem__(self, position: int) -> Record:
-        return self.records[position]
+        return self._table[position]
+
+    def column(self, name: str) -> list[Any]:
+        """One value of every record, None where it has none."""
+        return self._table.column(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +87,23 @@ class Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """The usable records of a source: their positions in it, in its order, and their durations."""
+    """The usable records of a source: their positions in it, in its order, and their lengths.
+
+    `lengths` are exact: the samples at `rate_hz` that `load_record` gives at that sampling rate
+    and channel, or the frames of features, of which `rate_hz` pass in a second.
+    """
 
     positions: Int[np.ndarray, "n"]
-    seconds: Float[np.ndarray, "n"]
-    rejected: tuple[Rejected, ...]
+    lengths: Int[np.ndarray, "n"]
+    rate_hz: float | int
+    rejected: tuple[Rejected, ...] = ()
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def seconds(self) -> Float[np.ndarray, "n"]:
+        return self.lengths / self.rate_hz
 
 
 def load_record(
@@ -104,11 +124,29 @@ def load_record(
     return io.load_audio(
         record["audio"],
         sample_rate_hz=sample_rate_hz,
-        channel=channel,
+        channel=record.get("channel", channel),
         source_rate_hz=record.get("sample_rate"),
         start=record.get("start", 0.0) + start,
         duration=duration,
     )
+
+
+def resampled_length(
+    length: int,
+    rate_hz: int,
+    wanted_hz: int,
+    start: float = 0.0,
+    duration: float | None = None,
+) -> int:
+    """The samples that `io.load_audio` gives at `wanted_hz` of so many at `rate_hz`.
+
+    That is, of the stretch from `start` on, `duration` seconds long or to the end. soxr rounds
+    half a sample up.
+    """
+    last = (2 * length * wanted_hz + rate_hz) // (2 * rate_hz)
+    if duration is not None:
+        last = min(last, round((start + duration) * wanted_hz))
+    return max(0, last - round(start * wanted_hz))
 
 
 def speech_frames(record: Record) -> Float[np.ndarray, "l f"]:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from common import errors
@@ -33,16 +35,17 @@ def default_config() -> ConfigDict:
     """`config.data`: what every task needs to know of its recordings."""
     return ConfigDict(
         {
-            # embedded, librispeech (tree), manifest (tsv, jsonl), tfds, kaldi, voxceleb
+            # embedded, librispeech (tree), manifest (tsv, csv, json), tfds, kaldi, voxceleb
             "kind": "embedded",
-            # Tree, prepared tfds folder, manifest files with commas between, or what holds the
-            # Kaldi data folders or the subsets of VoxCeleb; ~ is expanded.
+            # Tree, prepared tfds folder, manifest files with commas between, or the folder that
+            # holds the manifests, the Kaldi data folders or the subsets of VoxCeleb; ~ is expanded.
             "root": "",
             # Where relative paths start. manifest: by default its own folder; lists of VoxCeleb:
             # folders below root with commas between, by default root.
             "audio_root": "",
-            # Subsets of a tree, values of `split_column` of a manifest, splits of a data set,
-            # Kaldi data folders, or subsets and lists of VoxCeleb (see common/data/voxceleb.py).
+            # Subsets of a tree, values of `split_column` of a manifest, manifests of a folder,
+            # splits of a data set, Kaldi data folders, or subsets and lists of VoxCeleb (see
+            # common/data/voxceleb.py).
             # Several on a command line: with commas between.
             "train": ("train",),
             "eval": ("dev",),
@@ -57,6 +60,8 @@ def default_config() -> ConfigDict:
             "channel": "mean",  # or the number of a channel, as text
             "min_seconds": 0.1,
             "max_seconds": 30.0,
+            # Recordings to evaluate without text are kept: what is recognised there is inserted.
+            "allow_empty_text": False,
             "max_bad_share": 0.05,  # of rejected recordings; more stops the run
             "num_workers": 0,  # processes; 0 decodes in threads of the main one
         }
@@ -77,15 +82,6 @@ def default_augment() -> ConfigDict:
     )
 
 
-class Written(NamedTuple):
-    """A record without its audio; "" for what it does not have."""
-
-    id: str
-    text: str
-    speaker: str
-    path: str  # of the audio as a manifest writes it
-
-
 @dataclasses.dataclass(frozen=True)
 class Split:
     """The usable records of one named part of the data."""
@@ -95,35 +91,38 @@ class Split:
     index: records.Index
 
     @functools.cached_property
-    def written(self) -> dict[int, Written]:
-        """Position in the source -> what is written there, read once: some sources cannot give it
-        without the audio."""
-        found = {}
-        for position in map(int, self.index.positions):
-            record = self.source[position]
-            texts = (record.get(name) or "" for name in ("text", "speaker", "path"))
-            found[position] = Written(record["id"], *texts)
-        return found
+    def written(self) -> records.RecordList:
+        """The usable records without their audio, read once: some sources cannot give them
+        without it. What one does not have is "": id, text, speaker, and path, the audio as a
+        manifest writes it."""
+        rows = (self.source[int(position)] for position in self.index.positions)
+        names = ("text", "speaker", "path")
+        short = ({"id": row["id"], **{n: row.get(n) or "" for n in names}} for row in rows)
+        return records.RecordList(self.name, short)
+
+    def written_at(self, position: int) -> records.Record:
+        """What is written of the record at a position of the source."""
+        return self.written[int(np.searchsorted(self.index.positions, position))]
 
     @property
     def texts(self) -> list[str]:
         """Transcripts of the usable records, as they stand in the source."""
-        return [record.text for record in self.written.values()]
+        return self.written.column("text")
 
     @property
     def ids(self) -> list[str]:
         """Ids of the usable records."""
-        return [record.id for record in self.written.values()]
+        return self.written.column("id")
 
     @property
     def speakers(self) -> list[str]:
         """Speakers of the usable records, empty where a record names none."""
-        return [record.speaker for record in self.written.values()]
+        return self.written.column("speaker")
 
     @property
     def paths(self) -> list[str]:
         """Audio paths of the usable records as a manifest writes them, empty in other sources."""
-        return [record.path for record in self.written.values()]
+        return self.written.column("path")
 
 
 def open_source(
@@ -164,16 +163,19 @@ def open_source(
         return librispeech.read_tree(root, list(names))
     if data.kind == "manifest":
         where, start = {data.split_column: list(names)}, data.audio_root or None
+        paths = data.root.split(",")
+        if root.is_dir():
+            where, paths = {}, [manifest.find(root, name) for name in names]
         parts, empty = [], None
-        for path in data.root.split(","):
+        for path in paths:
             try:
-                parts.append(manifest.read_manifest(path.strip(), root=start, where=where))
+                parts.append(manifest.read_manifest(str(path).strip(), root=start, where=where))
             except manifest.NoRows as error:  # Another one may have some.
                 empty = error
         if not parts:
             raise empty
-        merged = tuple(record for part in parts for record in part.records)
-        return records.RecordList(", ".join(part.name for part in parts), merged)
+        rows = itertools.chain.from_iterable(parts)
+        return records.RecordList(", ".join(part.name for part in parts), rows)
     if data.kind == "voxceleb":
         return voxceleb.read_tree(root, list(names), audio_root=data.audio_root)
     if data.kind == "tfds":
@@ -207,8 +209,10 @@ def open_split(
     source = open_source(data, names, hop_ms=features.hop_ms if given else None, vad=vad)
     index = indexing.build_index(
         source,
-        cache=workdir / "index.json",
+        cache=embedded.cache_folder() / "index",
         rejected_tsv=workdir / "rejected.tsv",
+        sample_rate_hz=data.sample_rate_hz,
+        channel=channel(data),
         min_seconds=data.min_seconds,
         max_seconds=data.max_seconds,
         require_text=require_text,
@@ -234,8 +238,11 @@ class Splits(Mapping[str, Split]):
 
     def __getitem__(self, name: str) -> Split:
         if name not in self._open:
+            data = self._config.data
+            empty = data.allow_empty_text and name != "+".join(data.train)
             self._open[name] = open_split(
-                self._config, name.split("+"), self._workdir, require_text=self._require_text
+                *(self._config, name.split("+"), self._workdir),
+                require_text=self._require_text and not empty,
             )
         return self._open[name]
 
@@ -257,8 +264,11 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Compani
         source = clips.read_folder(settings.root)
         index = indexing.build_index(
             source,
-            cache=workdir / "index.json",
+            cache=embedded.cache_folder() / "index",
             rejected_tsv=workdir / "rejected.tsv",
+            sample_rate_hz=rate,
+            # Of a room response the first channel is read: see `Clips`.
+            channel=0 if name == "rir" else "mean",
             min_seconds=0.01,
             max_seconds=1e9,
             require_text=False,

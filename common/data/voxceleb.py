@@ -5,13 +5,14 @@ al., "VoxCeleb2: deep speaker recognition", Interspeech 2018. Ids are what the t
 idXXXXX/video/utterance.wav, whatever the format of the file.
 """
 
+import itertools
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
 from common.audio import io
-from common.data import records
+from common.data import folders, records, tables
 
 _SPEAKER = re.compile(r"id\d{5}")
 _PART = re.compile(r"(.+):(\d+)")
@@ -31,9 +32,10 @@ def read_tree(
       audio_root: the folders, below root and with commas between, where the paths of a list start;
         "" is root itself.
 
-    A listed file may have another suffix than its line; one that is not there becomes a record:
-    indexing rejects and names it.
-    Raises records.DataError: missing folder or list, damaged line, recordings as .m4a only.
+    Suffixes may be in capitals, hidden names are left out. A listed file may have another suffix
+    than its line; one that is not there becomes a record, and so does a folder that may not be
+    read: indexing rejects and names them.
+    Raises records.DataError: missing folder or list, damaged line.
     """
     if isinstance(names, str):
         raise TypeError(f"names must be a sequence of subsets, not the string {names!r}")
@@ -52,17 +54,9 @@ def read_tree(
         path, part = root / name, None
         if not path.exists() and (numbered := _PART.fullmatch(name)):
             path, part = root / numbered[1], numbered[2]
-        found += _read_list(path, part, starts) if path.is_file() else _read_subset(root, path)
-    # Not decoded by libsndfile, and in VoxCeleb2 all of them are: no case for the rejected ones.
-    undecoded = [record["audio"] for record in found if record["audio"].endswith(".m4a")]
-    if undecoded:
-        raise records.DataError(
-            f"{root} ({', '.join(names)}): {len(undecoded)} of {len(found)} recordings are .m4a "
-            f"only, which cannot be decoded here; the first is {undecoded[0]}. Convert them, for "
-            f"instance by: find {root} -name '*.m4a' -exec sh -c 'ffmpeg -nostdin -loglevel error "
-            '-i "$1" -ac 1 -ar 16000 "${1%.m4a}.flac"\' sh {} \\;'
-        )
-    return records.RecordList(f"{root} ({', '.join(names)})", tuple(found))
+        found.append(_read_list(path, part, starts) if path.is_file() else _read_subset(root, path))
+    rows = itertools.chain.from_iterable(found)
+    return records.RecordList(f"{root} ({', '.join(names)})", rows)
 
 
 def _record(path: str, speaker: str, video: str, name: str) -> records.Record:
@@ -73,7 +67,11 @@ def _read_subset(root: pathlib.Path, folder: pathlib.Path) -> Iterator[records.R
     speakers = []
     for inner in (folder, folder / "wav", folder / "aac"):
         if not speakers and inner.is_dir():
-            speakers = [entry for entry in _folders(inner) if _SPEAKER.fullmatch(entry.name)]
+            try:
+                inside = [entry for entry in folders.visible(inner) if entry.is_dir()]
+            except OSError as error:
+                raise records.DataError(f"{inner} cannot be read ({error.strerror}).") from error
+            speakers = [entry for entry in inside if _SPEAKER.fullmatch(entry.name)]
     if not speakers:
         near = sorted(
             {p.parent for depth in ("*", "*/*", "*/*/*") for p in root.glob(f"{depth}/id[0-9]*")}
@@ -84,30 +82,24 @@ def _read_subset(root: pathlib.Path, folder: pathlib.Path) -> Iterator[records.R
             f"Folders of speakers below {root}: {there}."
         )
     for speaker in speakers:
-        for video in _folders(speaker.path):
-            paths = {}
-            for entry in sorted(os.scandir(video.path), key=lambda entry: entry.name):
-                stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 - a million of them
-                # Beside what was made of it, the .m4a is not wanted.
-                if suffix in io.SUFFIXES or (suffix == ".m4a" and stem not in paths):
-                    paths[stem] = entry.path
-            for stem, path in paths.items():
+        for video in folders.below(speaker.path, 1):
+            if not isinstance(video, os.DirEntry):
+                yield video
+                continue
+            try:
+                entries = folders.visible(video.path)
+            except OSError as error:
+                yield folders.unreadable(video.path, error)
+                continue
+            for stem, path in folders.recordings(entries).items():
                 yield _record(path, speaker.name, video.name, stem)
-
-
-def _folders(path: str | os.PathLike) -> list[os.DirEntry]:
-    return sorted((e for e in os.scandir(path) if e.is_dir()), key=lambda entry: entry.name)
 
 
 def _read_list(
     path: pathlib.Path, part: str | None, starts: Sequence[pathlib.Path]
 ) -> Iterator[records.Record]:
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise records.DataError(f"{path} is not UTF-8 text ({error}).") from None
     count, parts = 0, set()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(tables.read_lines(path), start=1):
         fields = line.split()
         if not fields:
             continue
@@ -148,10 +140,9 @@ def _read_list(
 def _find(path: str, starts: Sequence[pathlib.Path]) -> str:
     """The listed file, or the one of another format in its place."""
     stem, suffix = os.path.splitext(path)  # noqa: PTH122
-    first = () if suffix == ".m4a" else (suffix,)
-    for ending in (*first, *io.SUFFIXES, ".m4a"):
+    for ending in (suffix, *io.SUFFIXES):
         for start in starts:
-            found = f"{start}/{stem}{ending}"
-            if os.path.exists(found):  # noqa: PTH110
-                return found
+            for found in (f"{start}/{stem}{ending}", f"{start}/{stem}{ending.upper()}"):
+                if os.path.exists(found):  # noqa: PTH110
+                    return found
     return f"{starts[0]}/{path}"

@@ -30,6 +30,7 @@ def open_clips(root, tmp_path, crop=True):
         source,
         cache=None,
         rejected_tsv=tmp_path / "rejected.tsv",
+        sample_rate_hz=RATE_HZ,
         min_seconds=0.01,
         max_seconds=1e9,
         require_text=False,
@@ -41,10 +42,27 @@ def open_clips(root, tmp_path, crop=True):
 
 
 def test_a_folder_is_searched_in_depth(folder):
-    assert [r["id"] for r in clips.read_folder(folder).records] == [
+    assert [r["id"] for r in clips.read_folder(folder)] == [
         "music/short.flac",
         "noise/free/long.wav",
     ]
+
+
+def test_links_are_followed_and_hidden_files_left_out(folder, tmp_path):
+    """A folder put together of links; one of them leads back."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "musan").symlink_to(folder)
+    (tmp_path / "own" / "back").symlink_to(tmp_path / "own")
+    (tmp_path / "own" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    (tmp_path / "own" / "A.WAV").write_bytes((folder / "noise/free/long.wav").read_bytes())
+    (tmp_path / "own" / "._A.WAV").touch()
+    (tmp_path / "own" / ".trash").mkdir()
+    (tmp_path / "own" / ".trash" / "b.wav").touch()
+    drawn = open_clips(tmp_path / "own", tmp_path)
+    assert [r["id"] for r in drawn.source] == [
+        *("A.WAV", "gone.wav", "musan/music/short.flac", "musan/noise/free/long.wav")
+    ]
+    assert [r.id for r in drawn.index.rejected] == ["gone.wav"]
 
 
 def test_folders_without_audio_are_named(tmp_path):
@@ -158,7 +176,7 @@ def test_another_folder_is_noticed_on_resume(folder, tmp_path, caplog):
         stream(drawn).set_state(state)
         assert not caplog.text
         fewer = clips.Clips(
-            drawn.source, records.Index(np.arange(1), np.ones(1), ()), RATE_HZ, True
+            drawn.source, records.Index(np.arange(1), np.full(1, RATE_HZ), RATE_HZ), RATE_HZ, True
         )
         stream(fewer).set_state(state)
     assert "different stream" in caplog.text

@@ -228,7 +228,7 @@ def test_a_state_of_another_stream_is_noticed(data, caplog):
 def break_files(corpus, folder, broken):
     """A copy of the corpus in which some files are gone, cut off or longer than they were."""
     rows = []
-    for i, row in enumerate(corpus.records):
+    for i, row in enumerate(corpus):
         path = folder / pathlib.Path(row["audio"]).name
         path.write_bytes(pathlib.Path(row["audio"]).read_bytes())
         if i in broken:

@@ -1,6 +1,7 @@
 """Sources: LibriSpeech trees, manifests, tfds without TensorFlow, the AN4 builder."""
 
 import json
+import os
 import pickle
 import sys
 
@@ -11,7 +12,7 @@ from array_record.python import array_record_module
 from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 
-from common.data import indexing, librispeech, manifest, records, splits, tfds
+from common.data import clips, indexing, librispeech, manifest, records, splits, tfds, voxceleb
 from common.data.builders.an4 import an4_dataset_builder as an4
 
 RATE_HZ = 16_000
@@ -31,6 +32,21 @@ def write_audio(path, seconds=0.25, seed=0):
     return samples
 
 
+def indexed(source, folder):
+    return indexing.build_index(
+        source,
+        cache=None,
+        rejected_tsv=folder / "rejected.tsv",
+        sample_rate_hz=RATE_HZ,
+        min_seconds=0.01,
+        max_seconds=9.0,
+        require_text=False,
+        max_bad_share=1.0,
+        num_workers=2,
+        progress=False,
+    )
+
+
 @pytest.fixture
 def tree(tmp_path):
     root = tmp_path / "LibriSpeech"
@@ -48,7 +64,7 @@ def test_tree_with_several_subsets(tree):
     everything = librispeech.read_tree(tree)
     assert len(everything) == 6
     source = librispeech.read_tree(tree.parent, ["dev-clean"])  # the folder above works too
-    assert [r["id"] for r in source.records] == ["84-1-0000", "84-1-0001", "9-1-0000", "9-1-0001"]
+    assert [r["id"] for r in source] == ["84-1-0000", "84-1-0001", "9-1-0000", "9-1-0001"]
     assert source[2]["text"] == "WORD 0"
     assert source[2]["speaker"] == "9"
     assert "dev-clean" in source.name
@@ -59,7 +75,7 @@ def test_tree_keeps_files_without_text_and_text_without_file(tree):
     write_audio(folder / "9-1-0002.flac")
     (folder / "9-1-0000.flac").unlink()
     source = librispeech.read_tree(tree, ["dev-clean"])
-    by_id = {r["id"]: r for r in source.records}
+    by_id = {r["id"]: r for r in source}
     assert "text" not in by_id["9-1-0002"]
     assert by_id["9-1-0000"]["audio"].endswith("9-1-0000.flac")
 
@@ -73,12 +89,63 @@ def test_tree_errors_say_what_to_do(tree, tmp_path):
         librispeech.read_tree(tree / "dev-clean" / "84" / "1")
 
 
+def test_trees_with_marks_tabs_capitals_and_hidden_files(tree):
+    folder = tree / "dev-clean" / "9" / "1"
+    text = folder / "9-1.trans.txt"
+    text.write_bytes(b"\xef\xbb\xbf9-1-0000\tWORD 0\r\n9-1-0001  WORD\t1\n")
+    (folder / "9-1-0001.flac").rename(folder / "9-1-0001.FLAC")
+    (folder / "._9-1-0001.flac").write_bytes(b"of a Mac")
+    found = [r for r in librispeech.read_tree(tree, ["dev-clean"]) if r["speaker"] == "9"]
+    assert [(r["id"], r["text"], r["audio"]) for r in found] == [
+        ("9-1-0000", "WORD 0", str(folder / "9-1-0000.flac")),
+        ("9-1-0001", "WORD\t1", str(folder / "9-1-0001.FLAC")),
+    ]
+    text.write_bytes(b"9-1-0000 WORD\n9-1-0001 CAF\xc9\n")
+    with pytest.raises(records.DataError, match=r"9-1.trans.txt, line 2: .* not UTF-8 .*iconv"):
+        librispeech.read_tree(tree, ["dev-clean"])
+
+
+def test_an_id_with_two_transcripts_is_rejected_by_name(tree, tmp_path):
+    text = tree / "dev-clean" / "9" / "1" / "9-1.trans.txt"
+    text.write_text("9-1-0000 WORD 0\n9-1-0001 WORD 1\n9-1-0000 OTHER\n9-1-0001 WORD 1\n")
+    found = indexed(librispeech.read_tree(tree, ["dev-clean"]), tmp_path)
+    assert [(r.id, r.reason) for r in found.rejected] == [
+        ("9-1-0000", f"repeated id (with other words in {text}, line 1 and {text}, line 3)")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["librispeech", "voxceleb", "folder"])
+def test_a_folder_that_may_not_be_read_costs_its_records(tree, tmp_path, kind, monkeypatch):
+    """The user root may read everything: the refusal is made up."""
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    if kind == "voxceleb":
+        for name in ("id10001/open", "id10001/closed"):
+            write_audio(tmp_path / "vox" / name / "00001.wav")
+        source = voxceleb.read_tree(tmp_path, ["vox"])
+    else:
+        (tree / "dev-clean" / "84" / "closed").mkdir()
+        source = librispeech.read_tree(tree) if kind == "librispeech" else clips.read_folder(tree)
+    problems = [(r["id"], r["problem"]) for r in source if "problem" in r]
+    assert len(problems) == 1
+    assert problems[0][0].endswith("closed")
+    assert problems[0][1] == "unreadable folder (Permission denied)"
+    found = indexed(source, tmp_path)
+    assert len(found) == len(source) - 1
+
+
 def test_one_of_several_manifests_may_have_no_row_of_a_split(tmp_path):
     (tmp_path / "a.tsv").write_text("path\tsplit\na.wav\ttrain\n")
     (tmp_path / "b.tsv").write_text("path\tsplit\nb.wav\tdev\nc.wav\ttrain\n")
     data = splits.default_config()
     data.update({"kind": "manifest", "root": f"{tmp_path / 'a.tsv'}, {tmp_path / 'b.tsv'}"})
-    found = {name: splits.open_source(data, [name]).records for name in ("train", "dev")}
+    found = {name: splits.open_source(data, [name]) for name in ("train", "dev")}
     assert {name: [r["id"] for r in rows] for name, rows in found.items()} == {
         "train": ["a", "c"],
         "dev": ["b"],
@@ -102,7 +169,7 @@ def test_tsv_paths_columns_and_filter(tmp_path):
     }
     assert source[1] == {"id": "b", "audio": "/abs/b.wav", "path": "/abs/b.wav"}
     moved = manifest.read_manifest(path, root=tmp_path, where={"split": "train"})
-    assert [r["audio"] for r in moved.records] == [str(tmp_path / "wav" / "a.wav")]
+    assert [r["audio"] for r in moved] == [str(tmp_path / "wav" / "a.wav")]
     assert len(manifest.read_manifest(path, where={"split": ["train", "dev"]})) == 2
     other = manifest.read_manifest(path, columns={"text": "split", "id": "path"})
     assert (other[0]["id"], other[0]["text"]) == ("wav/a.wav", "train")
@@ -113,8 +180,131 @@ def test_jsonl_with_usual_names(tmp_path):
     rows = [{"audio_filepath": f"{i}.wav", "text": "T", "duration": 1.0} for i in range(2)]
     path.write_text("\ufeff" + "\n".join(map(json.dumps, rows)))
     source = manifest.read_manifest(path)
-    assert [r["id"] for r in source.records] == ["0", "1"]
+    assert [r["id"] for r in source] == ["0", "1"]
     assert source[1]["audio"] == str(tmp_path / "1.wav")
+
+
+def manifest_of(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    return [*manifest.read_manifest(tmp_path / name)]
+
+
+def test_nemo_tells_utterances_of_a_file_apart(tmp_path):
+    rows = [
+        {"audio_filepath": "long.wav", "offset": 0.0, "duration": 1.25, "text": "A"},
+        {"audio_filepath": "long.wav", "offset": 1.25, "duration": 2, "text": "B"},
+        {"audio_filepath": "own.wav", "offset": 1.25, "duration": 2.0, "id": "x", "text": "C"},
+        {"audio_filepath": "whole.wav", "duration": 3.5, "text": "D"},
+    ]
+    found = manifest_of(tmp_path, "m.json", "\n".join(map(json.dumps, rows)))
+    assert [(r["id"], r["start"], r["duration"], r["text"]) for r in found] == [
+        ("long", 0.0, 1.25, "A"),
+        ("long:1.250", 1.25, 2.0, "B"),
+        ("x", 1.25, 2.0, "C"),
+        ("whole", 0.0, 3.5, "D"),
+    ]
+    assert {r["audio"] for r in found[:2]} == {str(tmp_path / "long.wav")}
+
+
+def test_hugging_face_and_speechbrain(tmp_path):
+    """metadata.csv and .jsonl, prepare scripts' CSV and JSON; lists of words; ids are kept."""
+    found = manifest_of(tmp_path, "metadata.csv", 'file_name,transcription\na.wav,"YES, SIR"\n')
+    assert found == [
+        {"id": "a", "audio": str(tmp_path / "a.wav"), "path": "a.wav", "text": "YES, SIR"}
+    ]
+    row = {"file_name": "a.wav", "transcription": ["YES", "SIR"]}
+    assert manifest_of(tmp_path, "metadata.jsonl", json.dumps(row))[0]["text"] == "YES SIR"
+    text = "ID,duration,wav,spk_id,wrd\n1-2-3,14.5,/c/1-2-3.flac,1,GO ON\n"
+    prepared = {"id": "1-2-3", "audio": "/c/1-2-3.flac", "path": "/c/1-2-3.flac"}
+    prepared |= {"speaker": "1", "text": "GO ON"}
+    assert manifest_of(tmp_path, "train.csv", text) == [prepared]
+    rows = {"1-2-3": {"wav": "/c/1-2-3.flac", "length": 14.5, "words": "GO ON", "spk_id": 1}}
+    rows["4"] = {"wav": "{data_root}/4.flac", "length": 1.0, "words": "STOP", "spk_id": "2"}
+    first, second = manifest_of(tmp_path, "train.json", json.dumps(rows, indent=2))
+    assert first == prepared
+    assert (second["id"], second["audio"]) == ("4", str(tmp_path / "4.flac"))
+    assert len(manifest_of(tmp_path, "list.json", json.dumps([row, row]))) == 2
+    twice = '{"a": {"wav": "a.wav"}, "a": {"wav": "b.wav"}}'  # neither is lost
+    assert [r["path"] for r in manifest_of(tmp_path, "m.json", twice)] == ["a.wav", "b.wav"]
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ('"HE SAID ""GO"" TWICE"', 'HE SAID "GO" TWICE'),
+        ('"ALL OF IT"', "ALL OF IT"),
+        ('"Unbalanced, as in Common Voice', '"Unbalanced, as in Common Voice'),
+        ('SAY "YES"', 'SAY "YES"'),
+        ('"NO" SHE SAID', '"NO" SHE SAID'),
+        ('"A" AND "B"', '"A" AND "B"'),
+    ],
+)
+def test_quotation_marks_of_tsv(tmp_path, field, text):
+    found = manifest_of(tmp_path, "m.tsv", f"path\ttext\na.wav\tWORD\nb.wav\t{field}\n")
+    assert [r["text"] for r in found] == ["WORD", text]
+    # One field that no csv writer wrote decides for all.
+    found = manifest_of(tmp_path, "m.tsv", f'path\ttext\na.wav\t5" X\nb.wav\t{field}\n')
+    assert [r["text"] for r in found] == ['5" X', field]
+
+
+def test_blanks_round_names_are_no_part_of_them(tmp_path):
+    text = "id \t path\tspeaker\tsplit\n a \ta b.wav \t s\tdev \nb\tc.wav\ts\ttrain\n"
+    (tmp_path / "M.TSV").write_text(text)
+    found = manifest.read_manifest(tmp_path / "M.TSV", where={"split": "dev"})
+    assert [*found] == [
+        {"id": "a", "audio": str(tmp_path / "a b.wav"), "path": "a b.wav", "speaker": "s"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"path": ""}, "missing path"),
+        ({"path": None}, "missing path"),
+        ({"path": {"bytes": None}}, "missing path"),
+        ({"text": {"words": "A"}}, "unclear text (text is dict"),
+        ({"text": [1, 2]}, "unclear text (text is list"),
+        ({"speaker": ["a", "b", 1]}, "unclear speaker"),
+        ({"offset": "soon"}, "unclear offset (offset 'soon' is no number)"),
+        ({"offset": -1}, "empty segment (offset -1 s"),
+        ({"offset": 1, "duration": 0}, "empty segment"),
+        ({"start": 16000}, "unclear column start"),
+        ({"end_time": "1.5"}, "unclear column end_time"),
+        ({"channel": 0.5}, "missing channel (channel 0.5"),
+        ({"channel": "left"}, "unclear channel"),
+    ],
+)
+def test_a_row_that_is_not_understood_is_rejected_by_name(tmp_path, row, problem):
+    rows = [{"id": "good", "path": "a.wav", "text": "A"}]
+    rows.append({"id": "odd", "path": "b.wav", "text": "B"} | row)
+    good, odd = manifest_of(tmp_path, "m.jsonl", "\n".join(map(json.dumps, rows)))
+    assert "problem" not in good
+    assert odd["id"] == "odd"
+    assert odd["problem"].startswith(problem)
+    assert odd["problem"].endswith(f"{tmp_path / 'm.jsonl'}, line 2")
+
+
+def test_a_channel_of_a_manifest_is_the_one_that_is_read(tmp_path):
+    samples = np.stack([np.full(1000, 0.25), np.full(1000, -0.5)], 1)
+    soundfile.write(tmp_path / "a.wav", samples, RATE_HZ)
+    (record,) = manifest_of(tmp_path, "m.tsv", "path\tchannel\na.wav\t1\n")
+    np.testing.assert_allclose(records.load_record(record, RATE_HZ, 0), -0.5)
+
+
+def test_a_folder_of_manifests(tmp_path):
+    """One file a split, as of NeMo and SpeechBrain, and Hugging Face's audiofolder."""
+    (tmp_path / "train.json").write_text('{"audio_filepath": "a.wav"}')
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "metadata.csv").write_text("file_name\nb.wav\n")
+    data = splits.default_config()
+    data.update({"kind": "manifest", "root": str(tmp_path)})
+    assert [r["id"] for r in splits.open_source(data, ["train.json"])] == ["a"]
+    (record,) = splits.open_source(data, ["dev"])
+    assert record["audio"] == str(tmp_path / "dev" / "b.wav")
+    with pytest.raises(
+        records.DataError, match=r"no manifest .*test: config.data.root is a folder"
+    ):
+        splits.open_source(data, ["test"])
 
 
 @pytest.mark.parametrize(
@@ -128,10 +318,15 @@ def test_jsonl_with_usual_names(tmp_path):
         ("m.tsv", "id\tpath\tsplit\na\tb\tdev\n", {"where": {"spilt": "x"}}, "mean 'split'"),
         ("m.tsv", "id\tpath\tsplit\na\tb\tdev\n", {"where": {"split": "x"}}, r"none of 1.*'dev'"),
         ("m.tsv", "id\tpath\na\tb\n", {"root": "/nowhere"}, "no folder /nowhere"),
-        ("m.tsv", "id\tpath\na\t\n", {}, "names no audio file"),
+        ("m.tsv", "id\tpath\tid\na\tb\tc\n", {}, "two columns 'id'"),
         ("m.jsonl", '{"path": 1}\n{', {}, "line 2: not JSON"),
-        ("m.jsonl", "[]", {}, "line 1: not a JSON object"),
-        ("m.csv", "id,path", {}, "suffix"),
+        ("m.jsonl", "7", {}, "line 1: not a JSON object"),
+        ("m.jsonl", '["a"]', {}, "entry 1: not a JSON object"),
+        ("m.csv", "id,path", {}, "holds no rows"),
+        ("m.csv", 'id,path\na,"b"c\n', {}, "line 2: not CSV"),
+        ("m.csv", "id,path\na,b,c\n", {}, "line 2: 3 fields, .* separated by a comma"),
+        ("m.csv", "id;path\na;b\n", {}, "no column with the audio path among id;path"),
+        ("m.txt", "id,path", {}, "suffix"),
     ],
 )
 def test_manifest_errors(tmp_path, name, content, options, message):
@@ -143,8 +338,13 @@ def test_manifest_errors(tmp_path, name, content, options, message):
 def test_missing_and_undecodable_manifests(tmp_path):
     with pytest.raises(records.DataError, match="no manifest"):
         manifest.read_manifest(tmp_path / "m.tsv")
-    (tmp_path / "m.tsv").write_bytes(b"id\tpath\n\xff\xfe\t1\n")
-    with pytest.raises(records.DataError, match="not UTF-8"):
+    (tmp_path / "m.tsv").write_bytes(b"id\tpath\na\tb\nJ\xfcrgen\t1\n")
+    with pytest.raises(records.DataError, match=r"m.tsv, line 3: .* not UTF-8 .* 0xfc.*iconv"):
+        manifest.read_manifest(tmp_path / "m.tsv")
+    (tmp_path / "m.tsv").write_bytes("id\tpath\r\n\u00e9\tb\r\n".encode("utf-16"))
+    assert manifest.read_manifest(tmp_path / "m.tsv")[0]["id"] == "\u00e9"
+    (tmp_path / "m.tsv").write_bytes("id\tpath\na\tb\n".encode("utf-16-le"))
+    with pytest.raises(records.DataError, match=r"m.tsv, line 1: .* zero byte"):
         manifest.read_manifest(tmp_path / "m.tsv")
 
 
@@ -203,6 +403,7 @@ def test_an4_as_distributed_through_tfds_without_tensorflow(tmp_path, suffix):
         whole,
         cache=tmp_path / "cache",
         rejected_tsv=tmp_path / "rejected.tsv",
+        sample_rate_hz=RATE_HZ,
         min_seconds=0.01,
         max_seconds=1.0,
         require_text=True,
@@ -403,7 +604,7 @@ def test_tfds_errors_say_what_to_do(tmp_path):
 def test_real_trees_and_manifests(speech_data):
     source = librispeech.read_tree(speech_data / "sentences", ["test-other"])
     assert len(source) == 80
-    assert all(record["text"] for record in source.records)
+    assert all(record["text"] for record in source)
     path = speech_data / "sentences" / "an4" / "an4.tsv"
     dev = manifest.read_manifest(path, root=speech_data, where={"split": "dev"})
     assert len(dev) == 100
@@ -414,6 +615,24 @@ def test_real_trees_and_manifests(speech_data):
     sphere = speech_data / "reference" / "sphere" / "an251-fash-b.sph"
     flac = speech_data / "sentences" / "an4" / "train" / "fash" / "fash-an251.flac"
     np.testing.assert_array_equal(an4.read_int16(sphere), an4.read_int16(flac))
+
+
+def test_empty_references_are_kept_to_evaluate_when_asked(tmp_path):
+    rows = ["path\tsplit\ttext"]
+    for n, (split, text) in enumerate([("train", "A"), ("train", ""), ("dev", " "), ("dev", "B")]):
+        write_audio(tmp_path / f"{n}.wav", seed=n)
+        rows.append(f"{n}.wav\t{split}\t{text}")
+    (tmp_path / "m.tsv").write_text("\n".join(rows))
+    config = ConfigDict({"data": splits.default_config(), "features": {}})
+    config.data.update({"kind": "manifest", "root": str(tmp_path / "m.tsv"), "test": ()})
+    config.data.max_bad_share = 0.5
+    for allow, texts in ((False, ["B"]), (True, ["", "B"])):
+        config.data.allow_empty_text = allow
+        opened = splits.Splits(config, tmp_path / "work", require_text=True)
+        assert opened["train"].texts == ["A"]
+        assert opened["dev"].texts == texts
+        last = opened["dev"].written_at(int(opened["dev"].index.positions[-1]))
+        assert last == {"id": "3", "text": "B", "speaker": "", "path": "3.wav"}
 
 
 def test_names_with_commas_between_are_several():

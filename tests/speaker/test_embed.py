@@ -36,9 +36,9 @@ def embedder(run):
 
 def split_of(audio):
     rows = [{"id": f"u{i}", "audio": a, "sample_rate": RATE_HZ} for i, a in enumerate(audio)]
-    seconds = np.array([len(a) / RATE_HZ for a in audio], np.float32)
+    lengths = np.array([len(a) for a in audio])
     source = records.RecordList("voices", tuple(rows))
-    return splits.Split("voices", source, records.Index(np.arange(len(rows)), seconds, ()))
+    return splits.Split("voices", source, records.Index(np.arange(len(rows)), lengths, RATE_HZ))
 
 
 def untrained(run, folder, kind="xvector", **changes):
@@ -187,7 +187,9 @@ def test_pauses_are_left_out_once(run, tmp_path, monkeypatch):
     assert re.fullmatch(short, alone.failed[0])
     assert alone.failed[1].startswith("no speech in it")
     np.testing.assert_allclose(alone.embeddings[0], found[0], atol=1e-5 * scale)
-    none = dataclasses.replace(split, index=records.Index(np.arange(2), np.ones(2), ()))
+    none = dataclasses.replace(
+        split, index=records.Index(np.arange(2), np.full(2, RATE_HZ), RATE_HZ)
+    )
     with pytest.raises(io.AudioError, match=rf"all 2 recordings of three: {short}"):
         embedder(none)
 

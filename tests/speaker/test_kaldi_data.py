@@ -257,7 +257,7 @@ def test_pauses_are_left_out_of_recordings(tmp_path, caplog):
 def test_settings_that_exclude_each_other(root, tmp_path, changes, message):
     with pytest.raises(errors.UserError, match=message):
         make_task(get_config(root, **changes), tmp_path)
-    assert not (tmp_path / "index.json").exists()  # said before the data were read
+    assert not (tmp_path / "rejected.tsv").exists()  # said before the data were read
 
 
 def test_features_of_another_size_are_named_before_training(root, tmp_path):

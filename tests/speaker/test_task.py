@@ -42,9 +42,9 @@ def corpus():
         for s, name in enumerate(SPEAKERS)
         for i in range(4)
     ]
-    seconds = np.array([len(row["audio"]) / RATE_HZ for row in rows], np.float32)
+    lengths = np.array([len(row["audio"]) for row in rows])
     source = records.RecordList("voices", tuple(rows))
-    return splits.Split("train", source, records.Index(np.arange(len(rows)), seconds, ()))
+    return splits.Split("train", source, records.Index(np.arange(len(rows)), lengths, RATE_HZ))
 
 
 def make_task(corpus, tmp_path, **changes):
@@ -176,7 +176,7 @@ def test_speakers_come_equally_often_whatever_they_recorded(corpus, tmp_path):
     few = splits.Split(
         "train",
         corpus.source,
-        records.Index(np.array([0, 1, 2, 3, 4, 8, 12]), corpus.index.seconds[:7], ()),
+        records.Index(np.array([0, 1, 2, 3, 4, 8, 12]), corpus.index.lengths[:7], RATE_HZ),
     )
     counts = {}
     for sampler in ("utterance", "speaker"):
@@ -369,7 +369,7 @@ def test_large_margin_training_starts_from_another_run(corpus, tmp_path):
     assert not weights[4:].any()
     jax.tree.map(np.testing.assert_array_equal, begun.params["encoder"], old["encoder"])
     few = splits.Split(
-        "train", corpus.source, records.Index(np.arange(12), corpus.index.seconds[:12], ())
+        "train", corpus.source, records.Index(np.arange(12), corpus.index.lengths[:12], RATE_HZ)
     )
     (tmp_path / "few").mkdir()
     other = start(make_task(few, tmp_path / "few", **(changes | {"loss.sharded": False})))
@@ -466,7 +466,7 @@ def test_a_trial_list_is_used(trained, tmp_path, corpus):
 
 
 def test_a_trial_list_may_name_files(tmp_path, corpus):
-    rows = tuple(row | {"path": f"wav/{row['id']}.wav"} for row in corpus.source.records)
+    rows = tuple(row | {"path": f"wav/{row['id']}.wav"} for row in corpus.source)
     split = splits.Split("dev", records.RecordList("voices", rows), corpus.index)
     lines = ["1 wav/ann-0.wav wav/ann-3.wav", "0 wav/ann-1.wav wav/bob-1.wav"]
     (tmp_path / "trials").write_text("\n".join(lines) + "\n")
@@ -522,7 +522,7 @@ def test_a_split_of_both_kinds_has_both_lists(tmp_path, corpus):
 
 
 def test_bad_data_is_named(tmp_path, corpus):
-    rows = tuple({k: v for k, v in row.items() if k != "speaker"} for row in corpus.source.records)
+    rows = tuple({k: v for k, v in row.items() if k != "speaker"} for row in corpus.source)
     nameless = splits.Split("train", records.RecordList("voices", rows), corpus.index)
     with pytest.raises(errors.UserError, match=r"voices: record 'ann-0' names no speaker"):
         data.write_classes(nameless, tmp_path)
@@ -539,7 +539,7 @@ def test_bad_data_is_named(tmp_path, corpus):
     three = splits.Split(
         "train",
         corpus.source,
-        records.Index(np.arange(12), corpus.index.seconds[:12], ()),
+        records.Index(np.arange(12), corpus.index.lengths[:12], RATE_HZ),
     )
     (tmp_path / "checkpoints" / "15").mkdir(parents=True)
     with pytest.raises(errors.UserError, match=r"lack 1 \(dee\) and have 0 new"):
@@ -548,7 +548,7 @@ def test_bad_data_is_named(tmp_path, corpus):
     with pytest.raises(errors.UserError, match="'ann-0' names no speaker"):
         evaluation.find_trials(nameless, "", 100)
     alone = splits.Split(
-        "dev", corpus.source, records.Index(np.arange(4), corpus.index.seconds[:4], ())
+        "dev", corpus.source, records.Index(np.arange(4), corpus.index.lengths[:4], RATE_HZ)
     )
     with pytest.raises(errors.UserError, match="6 of 6 trials are target trials"):
         evaluation.find_trials(alone, "", 100)

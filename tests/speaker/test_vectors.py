@@ -59,6 +59,10 @@ def test_the_bytes_of_an_archive(tmp_path):
     assert path.read_bytes() == expected
     table = [f"{n} {tmp_path}/embeddings.ark:{k}" for n, k in zip(SORTED, offsets)]
     assert path.with_suffix(".scp").read_text("utf-8").splitlines() == table
+    # Other programs write tabs, and Windows a mark and other ends of lines.
+    text = "\r\n".join(table).replace(" ", "\t", 1).encode("utf-8-sig")
+    (tmp_path / "other.scp").write_bytes(text)
+    assert vectors.read(tmp_path / "other.scp")[0] == SORTED
 
 
 def test_kaldis_other_archives_are_read(tmp_path):

@@ -149,5 +149,5 @@ def _read_tsv(path: pathlib.Path) -> dict[str, dict[str, records.Record]]:
             if "none of" not in str(error):
                 raise
             continue
-        splits[split] = {record["id"]: record for record in rows.records}
+        splits[split] = {record["id"]: record for record in rows}
     return splits
