@@ -3,8 +3,13 @@
 import os
 import pathlib
 
-# Compiling takes most of the tests' time and what is compiled runs for milliseconds.
+from common.data import embedded
+
+# Compiling takes most of the tests' time and what is compiled runs for milliseconds: without
+# optimisation, and kept where the commands keep it, for all workers, processes and later runs.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(embedded.cache_folder() / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
