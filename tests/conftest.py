@@ -3,18 +3,22 @@
 import os
 import pathlib
 
-from common.data import embedded
-
-# Compiling takes most of the tests' time and what is compiled runs for milliseconds: without
-# optimisation, and kept where the commands keep it, for all workers, processes and later runs.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(embedded.cache_folder() / "xla")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-
 import jax
 import pytest
 from absl import flags
 
+from common.data import embedded
+
+# Compiling takes most of the tests' time, and what is compiled runs for milliseconds: it is done
+# without optimisation and kept where the commands keep it, for all workers and later runs.
+XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} --xla_backend_optimization_level=0"
+for name, value in {
+    "jax_compilation_cache_dir": str(embedded.cache_folder() / "xla"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)  # for the processes that tests start
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Grain's worker processes read absl flags; outside app.run nobody parses them.
