@@ -34,8 +34,8 @@ def full_size(tmp_path, name, *argument):
     """A task without data, and its state's shapes: nothing is computed."""
     config = workdir.freeze(load(name, *argument))
     letters = tokenizer_lib.TokenizerConfig("char", 0, case="upper")
-    tokenizer = tokenizer_lib.train_tokenizer(("THE QUICK BROWN FOX",), letters, None)
-    task = asr_task.AsrTask(config, tmp_path, tokenizer, None, {})
+    tokenizer_lib.train_tokenizer(("THE QUICK BROWN FOX",), letters, tmp_path / "tokenizer")
+    task = asr_task.AsrTask(config, tmp_path, {})
     return task, jax.eval_shape(lambda key: task.create_state(task.init(key)), jax.random.key(0))
 
 
@@ -68,7 +68,8 @@ def test_steps_of_the_debug_size_train(tmp_path, name):
     config.data.batch_seconds = 48.0  # rows for each of the eight devices of the tests
     config = workdir.freeze(config)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    task = asr_task.make_task(config, tmp_path, "train")
+    task = asr_task.make_task(config, tmp_path)
+    task.prepare()
     state = starting.first_state(task, config, mesh)
     before = jax.device_get(state.params)
     step = trainer.make_train_step(task, config, mesh)

@@ -75,7 +75,7 @@ def test_transcribe_goes_on_after_bad_files(trained, tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"RIFF....WAVE")
     names = ("good.wav", "broken.wav", "absent.wav", "long.wav", "stereo.wav")
     files = [tmp_path / name for name in names]
-    done = commands.fails("asr.transcribe", f"--workdir={trained}", *files, code=1)
+    done = commands.run("asr.transcribe", f"--workdir={trained}", *files, code=1)
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert [pathlib.Path(line[0]).name for line in lines] == ["good.wav", "long.wav", "stereo.wav"]
     assert all(len(line) == 3 for line in lines)
@@ -144,7 +144,7 @@ def test_bad_input_is_one_message(tmp_path, options, words):
 def test_bad_input_ends_the_process(tmp_path):
     """As above, but as a user sees it."""
     options = ("--config=configs/asr/absent.py", f"--workdir={tmp_path / 'a'}")
-    done = commands.fails("asr.main", *options, code=1)
+    done = commands.run("asr.main", *options, code=1)
     assert done.stdout == ""
     assert "absent.py" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "a").exists()
