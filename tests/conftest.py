@@ -1,5 +1,6 @@
 """Eight host devices, no silent rank promotion, warnings are errors (pyproject.toml)."""
 
+import collections
 import os
 import pathlib
 
@@ -23,6 +24,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Grain's worker processes read absl flags; outside app.run nobody parses them.
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

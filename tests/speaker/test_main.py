@@ -12,7 +12,7 @@ CONFIG = "--config=configs/speaker/quickstart.py:debug"
 
 def run(*options: str):
     """With XLA's optimisation, which the other tests do without (conftest.py)."""
-    xla_flags = os.environ["XLA_FLAGS"].replace("--xla_backend_optimization_level=0", "")
+    xla_flags = os.environ["XLA_FLAGS"].replace("--xla_backend_optimization_level=0", "").strip()
     return commands.run("speaker.main", *options, env={**os.environ, "XLA_FLAGS": xla_flags})
 
 
