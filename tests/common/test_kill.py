@@ -1,34 +1,42 @@
 """Real training processes, killed: what is on disk is always enough to end with the same bits."""
 
 import json
-import os
 import pathlib
-import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
 
 from common import preemption
+from tests import commands
 
-ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 400
-KILLS = 20
+STEPS = 200
+# Where a process dies while it saves: before a change to the checkpoints (`toy.change`), or as many
+# changes later.
+MOMENTS = (
+    ("mkdir", 0),  # nothing of the new one is there
+    ("mkdir", 3),
+    ("open", 2),
+    ("open", 4),
+    ("rename", 0),  # its parts get their names one by one
+    ("rename", 4),
+    ("commit", 0),  # all is there but the name
+    ("commit", 1),
+    ("rmtree", 0),  # an old one goes
+    ("rmtree", 2),
+    ("rmtree", 9),
+)
 
 
-def start(workdir: pathlib.Path, *options: str) -> subprocess.Popen:
+def start(workdir: pathlib.Path, *options: object) -> subprocess.Popen:
     workdir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tests.common.toy", f"--workdir={workdir}", *options]
     with (workdir / "stderr.txt").open("a") as log:
-        return subprocess.Popen(
-            command, cwd=ROOT, stderr=log, env={**os.environ, "PYTHONPATH": "."}
-        )
+        return commands.start("tests.common.toy", f"--workdir={workdir}", *options, stderr=log)
 
 
-def finish(workdir: pathlib.Path, *options: str) -> dict[str, str]:
+def finish(workdir: pathlib.Path, *options: object) -> dict[str, str]:
     code = start(workdir, *options).wait(timeout=300)
     assert code == 0, (workdir / "stderr.txt").read_text()
     return json.loads((workdir / "final.json").read_text())
@@ -39,46 +47,39 @@ def checkpoints(workdir: pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory) -> dict[str, str]:
+    """The end of an unbroken run."""
+    return finish(tmp_path_factory.mktemp("whole"), f"--steps={STEPS}")
+
+
 @pytest.mark.slow
-def test_sigkill_at_random_moments_changes_no_bit(tmp_path):
-    """SIGKILL at 20 random moments of one run, saves included; each loses at most one interval."""
-    options = (f"--steps={STEPS}", "--seconds_a_step=0.01")
-    expected = finish(tmp_path / "whole", *options)
-    rng = random.Random(0)
-    run, kills, last = tmp_path / "killed", 0, 0
-    deadline = time.monotonic() + 400
-    while kills < KILLS and time.monotonic() < deadline:
-        process = start(run, *options)
-        target = last + 1 if kills % 2 else last
-        while not [s for s in checkpoints(run) if s > target] and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.15))  # anywhere between two saves, or inside one
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-        saved = checkpoints(run)
-        assert saved
-        assert saved[-1] >= last  # a checkpoint, once there, stays until a newer one is
-        last = saved[-1]
-    assert kills >= KILLS, f"only {kills} kills fitted into {STEPS} steps"
-    assert finish(run, *options) == expected
-    assert not (run / "damaged").exists()
+def test_sigkill_amid_a_save_changes_no_bit(expected, tmp_path):
+    """One run of many processes: each gets through one save and dies by SIGKILL in a later one."""
+    last = 0
+    for what, later in MOMENTS:
+        process = start(
+            tmp_path, f"--steps={STEPS}", f"--die_at={what}", f"--changes_later={later}"
+        )
+        log = (tmp_path / "stderr.txt").read_text()
+        assert process.wait(timeout=300) == -signal.SIGKILL, f"{what} {later}: {log}"
+        assert checkpoints(tmp_path)[-1] > last  # a checkpoint stays until a newer one is there
+        last = checkpoints(tmp_path)[-1]
+    assert finish(tmp_path, f"--steps={STEPS}") == expected
+    assert not (tmp_path / "damaged").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits_cleanly(tmp_path, number):
-    options = ("--steps=60", "--seconds_a_step=0.02")
-    process = start(tmp_path / "run", *options)
-    while not checkpoints(tmp_path / "run"):
+def test_a_signal_saves_and_exits_cleanly(expected, tmp_path, number):
+    process = start(tmp_path, f"--steps={STEPS}", "--seconds_a_step=0.02")
+    while not checkpoints(tmp_path):
         time.sleep(0.01)
     process.send_signal(number)
     assert process.wait(timeout=60) == preemption.EXIT_CODE
-    log = (tmp_path / "run" / "stderr.txt").read_text()
-    assert f"{number.name}: saved step {checkpoints(tmp_path / 'run')[-1]}" in log
-    assert finish(tmp_path / "run", *options) == finish(tmp_path / "whole", *options)
+    log = (tmp_path / "stderr.txt").read_text()
+    assert f"{number.name}: saved step {checkpoints(tmp_path)[-1]}" in log
+    assert finish(tmp_path, f"--steps={STEPS}") == expected
 
 
 def pair(workdir: pathlib.Path) -> list[subprocess.Popen]:

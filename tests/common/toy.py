@@ -7,7 +7,9 @@ tests that kill one.
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
+import signal
 import sys
 
 import flax.linen as nn
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from common import metrics, optim, parallel, preemption, state, steps, trainer
+from common import checkpoint, metrics, optim, parallel, preemption, state, steps, trainer
 from common.nn import masking, norm
 from common.task import Report
 
@@ -151,6 +153,47 @@ def make_config(**changes) -> ml_collections.FrozenConfigDict:
     return ml_collections.FrozenConfigDict(config)
 
 
+def change(event: str, args: tuple) -> str:
+    """What an audit event of Python does to the checkpoints; "" if nothing.
+
+    It comes before it is done. "commit" gives a checkpoint its final name.
+    """
+    event = event.rpartition(".")[2]
+    if event not in ("mkdir", "open", "rename", "remove", "rmdir", "rmtree"):
+        return ""
+    path = os.fsdecode(args[0]) if isinstance(args[0], str | bytes | os.PathLike) else ""
+    # rmtree names files from within their folder.
+    if "/checkpoints/" not in path and (path[:1] == "/" or event not in ("remove", "rmdir")):
+        return ""
+    if event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR):
+        return ""
+    return "commit" if event == "rename" and pathlib.Path(args[1]).name.isdigit() else event
+
+
+def die_amid_a_save(what: str, later: int) -> None:
+    """This process will kill itself before the change `what`, or `later` changes after it.
+
+    Changes count from the second save on.
+    """
+    save, saves, since = checkpoint.Checkpointer.save, [], []
+
+    def counted(self, step, *args, **options):
+        self.wait()  # for the save before
+        saves.append(step)
+        return save(self, step, *args, **options)
+
+    def watch(event, args):
+        if len(saves) < 2 or not (found := change(event, args)):
+            return
+        if since or found == what:
+            since.append(found)
+        if len(since) > later:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.Checkpointer.save = counted
+    sys.addaudithook(watch)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
@@ -159,7 +202,11 @@ def main() -> None:
     parser.add_argument("--coordinator")
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--seconds_a_step", type=float, default=0.0)
+    parser.add_argument("--die_at")
+    parser.add_argument("--changes_later", type=int, default=0)
     args = parser.parse_args()
+    if args.die_at:
+        die_amid_a_save(args.die_at, args.changes_later)
     jax.config.update("jax_num_cpu_devices", args.devices)
     if args.coordinator:
         jax.distributed.initialize(args.coordinator, 2, args.process)

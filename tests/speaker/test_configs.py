@@ -1,14 +1,17 @@
 """The experiments of configs/speaker: sizes of networks, and the page for Simple-tklia's users."""
 
 import importlib
+import math
 import pathlib
 import re
 
 import jax
+import numpy as np
 import pytest
 
-from common import workdir
+from common import metrics, parallel, starting, trainer, workdir
 from speaker import model, pooling, settings
+from speaker import task as speaker_task
 
 PAGE = pathlib.Path(__file__).parents[2] / "speaker" / "SIMPLE_TKLIA.md"
 
@@ -58,6 +61,45 @@ def test_every_experiment_has_a_debug_size_and_refuses_other_arguments(name):
     assert config.data.kind == "embedded"
     with pytest.raises(ValueError, match="the argument is"):
         load(name, "large")
+
+
+@pytest.mark.parametrize("name", ["voxceleb_resnet34", "voxceleb_ecapa"])
+def test_a_step_of_the_full_size_gives_a_state_of_the_same_shape(tmp_path, name):
+    (tmp_path / "speakers.txt").write_text("".join(f"{i:04d}\n" for i in range(5994)))
+    config = workdir.freeze(load(name))
+    task = speaker_task.SpeakerTask(config, tmp_path, {})
+    state = jax.eval_shape(lambda key: task.create_state(task.init(key)), jax.random.key(0))
+    rows = 8
+    integers = jax.ShapeDtypeStruct((rows,), np.int32)
+    batch = {name: integers for name in ("audio_lengths", "label", "index", "row")}
+    batch["audio"] = jax.ShapeDtypeStruct((rows, 32000), np.float32)
+    batch["mask"] = jax.ShapeDtypeStruct((rows,), np.bool_)
+    step = trainer.make_train_step(task, config, parallel.make_mesh(jax.devices()[:1]))
+    new, sums = jax.eval_shape(step, state, batch)
+    shapes, new_shapes = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, new))
+    assert shapes == new_shapes
+    assert {"loss", "accuracy"} <= set(sums)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["voxceleb_ecapa", "kaldi_example"])
+def test_steps_of_the_debug_size_train(tmp_path, name):
+    """Of quickstart.py:debug, test_main.py does all of a run."""
+    config = workdir.freeze(load(name, "debug"))
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    task = speaker_task.make_task(config, tmp_path)
+    task.prepare()
+    state = starting.first_state(task, config, mesh)
+    before = jax.device_get(state.params)
+    step = trainer.make_train_step(task, config, mesh)
+    batch = parallel.global_batch(next(iter(task.train_data())), mesh)
+    for _ in range(2):  # the rate of the first step is 0
+        state, sums = step(state, batch)
+    assert math.isfinite(metrics.finalize(sums)["loss"])
+    pairs = list(zip(jax.tree.leaves(before), jax.tree.leaves(state.params)))
+    assert all(np.isfinite(new).all() for _, new in pairs)
+    # Of a residual branch that starts at 0 (kaldi_example) only the last layer moves.
+    assert np.mean([(old != new).any() for old, new in pairs]) > 0.4
 
 
 def test_the_page_for_simple_tklia_names_settings_that_exist():
