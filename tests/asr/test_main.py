@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from common import preemption
 from common.audio import io
 from common.data import embedded
 from tests import commands
@@ -28,7 +29,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=300)
-    assert process.returncode == 0, log
+    assert process.returncode in (0, preemption.EXIT_CODE), log  # it may have been too late
     done = commands.run("asr.main", CONFIG, f"--workdir={workdir}")
     if "saved step" in log:
         assert "Resumed at step" in done.stderr
