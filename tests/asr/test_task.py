@@ -61,7 +61,7 @@ def test_the_seed_orders_the_batches(tmp_path):
         {"id": str(i), "audio": batch["audio"][i], "sample_rate": 16000, "text": text}
         for i, text in enumerate(TEXTS)
     ]
-    index = records.Index(np.arange(ROWS), np.ones(ROWS, np.float32), ())
+    index = records.Index(np.arange(ROWS), np.full(ROWS, 16000), 16000)
     split = splits.Split("train", records.RecordList("tones", tuple(rows)), index)
 
     def first(seed):
