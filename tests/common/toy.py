@@ -111,6 +111,9 @@ class ToyTask:
         y = Net().apply(variables, batch["x"], batch["x_lengths"], train=False)
         return {"error": metrics.ratio(jnp.abs(y - batch["y"]), batch["mask"])}, {"y": y}
 
+    def prepare(self):
+        pass
+
     def train_data(self):
         return grain.MapDataset.source(Examples(self.config.seed)).to_iter_dataset(
             grain.ReadOptions(num_threads=0)
