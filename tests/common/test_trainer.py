@@ -163,7 +163,7 @@ def real_rows(batch: int) -> str:
 
 def test_nan_stops_with_step_metric_recordings_and_checkpoint(tmp_path):
     message = diverges(tmp_path, toy.ToyTask(toy.make_config(), poison_step=12))
-    assert "Step 13: not finite: loss, grad_norm. " in message
+    assert "Step 13: not finite: loss, grad_norm" in message
     assert f"It saw: {real_rows(12)}. " in message
 
 
