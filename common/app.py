@@ -5,6 +5,7 @@ A `<task>/main.py` is `app.run(task.PACKAGE)` with its own docstring.
 
 import contextlib
 import ctypes
+import io
 import logging
 import os
 import pathlib
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 def set_up_logging() -> None:
     """Our own lines on stderr, above the progress bar; libraries only when they warn."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files come out byte for byte
+        sys.stdout.reconfigure(errors="surrogateescape")
     handler = writers.TerminalHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(_is_news)
