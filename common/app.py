@@ -7,14 +7,13 @@ import contextlib
 import ctypes
 import io
 import logging
-import os
-import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
 from common import (
+    cache,
     command_line,
     errors,
     evaluation,
@@ -79,8 +78,8 @@ def keep_memory() -> None:
 
 
 def use_compile_cache() -> None:
-    """Compiled programs are kept in $SPEECH_CACHE (default ~/.cache/speech-jax)/xla."""
-    root = pathlib.Path(os.environ.get("SPEECH_CACHE") or "~/.cache/speech-jax").expanduser()
+    """Compiled programs are kept in the cache folder."""
+    root = cache.folder()
     jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 

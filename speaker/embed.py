@@ -15,9 +15,9 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, Int, Num
 
-from common import errors, parallel, trained
+from common import cache, errors, parallel, trained
 from common.audio import io, vad
-from common.data import ark, embedded, indexing, records, splits
+from common.data import ark, indexing, records, splits
 from speaker import backend, calibration, data
 from speaker import task as speaker_task
 
@@ -201,7 +201,7 @@ class Embedder:
         (folder / "rejected.tsv").unlink(missing_ok=True)
         index = indexing.build_index(
             source,
-            cache=embedded.cache_folder() / "index",
+            cache=cache.folder() / "index",
             rejected_tsv=folder / "rejected.tsv",
             sample_rate_hz=self.config.data.sample_rate_hz,
             channel=splits.channel(self.config.data),

@@ -8,14 +8,14 @@ import jax
 import pytest
 from absl import flags
 
-from common.data import embedded
+from common import cache
 
 # Compiling takes most of the tests' time, and what is compiled runs for milliseconds: it is done
 # without optimisation and kept where the commands keep it, for all workers and later runs.
 XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} --xla_backend_optimization_level=0"
 for name, value in {
-    "jax_compilation_cache_dir": str(embedded.cache_folder() / "xla"),
+    "jax_compilation_cache_dir": str(cache.folder() / "xla"),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
 }.items():
     jax.config.update(name, value)

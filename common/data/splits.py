@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from common import errors
+from common import cache, errors
 from common.audio import augment
 from common.data import (
     clips,
@@ -209,7 +209,7 @@ def open_split(
     source = open_source(data, names, hop_ms=features.hop_ms if given else None, vad=vad)
     index = indexing.build_index(
         source,
-        cache=embedded.cache_folder() / "index",
+        cache=cache.folder() / "index",
         rejected_tsv=workdir / "rejected.tsv",
         sample_rate_hz=data.sample_rate_hz,
         channel=channel(data),
@@ -264,7 +264,7 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Compani
         source = clips.read_folder(settings.root)
         index = indexing.build_index(
             source,
-            cache=embedded.cache_folder() / "index",
+            cache=cache.folder() / "index",
             rejected_tsv=workdir / "rejected.tsv",
             sample_rate_hz=rate,
             # Of a room response the first channel is read: see `Clips`.

@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.data import embedded, espeak, espeak_worker, sentences, voices
+from common import cache as cache_lib
+from common.data import embedded
 from common.data.builders.embedded import embedded_dataset_builder
+from common.data.embedded import sentences, tree, voices, worker
 
 TINY = embedded.CorpusSettings(hours=0.01, eval_hours=0.003, seed=1, train_voices=10, eval_voices=5)
 
@@ -150,7 +152,7 @@ def test_finish_trims_resamples_and_scales():
     rate = 22_050
     tone = np.sin(2 * np.pi * 1000 * np.arange(rate) / rate)
     padded = np.concatenate([np.zeros(rate // 2), 8000 * tone, np.zeros(rate)]).astype(np.int16)
-    audio, cut_ms = espeak_worker.finish(padded, rate, -20.0)
+    audio, cut_ms = worker.finish(padded, rate, -20.0)
     assert audio.dtype == np.int16
     # A margin of 60 ms stays on both sides.
     assert cut_ms == pytest.approx(440, abs=1)
@@ -160,9 +162,9 @@ def test_finish_trims_resamples_and_scales():
     peak_hz = np.argmax(np.abs(np.fft.rfft(middle))) * 16_000 / middle.size
     assert peak_hz == pytest.approx(1000, abs=1.5)
     # A level that would clip is lowered.
-    assert np.abs(espeak_worker.finish(padded, rate, 0.0)[0]).max() <= 0.95 * 32767 + 1
+    assert np.abs(worker.finish(padded, rate, 0.0)[0]).max() <= 0.95 * 32767 + 1
     with pytest.raises(RuntimeError, match="silence"):
-        espeak_worker.finish(np.zeros(1000, np.int16), rate, -20.0)
+        worker.finish(np.zeros(1000, np.int16), rate, -20.0)
 
 
 def test_a_failing_worker_says_which_voice_and_text():
@@ -237,9 +239,9 @@ def test_settings_decide_the_key_and_the_cache_is_used_again(cache, monkeypatch)
 
 def test_default_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path))
-    assert embedded.cache_folder() == tmp_path
+    assert cache_lib.folder() == tmp_path
     monkeypatch.delenv("SPEECH_CACHE")
-    assert embedded.cache_folder() == pathlib.Path.home() / ".cache/speech-jax"
+    assert cache_lib.folder() == pathlib.Path.home() / ".cache/speech-jax"
 
 
 @pytest.mark.parametrize("hours", [0.0, -1.0, float("nan"), 1e6])
@@ -329,7 +331,7 @@ def test_clear_errors_for_the_cache(tmp_path, monkeypatch):
 
 def test_command_line_writes_a_tree(tmp_path):
     out = tmp_path / "tree"
-    command = [sys.executable, "-m", "common.data.espeak", "--out", str(out), "--hours", "0.003"]
+    command = [sys.executable, "-m", "common.data.embedded", "--out", str(out), "--hours", "0.003"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "hours of synthetic speech" in done.stdout
     assert "rendering speech" in done.stderr
@@ -352,7 +354,7 @@ def test_command_line_writes_a_tree(tmp_path):
 
 def test_command_line_errors(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        espeak.main(["--out", str(tmp_path / "new"), "--hours", "-3"])
+        tree.main(["--out", str(tmp_path / "new"), "--hours", "-3"])
     assert stopped.value.code == 2
     assert "hours=-3.0 is out of range" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
@@ -361,7 +363,7 @@ def test_command_line_errors(tmp_path, capsys):
         (tmp_path / "file" / "new", "cannot be written: File exists"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            espeak.main(["--out", str(out), "--hours", "1"])
+            tree.main(["--out", str(out), "--hours", "1"])
         assert message in str(stopped.value.code)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

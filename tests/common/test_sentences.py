@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from common.data import sentences
+from common.data.embedded import sentences
 
 
 def _texts(split: str, seed: int, count: int) -> list[str]:

@@ -4,7 +4,7 @@
     builder.download_and_prepare()
     source = builder.as_data_source("train")
 
-Downloads nothing: the speech is rendered by eSpeak NG (see common/data/embedded.py). Audio is an
+Downloads nothing: the speech is rendered by eSpeak NG (see common/data/embedded/). Audio is an
 int16 tensor, because the Audio feature would import TensorFlow, and is stored as bytes, because
 numbers would become 64-bit integers.
 """

@@ -1,4 +1,4 @@
-"""The embedded corpus as a LibriSpeech-style tree: `python -m common.data.espeak --out DIR`."""
+"""The embedded corpus as a LibriSpeech-style tree: `python -m common.data.embedded --out DIR`."""
 
 import argparse
 import collections
@@ -12,7 +12,8 @@ import tempfile
 import soundfile
 import tqdm
 
-from common.data import embedded, voices
+from common.data import embedded
+from common.data.embedded import voices
 
 
 def write_tree(
@@ -97,7 +98,7 @@ def _encode(
 def main(arguments: list[str] | None = None) -> None:
     """The command line; ends with a one-line message when something is wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m common.data.espeak",
+        prog="python -m common.data.embedded",
         description="Render synthetic speech (eSpeak NG) into a LibriSpeech-style tree.",
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="new or empty folder")

@@ -1,4 +1,4 @@
-"""The one program that loads eSpeak NG, `python -m common.data.espeak_worker`; espeak.py starts it.
+"""The one program that loads eSpeak NG: `python -m common.data.embedded.worker`.
 
 It reads a job a line (JSON) from stdin and answers each with a line on stdout; the samples go into
 the file that the job names. eSpeak NG is GPL-3.0, so nothing else here links it, and it keeps state

@@ -1,10 +1,10 @@
 """The embedded corpus: hundreds of synthetic voices that say sentences nobody has to download.
 
 `EmbeddedCorpus("train")` is a source like any other; the first use renders it into a cache. The
-speech is eSpeak NG's (see espeak_worker.py): results on it are results on synthetic speech and have
+speech is eSpeak NG's (see worker.py): results on it are results on synthetic speech and have
 to be labelled so. Held-out splits differ from the training split in both voices and sentences.
 
-`python -m common.data.espeak --out DIR --hours H` writes the same as a LibriSpeech-style tree.
+`python -m common.data.embedded --out DIR --hours H` writes the same as a LibriSpeech-style tree.
 """
 
 import concurrent.futures
@@ -29,8 +29,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
+from common import cache as cache_lib
 from common import errors, locks
-from common.data import sentences, voices
+from common.data.embedded import sentences, voices
 
 SAMPLE_RATE_HZ = 16_000
 SPLITS = voices.SPLITS
@@ -93,7 +94,7 @@ class Utterance:
     question: bool = False
 
     def job(self) -> dict:
-        """What espeak_worker wants to know."""
+        """What worker wants to know."""
         return {
             # Lower case: it reads some upper-case words letter by letter.
             "text": self.text.lower() + ("?" if self.question else "."),
@@ -139,16 +140,16 @@ def plan(split: str, settings: CorpusSettings) -> list[Utterance]:
 
 
 class _Worker:
-    """An espeak_worker process. A subprocess and not multiprocessing, which would import the main
+    """An worker process. A subprocess and not multiprocessing, which would import the main
     module again (and with it JAX) and needs a guard in scripts."""
 
     def __init__(self) -> None:
-        root = str(pathlib.Path(__file__).parents[2])
+        root = str(pathlib.Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         # One thread: the worker forks.
         environment = os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "common.data.espeak_worker"],
+            [sys.executable, "-m", "common.data.embedded.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -240,11 +241,6 @@ def speak(
     return spoken
 
 
-def cache_folder() -> pathlib.Path:
-    """$SPEECH_CACHE, or ~/.cache/speech-jax."""
-    return pathlib.Path(os.environ.get("SPEECH_CACHE") or "~/.cache/speech-jax").expanduser()
-
-
 def render(
     settings: CorpusSettings | None = None,
     cache: pathlib.Path | None = None,
@@ -261,7 +257,7 @@ def render(
       RenderError: no eSpeak NG, a cache that cannot be written, a full disk.
     """
     settings = settings or CorpusSettings()
-    root = pathlib.Path(cache or cache_folder()) / "embedded"
+    root = pathlib.Path(cache or cache_lib.folder()) / "embedded"
     final = root / settings.key()
     if (final / "corpus.json").is_file():
         return final
