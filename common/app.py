@@ -81,7 +81,7 @@ def use_compile_cache() -> None:
     """Compiled programs are kept in the cache folder."""
     root = cache.folder()
     jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def command(name: str, work: Callable[[], None]) -> None:
