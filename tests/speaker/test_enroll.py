@@ -152,6 +152,7 @@ def test_without_a_calibration_there_are_scores_only(
     path = folder / "checkpoints" / "60" / "meta" / "metadata"
     meta = json.loads(path.read_text())
     meta["report"] = {"dev": {}}
+    del meta["checksum"], meta["data"]  # as earlier versions wrote it
     path.write_text(json.dumps(meta))
     identify.main(["--workdir", str(folder), "--voices", str(voices), *run.files("cid-6")])
     found = lines(capsys)

@@ -55,6 +55,7 @@ def test_without_a_calibration_there_is_a_score_only(run, tmp_path, command, cap
     path = folder / "checkpoints" / "60" / "meta" / "metadata"
     meta = json.loads(path.read_text())
     del meta["report"]  # as saved by earlier versions
+    del meta["checksum"], meta["data"]  # as earlier versions wrote it
     path.write_text(json.dumps(meta))
     verify.main(["--workdir", str(folder), *run.files("ann-3", "ann-6")])
     text = capsys.readouterr().out
