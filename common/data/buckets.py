@@ -83,16 +83,18 @@ def choose_buckets(
 
 
 def assign(
-    buckets: Sequence[Bucket], sizes: Mapping[str, Int[np.ndarray, "n"]]
+    buckets: Sequence[Bucket], sizes: Mapping[str, Int[np.ndarray, "n"]], count: int
 ) -> Int[np.ndarray, "n"]:
-    """The bucket of every record: the first in which all of its sequences fit.
+    """The bucket of each of `count` records: the first in which all of its sequences fit.
 
-    Raises records.DataError naming the first record that fits none.
+    One without lengths takes every record. Raises records.DataError naming the first record that
+    fits none.
     """
-    count = len(next(iter(sizes.values())))
     chosen = np.full(count, -1)
     for b in reversed(range(len(buckets))):
-        fits = np.all([sizes[name] <= n for name, n in buckets[b].lengths.items()], axis=0)
+        fits = np.ones(count, bool)
+        for name, most in buckets[b].lengths.items():
+            fits &= sizes[name] <= most
         chosen[fits] = b
     if (chosen < 0).any():
         i = int(np.argmin(chosen))
@@ -109,7 +111,7 @@ def padding_share(
     buckets: Sequence[Bucket], sizes: Mapping[str, Int[np.ndarray, "n"]], primary: str
 ) -> float:
     """The share of an epoch's `primary` samples that is padding, empty rows included."""
-    counts = np.bincount(assign(buckets, sizes), minlength=len(buckets))
+    counts = np.bincount(assign(buckets, sizes, len(sizes[primary])), minlength=len(buckets))
     padded = sum(
         _divide_up(n, b.rows) * b.rows * b.lengths[primary] for n, b in zip(counts, buckets)
     )
@@ -160,10 +162,6 @@ def _cheapest_cuts(
 
 def _shift(best: Float[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
     return np.concatenate([[np.inf], best[:-1]])
-
-
-def _round_up(n: int) -> int:
-    return max(1, _divide_up(n, _LABEL_MULTIPLE)) * _LABEL_MULTIPLE
 
 
 def _divide_up(n: Any, by: Any) -> Any:

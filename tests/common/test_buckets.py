@@ -55,7 +55,7 @@ def test_four_buckets_waste_less_than_one_and_keep_the_limits():
             assert bucket.rows * bucket.lengths["audio"] <= options["max_total"]
             assert bucket.lengths["labels"] % 8 == 0
         assert [b.lengths["audio"] for b in chosen] == sorted(b.lengths["audio"] for b in chosen)
-        assigned = buckets.assign(chosen, sizes)
+        assigned = buckets.assign(chosen, sizes, 5000)
         for name, size in sizes.items():
             assert (size <= np.array([b.lengths[name] for b in chosen])[assigned]).all()
         # No bucket is so small that its batch is a handful of outliers.
@@ -96,4 +96,8 @@ def test_what_does_not_fit_is_named():
         buckets.choose_buckets(empty, max_total=100, rows_multiple_of=2, **options)
     chosen = buckets.choose_buckets(sizes, max_total=100, rows_multiple_of=1, **options)
     with pytest.raises(records.DataError, match=r"1 of 3 records fit no bucket.* number 1"):
-        buckets.assign(chosen, {"audio": np.array([90, 91, 2])})
+        buckets.assign(chosen, {"audio": np.array([90, 91, 2])}, 3)
+
+
+def test_records_without_any_length_share_a_bucket():
+    np.testing.assert_array_equal(buckets.assign((buckets.Bucket(4, {}),), {}, 3), [0, 0, 0])
