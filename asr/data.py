@@ -38,12 +38,13 @@ def batches(
     }
     # A program more for evaluation is worth its compilation only if many recordings use it.
     most = len(split.index) if train else max(1, len(split.index) // 200)
-    shapes = buckets.choose_buckets(
+    shapes = buckets.choose_for_devices(
         sizes,
+        devices=jax.device_count(),
+        accumulate=config.accumulate if train else 1,
         primary="audio",
         num_buckets=min(data.num_buckets, most),
         max_total=int(data.batch_seconds * data.sample_rate_hz),
-        rows_multiple_of=jax.device_count() * (config.accumulate if train else 1),
     )
     log.info(
         "%s: batches of %s; %.1f %% padding.",

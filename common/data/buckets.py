@@ -16,6 +16,8 @@ from common.data import records
 # Cuts are sought among so many quantiles of the lengths; more would gain less than 1 % of padding.
 _MAX_CUTS = 256
 _LABEL_MULTIPLE = 8
+_DEVICES = 8  # as in one host; their divisors get the same batches where that costs little,
+_MORE_BATCHES = 1.02  # that is to say so many more batches in an epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,36 @@ def choose_buckets(
         chosen.append(Bucket(int(rows), shape))
         below = tops[cut]
     return tuple(chosen)
+
+
+def choose_for_devices(
+    sizes: Mapping[str, Int[np.ndarray, "n"]],
+    *,
+    devices: int,
+    accumulate: int,
+    **options: Any,
+) -> tuple[Bucket, ...]:
+    """`choose_buckets` with rows that devices x accumulation steps can share.
+
+    They are the same for 1, 2, 4 and 8 devices if rows in multiples of 8 make an epoch hardly
+    longer, as they do where a batch has many rows. Otherwise each number has its own.
+    """
+    few = choose_buckets(sizes, rows_multiple_of=accumulate, **options)
+    try:
+        same = choose_buckets(sizes, rows_multiple_of=_DEVICES * accumulate, **options)
+    except records.DataError:
+        same = ()
+    if not _DEVICES % devices and same:
+        epochs = [_batches_per_epoch(shapes, sizes) for shapes in (same, few)]
+        if epochs[0] <= _MORE_BATCHES * epochs[1]:
+            return same
+    return choose_buckets(sizes, rows_multiple_of=devices * accumulate, **options)
+
+
+def _batches_per_epoch(buckets: Sequence[Bucket], sizes: Mapping[str, Int[np.ndarray, "n"]]) -> int:
+    count = len(next(iter(sizes.values())))
+    counts = np.bincount(assign(buckets, sizes, count), minlength=len(buckets))
+    return sum(_divide_up(int(n), bucket.rows) for n, bucket in zip(counts, buckets))
 
 
 def assign(

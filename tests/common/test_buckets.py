@@ -66,6 +66,24 @@ def test_four_buckets_waste_less_than_one_and_keep_the_limits():
     assert shares[2] < 0.5 * shares[0]
 
 
+def test_batches_of_many_rows_are_the_same_for_1_to_8_devices():
+    sizes = speech_like(28_000)  # of LibriSpeech's clean 100 hours
+    large = {"primary": "audio", "num_buckets": 4, "max_total": 16_000 * 2400, "accumulate": 2}
+    chosen = {n: buckets.choose_for_devices(sizes, devices=n, **large) for n in (1, 2, 4, 8, 16)}
+    assert chosen[1] == chosen[2] == chosen[4] == chosen[8] != chosen[16]
+    for devices, shapes in chosen.items():
+        assert all(bucket.rows % (2 * devices) == 0 for bucket in shapes)
+    # With few rows that would cost a fifth of every batch: each number of devices has its own.
+    small = {"primary": "audio", "num_buckets": 3, "max_total": 16_000 * 280}
+    for devices in (1, 2, 4, 8):
+        expected = buckets.choose_buckets(sizes, rows_multiple_of=devices, **small)
+        assert buckets.choose_for_devices(sizes, devices=devices, accumulate=1, **small) == expected
+    # Eight of the longest fit in no batch, one does.
+    tiny = small | {"max_total": 16_000 * 100}
+    expected = buckets.choose_buckets(sizes, rows_multiple_of=1, **tiny)
+    assert buckets.choose_for_devices(sizes, devices=1, accumulate=1, **tiny) == expected
+
+
 def test_labels_are_rounded_up_from_the_longest_in_the_bucket():
     sizes = {"audio": np.repeat([10, 100], [10, 1]), "labels": np.repeat([3, 9, 0], [9, 1, 1])}
     short, long = buckets.choose_buckets(
