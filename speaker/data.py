@@ -225,13 +225,13 @@ def train_batches(
 
 
 def eval_batches(
-    split: splits.Split, config: Any, *, max_seconds: float | None = None, cut: bool = False
+    split: splits.Split, config: Any, *, max_length: int | None = None, cut: bool = False
 ) -> Any:
-    """Every recording once, in length buckets: the first `max_seconds`, by default those of the
-    config. `cut`: what `config.data.vad` leaves out is left out already."""
+    """Every recording once, in length buckets: the first `max_length` samples or frames, by default
+    the seconds of the config. `cut`: what `config.data.vad` leaves out is left out already."""
     data = config.data
     name, rate = sequence(config)
-    most = round((data.max_eval_seconds if max_seconds is None else max_seconds) * rate)
+    most = round(data.max_eval_seconds * rate) if max_length is None else max_length
     sizes = {name: np.minimum(split.index.lengths, most)}
     shapes = buckets.choose_buckets(
         sizes,
