@@ -143,11 +143,11 @@ def own_stream(rng: np.random.Generator, name: str) -> np.random.Generator:
 def recordings(source: records.Source, positions: Int[np.ndarray, "n"]) -> str:
     """Changes with the ids of the records at `positions`, in their order.
 
-    Sources with a `fingerprint` are asked for that instead: a record of theirs may hold samples,
-    which nobody wants to read for an id.
+    Sources with a `fingerprint` are asked for that instead, or for their `contents`: a record of
+    theirs may hold samples, which nobody wants to read for an id.
     """
     digest = hashlib.sha256(np.ascontiguousarray(positions, np.int64).tobytes())
-    known = getattr(source, "fingerprint", "")
+    known = getattr(source, "contents", "") or getattr(source, "fingerprint", "")
     for name in (known,) if known else (source[int(i)]["id"] for i in positions):
         digest.update(f"{name}\n".encode())
     return digest.hexdigest()[:16]
