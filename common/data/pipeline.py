@@ -171,7 +171,7 @@ def _source(
     assigned = buckets_lib.assign(buckets, sizes, len(examples))
     plan = EpochPlan(tuple(bucket.rows for bucket in buckets), assigned, seed, shuffle)
     # Reading from a far disk waits more than it computes, but every worker has its own readers.
-    cores = len(os.sched_getaffinity(0)) // max(1, num_workers)
+    cores = (os.cpu_count() or 1) // max(1, num_workers)
     return _BatchSource(
         examples,
         tuple(buckets),
@@ -373,9 +373,9 @@ class _StreamIterator(grain.DatasetIterator):
         if other := [name for name in {**now, **then} if now.get(name) != then.get(name)]:
             names = [_DIFFERENCES.get(name, name) for name in other]
             log.warning(
-                "The checkpoint's batches were others than these, by %s: continuing at batch %d of "
-                "a different stream.",
-                ", ".join(names) if then else "what an earlier version did not note",
+                "This is not the checkpoint's stream of batches. What differs: %s. Continuing at "
+                "batch %d of this one.",
+                ", ".join(names) if then else "an earlier version did not note it",
                 state["next_batch"],
             )
         self._stop()

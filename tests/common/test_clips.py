@@ -215,7 +215,7 @@ def test_another_folder_is_noticed_on_resume(folder, tmp_path, caplog):
             drawn.source, records.Index(np.arange(1), np.full(1, RATE_HZ), RATE_HZ), RATE_HZ, True
         )
         stream(fewer).set_state(state)
-    assert "others than these, by noise: continuing at batch 0 of a different stream" in caplog.text
+    assert "What differs: noise. Continuing at batch 0" in caplog.text
 
 
 def test_a_clip_that_has_gone_leaves_its_row_clean(folder, tmp_path, caplog):

@@ -227,12 +227,12 @@ def test_what_differs_from_the_stream_of_a_checkpoint_is_said(data, corpus, capl
     mono = dataclasses.replace(examples, channel=0)
     for args, seed, expected in (
         (data, 2, None),
-        (data, 3, "by seed: continuing at batch 0 of a different stream"),
-        ((others, chosen, sizes), 2, "by recordings:"),
-        ((mono, chosen, sizes), 2, "by settings of how they are read:"),
-        ((examples, chosen, longer), 2, "by lengths of the recordings:"),
-        ((examples, rows, sizes), 2, "the batch settings and the number of devices):"),
-        ((others, rows, sizes), 2, "devices), recordings:"),
+        (data, 3, "What differs: seed. Continuing at batch 0 of this one."),
+        ((others, chosen, sizes), 2, "differs: recordings."),
+        ((mono, chosen, sizes), 2, "differs: settings of how they are read."),
+        ((examples, chosen, longer), 2, "differs: lengths of the recordings."),
+        ((examples, rows, sizes), 2, "the batch settings and the number of devices)."),
+        ((others, rows, sizes), 2, "devices), recordings."),
     ):
         caplog.clear()
         iterator = iter(pipeline.train_batches(*args, seed=seed))
@@ -242,7 +242,7 @@ def test_what_differs_from_the_stream_of_a_checkpoint_is_said(data, corpus, capl
         assert (iterator.get_state() == state) == (expected is None)
         assert (iterator.get_state()["stream"] == state["stream"]) == (expected is None)
     iterator.set_state({"next_batch": 5, "stream": "0123456789abcdef"})
-    assert "by what an earlier version did not note: continuing at batch 5" in caplog.text
+    assert "an earlier version did not note it. Continuing at batch 5" in caplog.text
 
 
 def break_files(corpus, folder, broken):
