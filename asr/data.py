@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from asr import tokenizer as tokenizer_lib
-from common.data import buckets, excerpts, pipeline, splits
+from common.data import buckets, examples, pipeline, speech, splits
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ def batches(
     config: Any,
     *,
     train: bool,
-    beside: Mapping[str, pipeline.Companion] | None = None,
+    beside: Mapping[str, examples.Companion] | None = None,
 ) -> Any:
     """The grain dataset of a split: endless and shuffled to train, each record once otherwise.
 
@@ -32,19 +32,19 @@ def batches(
     coverage = tokenizer.coverage(split.texts)
     if coverage.message:
         log.warning("%s: %s", split.name, coverage.message)
-    samples = np.ceil(split.index.seconds.astype(np.float64) * data.sample_rate_hz).astype(np.int64)
     sizes = {
-        "audio": samples + 1,  # seconds are float32: one sample more is always enough
+        "audio": split.index.lengths,
         "labels": np.asarray([max(1, len(row)) for row in labels], np.int64),
     }
     # A program more for evaluation is worth its compilation only if many recordings use it.
     most = len(split.index) if train else max(1, len(split.index) // 200)
-    shapes = buckets.choose_buckets(
+    shapes = buckets.choose_for_devices(
         sizes,
+        devices=jax.device_count(),
+        accumulate=config.accumulate if train else 1,
         primary="audio",
         num_buckets=min(data.num_buckets, most),
         max_total=int(data.batch_seconds * data.sample_rate_hz),
-        rows_multiple_of=jax.device_count() * (config.accumulate if train else 1),
     )
     log.info(
         "%s: batches of %s; %.1f %% padding.",
@@ -52,7 +52,7 @@ def batches(
         ", ".join(f"{b.rows} x {b.lengths['audio'] / data.sample_rate_hz:.1f} s" for b in shapes),
         100 * buckets.padding_share(shapes, sizes, "audio"),
     )
-    examples = excerpts.SpeechExamples(
+    spoken = speech.SpeechExamples(
         split.source,
         split.index.positions,
         sample_rate_hz=data.sample_rate_hz,
@@ -62,13 +62,12 @@ def batches(
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     if train:
         return pipeline.train_batches(
-            examples,
+            examples.WithCompanions(spoken, beside or {}),
             shapes,
             sizes,
             seed=config.seed,
             num_workers=data.num_workers,
             max_failed_share=data.max_bad_share,
-            companions=beside,
             **share,
         )
-    return pipeline.eval_batches(examples, shapes, sizes, num_workers=data.num_workers, **share)
+    return pipeline.eval_batches(spoken, shapes, sizes, num_workers=data.num_workers, **share)

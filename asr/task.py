@@ -77,7 +77,7 @@ class AsrTask(steps.SupervisedTask):
         audio, lengths = batch["audio"], batch["audio_lengths"]
         keys = {
             name: parallel.row_keys(jax.random.fold_in(key, i), batch["row"])
-            for i, name in enumerate(("speed", "masks", "dropout", "warp", "rir", *augment.ADDED))
+            for i, name in enumerate(("speed", "masks", "dropout", "warp", *augment.ADDED))
         }
         if settings.speeds:
             audio, lengths = augment.speed_perturb(

@@ -14,11 +14,12 @@ import time
 
 import numpy as np
 
-from common.data import buckets, excerpts, indexing, librispeech, manifest, pipeline
+from common.data import buckets, indexing, librispeech, manifest, pipeline, speech
+from common.data import examples as examples_lib
 
 
 def measure(
-    examples: pipeline.Examples,
+    examples: examples_lib.Examples,
     shapes: tuple[buckets.Bucket, ...],
     sizes: dict[str, np.ndarray],
     num_workers: int,
@@ -26,7 +27,9 @@ def measure(
 ) -> tuple[float, float, int, int]:
     """(seconds until the first batch, seconds of the epochs after it, records, samples)."""
     rows = tuple(shape.rows for shape in shapes)
-    plan = pipeline.EpochPlan(rows, buckets.assign(shapes, sizes), seed=0, shuffle=True)
+    plan = pipeline.EpochPlan(
+        rows, buckets.assign(shapes, sizes, len(examples)), seed=0, shuffle=True
+    )
     dataset = pipeline.train_batches(examples, shapes, sizes, seed=0, num_workers=num_workers)
     iterator = iter(dataset)
     start = time.perf_counter()
@@ -71,7 +74,7 @@ def main() -> None:
             progress=True,
         )
         validation = time.perf_counter() - start
-    examples = excerpts.SpeechExamples(source, index.positions, args.sample_rate_hz)
+    examples = speech.SpeechExamples(source, index.positions, args.sample_rate_hz)
     sizes = {"audio": index.lengths}
     shapes = buckets.choose_buckets(
         sizes,

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Int
 
 from common import errors, files
 from common.audio import augment, vad
-from common.data import buckets, excerpts, pipeline, splits
+from common.data import buckets, examples, pipeline, speech, splits
 
 log = logging.getLogger(__name__)
 
@@ -120,28 +121,19 @@ def _crops(
     targets: Int[np.ndarray, "n"],
     config: Any,
     *,
-    most: int | None = None,
     num_speakers: int = 0,
     without_pauses: bool = True,
-) -> excerpts.SpeechCrops | excerpts.FeatureCrops:
-    """Recordings of a split; whole ones up to `most` samples or frames. `without_pauses`: if the
-    config says so."""
+) -> speech.SpeechCrops | speech.FeatureCrops:
+    """Recordings of a split. `without_pauses`: if the config says so."""
     if sequence(config)[0] == "features":
-        return excerpts.FeatureCrops(split.source, split.index, targets, max_frames=most)
-    return excerpts.SpeechCrops(
+        return speech.FeatureCrops(split.source, split.index, targets)
+    return speech.SpeechCrops(
         *(split.source, split.index, targets, config.data.sample_rate_hz),
         channel=splits.channel(config.data),
-        max_samples=most,
         speeds=tuple(config.augment.speeds) if num_speakers else (1.0,),
         num_speakers=num_speakers,
         detector=detector(config) if without_pauses else None,
     )
-
-
-def _sizes(split: splits.Split, rate: float, most: int) -> Int[np.ndarray, "n"]:
-    """Samples or frames of every recording up to `most`; one more where rounding might need it."""
-    exact = split.index.seconds.astype(np.float64) * rate
-    return np.minimum(np.ceil(exact).astype(np.int64) + 1, most)
 
 
 def num_classes(config: Any, names: tuple[str, ...]) -> int:
@@ -163,7 +155,7 @@ class BySpeaker:
     the same number of each speaker.
     """
 
-    crops: excerpts.SpeechCrops | excerpts.FeatureCrops
+    crops: speech.SpeechCrops | speech.FeatureCrops
 
     @functools.cached_property
     def _members(self) -> tuple[np.ndarray, ...]:
@@ -172,21 +164,21 @@ class BySpeaker:
         return tuple(np.split(order, bounds))
 
     @property
-    def fingerprint(self) -> str:
-        """Changes with the crops."""
-        return f"by speaker {self.crops.fingerprint}"
+    def identity(self) -> Mapping[str, str]:
+        """That of the crops, and the way they are drawn."""
+        return {**self.crops.identity, "sampler": "speaker"}
 
     def __len__(self) -> int:
         speakers = len(self._members)
         return -(-len(self.crops) // speakers) * speakers
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return self.crops[int(self._members[i % len(self._members)][0])]
-
-    def draw(self, i: int, rng: np.random.Generator, most: int) -> dict[str, np.ndarray]:
+    def draw(
+        self, i: int, rng: np.random.Generator | None, lengths: Mapping[str, int]
+    ) -> dict[str, Any]:
         """A crop of a recording of speaker i; consumes one number of `rng` more than `crops`."""
         members = self._members[i % len(self._members)]
-        return self.crops.draw(int(members[int(rng.random() * len(members))]), rng, most)
+        place = 0.0 if rng is None else rng.random()
+        return self.crops.draw(int(members[int(place * len(members))]), rng, lengths)
 
 
 def train_batches(
@@ -212,7 +204,7 @@ def train_batches(
     if (counts == 1).any():
         log.warning("%d speakers have one recording only.", int((counts == 1).sum()))
     crops = _crops(split, targets, config, num_speakers=len(names))
-    sizes = _sizes(split, rate, crop)
+    sizes = np.minimum(split.index.lengths, crop)
     if data.sampler == "speaker":
         crops = BySpeaker(crops)
         sizes = np.full(len(crops), crop)
@@ -221,27 +213,26 @@ def train_batches(
             f"config.data.sampler={data.sampler!r} is unknown; choose utterance or speaker."
         )
     return pipeline.train_batches(
-        crops,
+        examples.WithCompanions(crops, splits.companions(config, workdir)),
         (shape,),
         {name: sizes},
         seed=config.seed,
         num_workers=data.num_workers,
         max_failed_share=data.max_bad_share,
-        companions=splits.companions(config, workdir),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
 def eval_batches(
-    split: splits.Split, config: Any, *, max_seconds: float | None = None, cut: bool = False
+    split: splits.Split, config: Any, *, max_length: int | None = None, cut: bool = False
 ) -> Any:
-    """Every recording once, in length buckets: the first `max_seconds`, by default those of the
-    config. `cut`: what `config.data.vad` leaves out is left out already."""
+    """Every recording once, in length buckets: the first `max_length` samples or frames, by default
+    the seconds of the config. `cut`: what `config.data.vad` leaves out is left out already."""
     data = config.data
     name, rate = sequence(config)
-    most = round((data.max_eval_seconds if max_seconds is None else max_seconds) * rate)
-    sizes = {name: _sizes(split, rate, most)}
+    most = round(data.max_eval_seconds * rate) if max_length is None else max_length
+    sizes = {name: np.minimum(split.index.lengths, most)}
     shapes = buckets.choose_buckets(
         sizes,
         primary=name,
@@ -251,7 +242,7 @@ def eval_batches(
     )
     unlabelled = np.full(len(split.index), -1, np.int32)
     return pipeline.eval_batches(
-        _crops(split, unlabelled, config, most=most, without_pauses=not cut),
+        _crops(split, unlabelled, config, without_pauses=not cut),
         shapes,
         sizes,
         num_workers=data.num_workers,

@@ -63,14 +63,14 @@ class Pieces:
     """A source of equal pieces of recordings: `parts[i]` of them for the record at positions[i].
 
     Those of audio are samples at `sample_rate_hz`, read when they are asked for. With `speech`, the
-    `vad.speech_stretches` of each record, they are equal parts of what these keep, and `seconds`
+    `vad.speech_stretches` of each record, they are equal parts of what these keep, and `counts`
     are those kept. Without, a recording of one piece is passed on as it is. Raises io.AudioError
     for a recording that can no longer be read.
     """
 
     source: records.Source
     positions: Int[np.ndarray, "n"]
-    seconds: Float[np.ndarray, "n"]
+    counts: Int[np.ndarray, "n"]  # samples or frames
     parts: Int[np.ndarray, "n"]
     sample_rate_hz: int
     channel: str | int
@@ -86,9 +86,10 @@ class Pieces:
         return np.repeat(np.arange(len(self.parts)), self.parts)
 
     @functools.cached_property
-    def lengths(self) -> Float[np.ndarray, "p"]:
-        """Seconds of every piece."""
-        return (self.seconds / self.parts)[self.owner]
+    def lengths(self) -> Int[np.ndarray, "p"]:
+        """Samples or frames of every piece."""
+        ends = [_cuts(int(count), int(parts)) for count, parts in zip(self.counts, self.parts)]
+        return np.concatenate([np.diff(cuts) for cuts in ends])
 
     @functools.cached_property
     def _ends(self) -> Int[np.ndarray, "n"]:
@@ -114,17 +115,22 @@ class Pieces:
         elif parts == 1:
             return record
         else:
-            length = float(self.seconds[place]) / parts
+            first, end = _cuts(int(self.counts[place]), parts)[number : number + 2]
             audio = records.load_record(
-                record, rate, self.channel, start=number * length, duration=length
+                record, rate, self.channel, start=first / rate, duration=(end - first) / rate
             )
         return {"id": record["id"], "audio": audio, "sample_rate": rate}
+
+
+def _cuts(count: int, parts: int) -> Int[np.ndarray, "p"]:
+    """Where equal parts begin and end, one after the other."""
+    return count * np.arange(parts + 1) // parts
 
 
 def _part(stretches: Int[np.ndarray, "s 2"], number: int, parts: int) -> Int[np.ndarray, "r 2"]:
     """Part `number` of `parts` equal ones of the samples in `stretches`, as stretches."""
     ends = np.cumsum(stretches[:, 1] - stretches[:, 0])  # of the stretches, one after the other
-    start, end = (int(ends[-1]) * n // parts for n in (number, number + 1))
+    start, end = _cuts(int(ends[-1]), parts)[number : number + 2]
     shift = (stretches[:, 1] - ends)[:, None]
     cut = np.clip(stretches - shift, start, end) + shift
     return cut[cut[:, 0] < cut[:, 1]]
@@ -149,7 +155,7 @@ def _frames(record: records.Record, number: int, parts: int) -> records.Record:
     entry = record["features"]
     count, _ = ark.matrix_shape(entry)
     first = entry.rows[0] if entry.rows else 0
-    start, end = (count * n // parts for n in (number, number + 1))
+    start, end = map(int, _cuts(count, parts)[number : number + 2])
     rows = (first + start, first + end - 1)  # both included, as in Kaldi
     cut = dataclasses.replace(entry, rows=rows)
     return {"id": record["id"], "features": cut, "hop_ms": record["hop_ms"]}
@@ -338,29 +344,25 @@ class Embedder:
         """`few_shapes` pads to lengths from a short list, so that what was compiled for a few files
         is found again for the next."""
         settings, index = self.config.data, split.index
-        most, seconds = settings.max_eval_seconds, index.seconds
+        most = round(settings.max_eval_seconds * index.rate_hz)
         if self.takes_features and settings.vad == "kaldi":
-            most = max(most, math.ceil(seconds.max()))
+            most = max(most, int(index.lengths.max()))
         pieces = Pieces(
             split.source,
             index.positions,
-            seconds,
-            np.maximum(np.ceil(seconds / most).astype(np.int64), 1),
+            index.lengths,
+            np.maximum(-(-index.lengths // most), 1),
             settings.sample_rate_hz,
             splits.channel(settings),
             speech,
         )
         lengths = pieces.lengths
-        if few_shapes:  # the next power of the square root of two
-            lengths = 2.0 ** (np.ceil(2 * np.log2(lengths)) / 2)
-        stretches = splits.Split(
-            split.name,
-            pieces,
-            records.Index(
-                np.arange(len(pieces)), np.ceil(lengths * index.rate_hz).astype(int), index.rate_hz
-            ),
-        )
-        batches = data.eval_batches(stretches, self.config, max_seconds=float(most), cut=True)
+        if few_shapes:  # the next power of the square root of two, in seconds
+            seconds = 2.0 ** (np.ceil(2 * np.log2(lengths / index.rate_hz)) / 2)
+            lengths = np.ceil(seconds * index.rate_hz).astype(np.int64)
+        places = np.arange(len(pieces))
+        stretches = splits.Split(split.name, pieces, records.Index(places, lengths, index.rate_hz))
+        batches = data.eval_batches(stretches, self.config, max_length=most, cut=True)
         found, embeddings = self._run(batches, len(pieces), progress)
         sums = np.zeros((len(index), embeddings.shape[1]))
         owner = pieces.owner[found]

@@ -116,7 +116,7 @@ class SpeakerTask(steps.SupervisedTask):
         settings, inputs = self.config.augment, batch[self._sequence]
         keys = {
             name: parallel.row_keys(jax.random.fold_in(key, i), batch["row"])
-            for i, name in enumerate(("masks", "rir", *augment.ADDED))
+            for i, name in enumerate(("masks", *augment.ADDED))
         }
         if self._sequence == "audio":
             lengths = batch["audio_lengths"]

@@ -177,7 +177,6 @@ def add_noise(
     keys: Key[Array, "b"],
     *,
     snr_db: tuple[float, float],
-    probability: float = 1.0,
 ) -> Float[Array, "b t"]:
     """Audio plus each row's noise at a signal-to-noise ratio drawn uniformly from `snr_db`.
 
@@ -185,9 +184,7 @@ def add_noise(
     powers are taken over the row's true samples, so the ratio is exact there. Rows with silent or
     no noise (length 0) stay as they are; nothing is clipped.
     """
-    offset_draw, snr_draw, apply_draw = jax.vmap(
-        lambda key: jax.random.uniform(key, (3,)), out_axes=1
-    )(keys)
+    offset_draw, snr_draw = jax.vmap(lambda key: jax.random.uniform(key, (2,)), out_axes=1)(keys)
     spare = noise_lengths - lengths
     starts = jnp.where(spare >= 0, spare + 1, noise_lengths)
     offset = jnp.floor(offset_draw * starts).astype(jnp.int32)
@@ -197,7 +194,7 @@ def add_noise(
     energy, noise_energy = _energy(_true_samples(audio, lengths)), _energy(noise)
     snr = snr_db[0] + snr_draw * (snr_db[1] - snr_db[0])
     gain = jnp.sqrt(energy / jnp.maximum(noise_energy, 1e-20) * 10 ** (-snr / 10))
-    used = (noise_energy > 1e-20) & (noise_lengths > 0) & (apply_draw < probability)
+    used = (noise_energy > 1e-20) & (noise_lengths > 0)
     return audio + (jnp.where(used, gain, 0)[:, None] * noise).astype(audio.dtype)
 
 
@@ -206,9 +203,6 @@ def reverberate(
     lengths: Int[Array, "b"],
     rir: Float[Array, "b r"],
     rir_lengths: Int[Array, "b"],
-    keys: Key[Array, "b"],
-    *,
-    probability: float = 1.0,
 ) -> Float[Array, "b t"]:
     """Audio convolved with each row's room impulse response, the same length and energy as before.
 
@@ -227,8 +221,7 @@ def reverberate(
     wet = jnp.fft.irfft(jnp.fft.rfft(dry, size) * rir_spectrum * advance, size)
     wet = _true_samples(wet[:, : audio.shape[1]], lengths)
     gain = jnp.sqrt(_energy(dry) / jnp.maximum(_energy(wet), 1e-20))[:, None]
-    draw = jax.vmap(lambda key: jax.random.uniform(key))(keys)
-    used = (_energy(rir) > 1e-20) & (rir_lengths > 0) & (draw < probability)
+    used = (_energy(rir) > 1e-20) & (rir_lengths > 0)
     return jnp.where(used[:, None], (gain * wet).astype(audio.dtype), audio)
 
 
@@ -241,18 +234,12 @@ def add_rooms_and_noise(
 ) -> Float[Array, "b t"]:
     """`reverberate`, then `add_noise`, with what the batch holds of `rir` and of `ADDED`.
 
-    `settings` is `config.augment` (`common.data.splits.default_augment`), `keys` has "rir" and all
-    of `ADDED`. A batch without any of them is returned as it is.
+    Whether a row has any was decided when it was read: a length of 0 is none. `settings` is
+    `config.augment` (`common.data.splits.default_augment`), `keys` has all of `ADDED`. A batch
+    without any of them is returned as it is.
     """
     if "rir" in batch:
-        audio = reverberate(
-            audio,
-            lengths,
-            batch["rir"],
-            batch["rir_lengths"],
-            keys["rir"],
-            probability=settings.rir.probability,
-        )
+        audio = reverberate(audio, lengths, batch["rir"], batch["rir_lengths"])
     for name in ADDED:
         if name in batch:
             audio = add_noise(
@@ -262,7 +249,6 @@ def add_rooms_and_noise(
                 batch[f"{name}_lengths"],
                 keys[name],
                 snr_db=tuple(settings[name].snr_db),
-                probability=settings[name].probability,
             )
     return audio
 

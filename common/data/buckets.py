@@ -16,6 +16,8 @@ from common.data import records
 # Cuts are sought among so many quantiles of the lengths; more would gain less than 1 % of padding.
 _MAX_CUTS = 256
 _LABEL_MULTIPLE = 8
+_DEVICES = 8  # as in one host; their divisors get the same batches where that costs little,
+_MORE_BATCHES = 1.02  # that is to say so many more batches in an epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +84,49 @@ def choose_buckets(
     return tuple(chosen)
 
 
-def assign(
-    buckets: Sequence[Bucket], sizes: Mapping[str, Int[np.ndarray, "n"]]
-) -> Int[np.ndarray, "n"]:
-    """The bucket of every record: the first in which all of its sequences fit.
+def choose_for_devices(
+    sizes: Mapping[str, Int[np.ndarray, "n"]],
+    *,
+    devices: int,
+    accumulate: int,
+    **options: Any,
+) -> tuple[Bucket, ...]:
+    """`choose_buckets` with rows that devices x accumulation steps can share.
 
-    Raises records.DataError naming the first record that fits none.
+    They are the same for 1, 2, 4 and 8 devices if rows in multiples of 8 make an epoch hardly
+    longer, as they do where a batch has many rows. Otherwise each number has its own.
     """
+    few = choose_buckets(sizes, rows_multiple_of=accumulate, **options)
+    try:
+        same = choose_buckets(sizes, rows_multiple_of=_DEVICES * accumulate, **options)
+    except records.DataError:
+        same = ()
+    if not _DEVICES % devices and same:
+        epochs = [_batches_per_epoch(shapes, sizes) for shapes in (same, few)]
+        if epochs[0] <= _MORE_BATCHES * epochs[1]:
+            return same
+    return choose_buckets(sizes, rows_multiple_of=devices * accumulate, **options)
+
+
+def _batches_per_epoch(buckets: Sequence[Bucket], sizes: Mapping[str, Int[np.ndarray, "n"]]) -> int:
     count = len(next(iter(sizes.values())))
+    counts = np.bincount(assign(buckets, sizes, count), minlength=len(buckets))
+    return sum(_divide_up(int(n), bucket.rows) for n, bucket in zip(counts, buckets))
+
+
+def assign(
+    buckets: Sequence[Bucket], sizes: Mapping[str, Int[np.ndarray, "n"]], count: int
+) -> Int[np.ndarray, "n"]:
+    """The bucket of each of `count` records: the first in which all of its sequences fit.
+
+    One without lengths takes every record. Raises records.DataError naming the first record that
+    fits none.
+    """
     chosen = np.full(count, -1)
     for b in reversed(range(len(buckets))):
-        fits = np.all([sizes[name] <= n for name, n in buckets[b].lengths.items()], axis=0)
+        fits = np.ones(count, bool)
+        for name, most in buckets[b].lengths.items():
+            fits &= sizes[name] <= most
         chosen[fits] = b
     if (chosen < 0).any():
         i = int(np.argmin(chosen))
@@ -109,7 +143,7 @@ def padding_share(
     buckets: Sequence[Bucket], sizes: Mapping[str, Int[np.ndarray, "n"]], primary: str
 ) -> float:
     """The share of an epoch's `primary` samples that is padding, empty rows included."""
-    counts = np.bincount(assign(buckets, sizes), minlength=len(buckets))
+    counts = np.bincount(assign(buckets, sizes, len(sizes[primary])), minlength=len(buckets))
     padded = sum(
         _divide_up(n, b.rows) * b.rows * b.lengths[primary] for n, b in zip(counts, buckets)
     )
@@ -160,10 +194,6 @@ def _cheapest_cuts(
 
 def _shift(best: Float[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
     return np.concatenate([[np.inf], best[:-1]])
-
-
-def _round_up(n: int) -> int:
-    return max(1, _divide_up(n, _LABEL_MULTIPLE)) * _LABEL_MULTIPLE
 
 
 def _divide_up(n: Any, by: Any) -> Any:

@@ -1,15 +1,18 @@
 """Folders of noise, music or room responses, of which a training row draws one at random."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from common.audio import io
-from common.data import folders, records
+from common.data import examples, folders, records
 
 
 def read_folder(root: str | os.PathLike) -> records.RecordList:
@@ -46,7 +49,9 @@ class Clips:
 
     `crop` True: a stretch begins anywhere (noise); False: at the start, of the first channel (room
     responses: the mean of several microphones' is none). `voices`: how many stretches are added up,
-    at least and at most, each scaled to the same power (babble).
+    at least and at most, each scaled to the same power (babble). `speakers`, where given, are those
+    of the recordings in the order of `index`: beside an example that names its speaker comes none
+    of the same.
     """
 
     source: records.Source
@@ -54,48 +59,77 @@ class Clips:
     sample_rate_hz: int
     crop: bool
     voices: tuple[int, int] = (1, 1)
+    speakers: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if len(self.voices) != 2 or not 1 <= self.voices[0] <= self.voices[1]:
             raise records.DataError(
                 f"Babble of {self.voices} voices? Give how many at least and at most, as (3, 7)."
             )
+        if self.speakers and len(self.speakers) != len(self.index):
+            raise ValueError(f"{len(self.speakers)} speakers of {len(self.index)} recordings")
 
     @property
     def fingerprint(self) -> str:
         """Changes when a recording is added, removed or of another length."""
-        names = [self.source[int(i)]["id"] for i in self.index.positions]
-        text = repr((names, self.index.seconds.tolist(), self.crop, self.voices))
+        names = examples.recordings(self.source, self.index.positions)
+        text = repr((names, self.index.lengths.tolist(), self.crop, self.voices, *self.speakers))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def draw(self, rng: np.random.Generator, max_samples: int) -> Float[np.ndarray, "n"]:
-        """The whole of a recording drawn from `rng`, or `max_samples` of it; may raise AudioError.
+    def draw(
+        self, rng: np.random.Generator, max_samples: int, beside: Mapping[str, Any]
+    ) -> Float[np.ndarray, "n"]:
+        """The whole of a recording drawn from `rng`, or `max_samples` of it, for an example.
 
         Of several voices the longest decides how long. Consumes the same numbers of `rng` whatever
-        it finds.
+        it finds. Raises io.AudioError for what cannot be read, and where all are of the example's
+        own speaker.
         """
+        speaker = beside.get("speaker")
         low, high = self.voices
         if high == 1:
-            return self._stretch(rng, max_samples)
-        stretches = [self._stretch(rng, max_samples) for _ in range(rng.integers(low, high + 1))]
+            return self._stretch(rng, max_samples, speaker)
+        count = rng.integers(low, high + 1)
+        stretches = [self._stretch(rng, max_samples, speaker) for _ in range(count)]
         mixed = np.zeros(max(map(len, stretches)), np.float32)
         for stretch in stretches:
             power = float(np.mean(np.square(stretch, dtype=np.float64)))
             mixed[: len(stretch)] += stretch / np.float32(max(power, 1e-12) ** 0.5)
         return mixed
 
-    def _stretch(self, rng: np.random.Generator, max_samples: int) -> Float[np.ndarray, "n"]:
+    def _stretch(
+        self, rng: np.random.Generator, max_samples: int, speaker: str | None
+    ) -> Float[np.ndarray, "n"]:
         choice, place = rng.random(2)
-        i = int(choice * len(self.index))
-        record = self.source[int(self.index.positions[i])]
-        duration = max_samples / self.sample_rate_hz
-        spare = max(0.0, float(self.index.seconds[i]) - duration)
+        i = self._choose(choice, speaker)
+        record, count = self.source[int(self.index.positions[i])], int(self.index.lengths[i])
+        start = int(place * max(1, count - max_samples + 1)) if self.crop else 0
         audio = io.load_audio(
             record["audio"],
             sample_rate_hz=self.sample_rate_hz,
             source_rate_hz=record.get("sample_rate"),
             channel="mean" if self.crop else 0,
-            start=place * spare if self.crop else 0.0,
-            duration=duration,
+            start=start / self.sample_rate_hz,
+            duration=max_samples / self.sample_rate_hz,
         )
         return audio[:max_samples]
+
+    def _choose(self, choice: float, speaker: str | None) -> int:
+        """The place in the index that a number in [0, 1) means."""
+        order, blocks = self._by_speaker
+        first, end = blocks.get(speaker, (0, 0))
+        others = len(self.index) - (end - first)
+        if not others:
+            raise io.AudioError(self.source.name, f"holds no other speaker than {speaker!r}")
+        place = int(choice * others)
+        return int(order[place if place < first else place + end - first])
+
+    @functools.cached_property
+    def _by_speaker(self) -> tuple[Int[np.ndarray, "n"], dict[str, tuple[int, int]]]:
+        """Places in the index, sorted by speaker, and where each speaker begins and ends there."""
+        if not self.speakers:
+            return np.arange(len(self.index)), {}
+        order = np.argsort(self.speakers, kind="stable")
+        names, first = np.unique(np.asarray(self.speakers)[order], return_index=True)
+        ends = [*first[1:], len(order)]
+        return order, {n: (int(a), int(b)) for n, a, b in zip(names.tolist(), first, ends) if n}

@@ -5,6 +5,7 @@ follows from the seed and its number alone, so any process or worker can compute
 whole state of the stream is the number of the next batch.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -15,7 +16,7 @@ import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import grain
 import numpy as np
@@ -25,54 +26,23 @@ from jaxtyping import Int
 from common.audio import io
 from common.data import buckets as buckets_lib
 from common.data import records
+from common.data.examples import Example, Examples
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
 _FOREVER = 1 << 48  # batches; grain wants a length
-_THREADS = 2  # decoding and resampling release the GIL
+_AHEAD = 2  # batches begun at a time, so that the readers need not wait for the last row of one
+_MOST_READERS = 16
 _BUFFERED_BATCHES = 4
 _GRACE_SECONDS = 120.0
-
-
-@runtime_checkable
-class Examples(Protocol):
-    """Random access to examples: a dict of arrays, the first axis of sequences being their length.
-
-    An `index` in the dict goes into the batch in place of the example's number.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> Mapping[str, Any]: ...
-
-
-@runtime_checkable
-class Crops(Examples, Protocol):
-    """Examples of which training takes a random stretch, of audio or features: they have one
-    sequence. See `common.data.excerpts.SpeechCrops`, `FeatureCrops`."""
-
-    def draw(self, i: int, rng: np.random.Generator, most: int, /) -> Mapping[str, Any]: ...
-
-
-@runtime_checkable
-class Clips(Protocol):
-    """See `common.data.clips.Clips`."""
-
-    def draw(self, rng: np.random.Generator, max_samples: int) -> np.ndarray: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Companion:
-    """What is drawn beside each row (noise, a room): at most `length` samples.
-
-    A `length` of None is that of the sequence `like` in the row's bucket.
-    """
-
-    clips: Clips
-    length: int | None = None
-    like: str = "audio"
+_DIFFERENCES = {
+    "buckets": "batch shapes (they follow from the lengths, the batch settings and the number of "
+    "devices)",
+    "lengths": "lengths of the recordings",
+    "settings": "settings of how they are read",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,39 +104,35 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     max_failed_share: float | int = 1.0,
-    companions: Mapping[str, "Companion"] | None = None,
 ) -> grain.IterDataset:
     """An endless stream of batches; every epoch holds each example once, newly shuffled.
 
-    A batch has, for every name in the buckets' lengths, `name: [b, length]` and
+    A batch has, for every name in the buckets' lengths, `name: [b, length, ...]` and
     `<name>_lengths: int32[b]`; beside them `mask: bool[b]`, `index: int32[b]` (-1 in empty rows)
-    and whatever else an example holds, stacked. Empty rows are zeros.
+    and whatever else an example holds, stacked. Empty rows are zeros. Types are kept. Examples
+    without any sequence take one bucket without lengths, and no sizes.
+
+    Rows are drawn with room for as much as their bucket has (`Examples.draw`), and random numbers
+    that follow from the seed, the batch's number and the row's; `sizes` are those of what is drawn.
 
     The stream depends on `seed`, the buckets and the sizes, on neither `num_workers` (processes; 0
     decodes in threads of this one) nor the number of processes of the run: process p gets the p-th
     block of the rows of every batch. Its iterators have `get_state` and `set_state` (and so work in
     `grain.checkpoint.CheckpointSave`); the state is the number of the next batch, good for any
-    number of workers and processes. Close an iterator with workers when done.
+    number of workers and processes, and what tells this stream from others. Close an iterator with
+    workers when done.
 
     An example that cannot be read (io.AudioError, OSError) or no longer fits its bucket is named in
     a warning, and its row is left empty. It stops the run when all of several rows of a batch fail,
     or more than `max_failed_share` of the examples (counted in each worker by itself).
 
-    For every name in `companions` each real row also gets a recording drawn at random, as
-    `name: f32[b, length]` and `<name>_lengths`; the draw follows from the seed, the batch's number
-    and the row's. One that cannot be read is named in a warning and has length 0.
-
-    Examples that are `Crops` are drawn with as many samples or frames as their one sequence has in
-    their bucket; their `sizes` are those after cropping.
-
-    Raises records.DataError for examples that fit no bucket, and for rows that the processes cannot
-    share evenly.
+    Raises records.DataError for examples that fit no bucket, for rows that the processes cannot
+    share evenly, and, from the iterator, for arrays of several shapes or types.
     """
-    source = _source(examples, buckets, sizes, seed, True, process_index, process_count)
-    source = dataclasses.replace(
-        source, max_failed_share=max_failed_share, companions=dict(companions or {})
+    source = _source(
+        examples, buckets, sizes, seed, True, num_workers, process_index, process_count
     )
-    return _Stream(source, num_workers)
+    return _Stream(dataclasses.replace(source, max_failed_share=max_failed_share), num_workers)
 
 
 def eval_batches(
@@ -179,7 +145,7 @@ def eval_batches(
     process_count: int = 1,
 ) -> grain.IterDataset:
     """The batches of one pass in fixed order: each example once. Otherwise as `train_batches`."""
-    source = _source(examples, buckets, sizes, 0, False, process_index, process_count)
+    source = _source(examples, buckets, sizes, 0, False, num_workers, process_index, process_count)
     return _Stream(source, num_workers)
 
 
@@ -189,6 +155,7 @@ def _source(
     sizes: Mapping[str, Int[np.ndarray, "n"]],
     seed: int,
     shuffle: bool,
+    num_workers: int,
     process_index: int,
     process_count: int,
 ) -> "_BatchSource":
@@ -201,10 +168,28 @@ def _source(
                 f"A bucket has {bucket.rows} rows, which {process_count} processes cannot share "
                 "evenly. Choose buckets with rows_multiple_of a multiple of the devices."
             )
-    plan = EpochPlan(
-        tuple(bucket.rows for bucket in buckets), buckets_lib.assign(buckets, sizes), seed, shuffle
+    assigned = buckets_lib.assign(buckets, sizes, len(examples))
+    plan = EpochPlan(tuple(bucket.rows for bucket in buckets), assigned, seed, shuffle)
+    # Reading from a far disk waits more than it computes, but every worker has its own readers.
+    cores = (os.cpu_count() or 1) // max(1, num_workers)
+    return _BatchSource(
+        examples,
+        tuple(buckets),
+        plan,
+        process_index,
+        process_count,
+        lengths=_digest(
+            *(part for n, s in sorted(sizes.items()) for part in (n, s.astype(np.int64).tobytes()))
+        ),
+        readers=_Readers(min(max(2, cores), _MOST_READERS)),
     )
-    return _BatchSource(examples, tuple(buckets), plan, process_index, process_count)
+
+
+class _Readers(concurrent.futures.ThreadPoolExecutor):
+    """The threads that load the rows of a stream; in another process they are others."""
+
+    def __reduce__(self):
+        return _Readers, (self._max_workers,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,133 +201,131 @@ class _BatchSource:
     plan: EpochPlan
     process_index: int
     process_count: int
+    lengths: str  # a digest
+    readers: _Readers
     max_failed_share: float | int = 1.0
     start: int = 0
-    failed: dict[int, str] = dataclasses.field(default_factory=dict)
-    companions: Mapping[str, Companion] = dataclasses.field(default_factory=dict)
-    without: set[str] = dataclasses.field(default_factory=set)  # said already
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)  # by the recording's name
 
     def __len__(self) -> int:
         return (_FOREVER if self.plan.shuffle else self.plan.batches_per_epoch) - self.start
 
     def __getitem__(self, k: int) -> Batch:
-        b, rows = self.plan.batch(self.start + k)
-        share = len(rows) // self.process_count
-        mine = rows[self.process_index * share : (self.process_index + 1) * share]
+        number = self.start + k
+        b, rows = self.plan.batch(number)
         lengths = self.buckets[b].lengths
+        share = len(rows) // self.process_count
         first = self.process_index * share
-        loaded = [
-            self._load(int(i), lengths, (self.start + k, first + row)) if i >= 0 else None
-            for row, i in enumerate(mine)
-        ]
+        mine = rows[first : first + share]
+
+        def load(row: int) -> Example | Exception | None:
+            i = int(mine[row])
+            return self._load(i, lengths, (number, first + row)) if i >= 0 else None
+
+        found = list(self.readers.map(load, range(share)))
+        loaded = []
+        for i, example in zip(mine, found, strict=True):
+            failed = isinstance(example, Exception)
+            if failed:
+                self._report(int(i), example)
+            loaded.append(None if failed else example)
         wanted = int((mine >= 0).sum())
         if wanted > 1 and not any(loaded):
-            i = int(mine[0])
+            error = next(e for e in found if e is not None)
             raise io.AudioError(
-                f"batch {self.start + k}",
-                f"none of its {wanted} recordings can be read any more; the first: "
-                f"{self.failed.get(i, '')}. Is the disk still there?",
+                f"batch {number}",
+                f"none of its {wanted} recordings can be read any more; the first: {error}. Is the "
+                "disk still there?",
             )
-        batch = _assemble(loaded, lengths, next(filter(None, loaded), None) or self._like(rows))
-        for name, companion in self.companions.items():
-            length = lengths[companion.like] if companion.length is None else companion.length
-            drawn = [
-                self._draw(name, companion, length, (self.start + k, first + row)) if real else None
-                for row, real in enumerate(batch["mask"])
-            ]
-            batch |= _padded(name, drawn, length)
-        return batch
+        like = next(filter(None, loaded), None) or self._like(rows, lengths, number)
+        return _assemble(loaded, lengths, like)
 
-    def _draw(
-        self, name: str, companion: Companion, length: int, place: tuple[int, int]
-    ) -> np.ndarray | None:
-        try:
-            return companion.clips.draw(self._rng(name, place), length)
-        except (io.AudioError, OSError) as error:
-            if str(error) not in self.without:
-                self.without.add(str(error))
-                log.warning("Batch %d: a row goes without %s: %s", place[0], name, error)
+    def _rng(self, place: tuple[int, int]) -> np.random.Generator | None:
+        """The random numbers of a (batch, row)."""
+        if not self.plan.shuffle:
             return None
-
-    def _rng(self, name: str, place: tuple[int, int]) -> np.random.Generator:
-        """The stream `name` of a (batch number, row)."""
-        return np.random.default_rng([self.plan.seed, zlib.crc32(name.encode()), *place])
+        # The name tells them from those of the plan.
+        return np.random.default_rng([self.plan.seed, zlib.crc32(b"rows"), *place])
 
     def _load(
-        self, i: int, lengths: Mapping[str, int], place: tuple[int, int] | None = None
-    ) -> Mapping[str, Any] | None:
-        """The example, or None (and a warning) if it cannot be used."""
+        self, i: int, lengths: Mapping[str, int], place: tuple[int, int]
+    ) -> Example | Exception:
+        """The example, or why it cannot be used."""
         try:
-            if place and self.plan.shuffle and isinstance(self.examples, Crops):
-                (most,) = lengths.values()
-                example = self.examples.draw(i, self._rng("crop", place), most)
-            else:
-                example = self.examples[i]
-            for name, most in lengths.items():
-                if len(example[name]) > most:
-                    raise io.AudioError(
-                        f"example {i}",
-                        f"{name!r} has length {len(example[name])}, but its bucket ends at {most}: "
-                        "changed since it was indexed?",
-                    )
+            example = self.examples.draw(i, self._rng(place), lengths)
         except (io.AudioError, OSError) as error:
-            if i not in self.failed:
-                self.failed[i] = str(error)
-                log.warning(
-                    "Example %d cannot be used, its row stays empty (%d of %d examples so far): %s",
-                    *(i, len(self.failed), len(self.examples), error),
+            return error
+        for name, most in lengths.items():
+            if len(example[name]) > most:
+                return io.AudioError(
+                    example.get("id", f"example {i}"),
+                    f"{name!r} has length {len(example[name])}, but its bucket ends at {most}: "
+                    "changed since it was indexed?",
                 )
-            if len(self.failed) > self.max_failed_share * len(self.examples):
-                raise io.AudioError(
-                    f"{len(self.failed)} of {len(self.examples)} examples",
-                    f"cannot be read any more, above the limit of {self.max_failed_share:.1%}; "
-                    f"the last: {error}",
-                ) from error
-            return None
         return {"index": np.int32(i), **example}
 
-    def _like(self, rows: Int[np.ndarray, "rows"]) -> Mapping[str, Any]:
+    def _report(self, i: int, error: Exception) -> None:
+        """Names an example that cannot be used, once; raises if there are too many of them."""
+        which = error.name if isinstance(error, io.AudioError) else f"example {i}"
+        if which not in self.failed:
+            self.failed[which] = str(error)
+            log.warning(
+                "Example %d cannot be used, its row stays empty (%d of %d examples so far): %s",
+                *(i, len(self.failed), len(self.examples), error),
+            )
+        if len(self.failed) > self.max_failed_share * len(self.examples):
+            raise io.AudioError(
+                f"{len(self.failed)} of {len(self.examples)} examples",
+                f"cannot be read any more, above the limit of {self.max_failed_share:.1%}; "
+                f"the last: {error}",
+            ) from error
+
+    def _like(
+        self, rows: Int[np.ndarray, "rows"], lengths: Mapping[str, int], number: int
+    ) -> Example:
         """Any readable example, for the types and names of a block that has none of its own."""
         others = (int(i) for i in rows if i >= 0)
-        candidates = (*others, *range(len(self.examples)))
-        for i in candidates:
-            if i not in self.failed and (example := self._load(i, {})) is not None:
-                return example
+        for i in (*others, *range(len(self.examples))):
+            try:
+                example = self.examples.draw(i, self._rng((number, len(rows))), lengths)
+            except (io.AudioError, OSError):  # Named where it has a row.
+                continue
+            return {"index": np.int32(i), **example}
         raise io.AudioError(f"all {len(self.examples)} examples", "cannot be read any more")
 
 
-def _assemble(
-    rows: Sequence[Mapping[str, Any] | None], lengths: Mapping[str, int], like: Mapping[str, Any]
-) -> Batch:
+def _assemble(rows: Sequence[Example | None], lengths: Mapping[str, int], like: Example) -> Batch:
     """Stacks examples, padding the sequences in `lengths`; None gives an empty row."""
     batch = {"mask": np.array([row is not None for row in rows])}
     for name, template in like.items():
         template = np.asarray(template)
-        shape = (lengths[name], *template.shape[1:]) if name in lengths else template.shape
+        if template.dtype.kind == "U":
+            continue
+        free = 1 if name in lengths else 0  # axes in which the rows differ
+        form = template.shape[free:]
+        shape = (lengths[name], *form) if free else form
         stacked = np.zeros((len(rows), *shape), template.dtype)
+        counts = np.zeros(len(rows), np.int32)
         if name == "index":
             stacked -= 1
-        for place, row in zip(stacked, rows) if shape else ():
-            if row is not None:
-                place[: len(row[name])] = row[name]
-        if not shape:
-            stacked[batch["mask"]] = [row[name] for row in rows if row is not None]
+        for place in np.flatnonzero(batch["mask"]):
+            value = np.asarray(rows[place][name])
+            if (value.shape[free:], value.dtype) != (form, template.dtype):
+                which = rows[place].get("id", f"example {rows[place]['index']}")
+                raise records.DataError(
+                    f"{which}: {name!r} is {value.dtype}{list(value.shape)}, in other examples "
+                    f"{template.dtype}{list(template.shape)}. Bring all to one shape and type; a "
+                    "sequence has to be among the lengths of the buckets."
+                )
+            if free:
+                counts[place] = len(value)
+                stacked[place, : len(value)] = value
+            else:
+                stacked[place] = value
         batch[name] = stacked
-        if name in lengths:
-            counts = [0 if row is None else len(row[name]) for row in rows]
-            batch[f"{name}_lengths"] = np.array(counts, np.int32)
+        if free:
+            batch[f"{name}_lengths"] = counts
     return batch
-
-
-def _padded(name: str, rows: Sequence[np.ndarray | None], length: int) -> dict[str, np.ndarray]:
-    """Sequences under their name, padded with zeros to `length`, and their lengths; None is 0."""
-    stacked = np.zeros((len(rows), length), np.float32)
-    counts = np.zeros(len(rows), np.int32)
-    for i, row in enumerate(rows):
-        if row is not None:
-            stacked[i, : len(row)] = row
-            counts[i] = len(row)
-    return {name: stacked, f"{name}_lengths": counts}
 
 
 class _Stream(grain.IterDataset):
@@ -380,13 +363,19 @@ class _StreamIterator(grain.DatasetIterator):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        return {"next_batch": self._next_batch, "stream": self._identity}
+        """The number of the next batch, and what it counts in: one word, and its parts."""
+        parts = self._parts
+        stream = _digest(*(f"{name} {part} " for name, part in sorted(parts.items())))
+        return {"next_batch": self._next_batch, "stream": stream, "parts": dict(parts)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        if state["stream"] != self._identity:
+        then, now = state.get("parts", {}), self._parts
+        if other := [name for name in {**now, **then} if now.get(name) != then.get(name)]:
+            names = [_DIFFERENCES.get(name, name) for name in other]
             log.warning(
-                "The data, their lengths, the buckets or the seed are not those of the checkpoint: "
-                "continuing at batch %d of a different stream",
+                "This is not the checkpoint's stream of batches. What differs: %s. Continuing at "
+                "batch %d of this one.",
+                ", ".join(names) if then else "an earlier version did not note it",
                 state["next_batch"],
             )
         self._stop()
@@ -408,23 +397,30 @@ class _StreamIterator(grain.DatasetIterator):
             self._ahead = None
 
     @functools.cached_property
-    def _identity(self) -> str:
-        plan = self._source.plan
-        shapes = [(b.rows, sorted(b.lengths.items())) for b in self._source.buckets]
-        digest = hashlib.sha256(repr((plan.seed, plan.shuffle, shapes)).encode())
-        digest.update(np.ascontiguousarray(plan.bucket_of, np.int64).tobytes())
-        # Cropped, all records look alike; and what is drawn beside them hangs on the whole folder.
-        digest.update(getattr(self._source.examples, "fingerprint", "").encode())
-        for name, companion in sorted(self._source.companions.items()):
-            drawn = getattr(companion.clips, "fingerprint", "")
-            digest.update(f"{name} {companion.length} {drawn}".encode())
-        return digest.hexdigest()[:16]
+    def _parts(self) -> Mapping[str, str]:
+        """What the stream hangs on, by name."""
+        source = self._source
+        shapes = [(b.rows, sorted(b.lengths.items())) for b in source.buckets]
+        own = getattr(source.examples, "identity", {})
+        return {
+            "seed": str(source.plan.seed),
+            "lengths": source.lengths,
+            "buckets": _digest(repr(shapes)),
+            **{name: _digest(part) for name, part in own.items()},
+        }
+
+
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()[:16]
 
 
 def _read_ahead(source: _BatchSource, num_workers: int) -> grain.IterDataset:
     batches = grain.MapDataset.source(source)
     if not num_workers:
-        return batches.to_iter_dataset(grain.ReadOptions(_THREADS, _BUFFERED_BATCHES))
+        return batches.to_iter_dataset(grain.ReadOptions(_AHEAD, _BUFFERED_BATCHES))
     if not flags.FLAGS.is_parsed():
         # grain's workers read absl flags; in notebooks and scripts nobody has parsed any.
         flags.FLAGS.mark_as_parsed()

@@ -44,6 +44,8 @@ class Source(Protocol):
 
     A source whose records hold samples instead of paths should have a `fingerprint` attribute, a
     string that changes when the stored data do; without it such records are validated every time.
+    Where copies of the data on other machines have other fingerprints, `contents` is the same for
+    all of them.
     """
 
     name: str

@@ -18,11 +18,11 @@ from common.audio import augment
 from common.data import (
     clips,
     embedded,
+    examples,
     indexing,
     kaldi,
     librispeech,
     manifest,
-    pipeline,
     records,
     tfds,
     voxceleb,
@@ -254,7 +254,7 @@ class Splits(Mapping[str, Split]):
         return len(list(iter(self)))
 
 
-def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Companion]:
+def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Companion]:
     """What `config.augment` mixes into recordings, validated like any of them."""
     rate, found = config.data.sample_rate_hz, {}
     for name in ("rir", *augment.ADDED):
@@ -279,7 +279,7 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, pipeline.Compani
         length = round(settings.max_seconds * rate) if name == "rir" else None
         voices = tuple(settings.voices) if name == "babble" else (1, 1)
         drawn = clips.Clips(source, index, rate, crop=name != "rir", voices=voices)
-        found[name] = pipeline.Companion(drawn, length)
+        found[name] = examples.Companion(drawn, settings.probability, length)
     return found
 
 

@@ -154,7 +154,6 @@ def test_noise_rooms_and_warps_reach_the_training_loss_only(recogniser):
     task, variables = recogniser
     config = quickstart.get_config("debug")
     config.augment.warps = (0.8, 1.25)
-    config.augment.noise.probability = config.augment.rir.probability = 1.0
     distorted = task_of(config, task.workdir)
     batch = {**make_batch(task.tokenizer), "row": np.arange(ROWS, dtype=np.int32)}
     extra = noise_and_rooms()

@@ -55,7 +55,7 @@ def test_four_buckets_waste_less_than_one_and_keep_the_limits():
             assert bucket.rows * bucket.lengths["audio"] <= options["max_total"]
             assert bucket.lengths["labels"] % 8 == 0
         assert [b.lengths["audio"] for b in chosen] == sorted(b.lengths["audio"] for b in chosen)
-        assigned = buckets.assign(chosen, sizes)
+        assigned = buckets.assign(chosen, sizes, 5000)
         for name, size in sizes.items():
             assert (size <= np.array([b.lengths[name] for b in chosen])[assigned]).all()
         # No bucket is so small that its batch is a handful of outliers.
@@ -64,6 +64,24 @@ def test_four_buckets_waste_less_than_one_and_keep_the_limits():
         shares.append(buckets.padding_share(chosen, sizes, "audio"))
     assert shares == sorted(shares, reverse=True)
     assert shares[2] < 0.5 * shares[0]
+
+
+def test_batches_of_many_rows_are_the_same_for_1_to_8_devices():
+    sizes = speech_like(28_000)  # of LibriSpeech's clean 100 hours
+    large = {"primary": "audio", "num_buckets": 4, "max_total": 16_000 * 2400, "accumulate": 2}
+    chosen = {n: buckets.choose_for_devices(sizes, devices=n, **large) for n in (1, 2, 4, 8, 16)}
+    assert chosen[1] == chosen[2] == chosen[4] == chosen[8] != chosen[16]
+    for devices, shapes in chosen.items():
+        assert all(bucket.rows % (2 * devices) == 0 for bucket in shapes)
+    # With few rows that would cost a fifth of every batch: each number of devices has its own.
+    small = {"primary": "audio", "num_buckets": 3, "max_total": 16_000 * 280}
+    for devices in (1, 2, 4, 8):
+        expected = buckets.choose_buckets(sizes, rows_multiple_of=devices, **small)
+        assert buckets.choose_for_devices(sizes, devices=devices, accumulate=1, **small) == expected
+    # Eight of the longest fit in no batch, one does.
+    tiny = small | {"max_total": 16_000 * 100}
+    expected = buckets.choose_buckets(sizes, rows_multiple_of=1, **tiny)
+    assert buckets.choose_for_devices(sizes, devices=1, accumulate=1, **tiny) == expected
 
 
 def test_labels_are_rounded_up_from_the_longest_in_the_bucket():
@@ -96,4 +114,8 @@ def test_what_does_not_fit_is_named():
         buckets.choose_buckets(empty, max_total=100, rows_multiple_of=2, **options)
     chosen = buckets.choose_buckets(sizes, max_total=100, rows_multiple_of=1, **options)
     with pytest.raises(records.DataError, match=r"1 of 3 records fit no bucket.* number 1"):
-        buckets.assign(chosen, {"audio": np.array([90, 91, 2])})
+        buckets.assign(chosen, {"audio": np.array([90, 91, 2])}, 3)
+
+
+def test_records_without_any_length_share_a_bucket():
+    np.testing.assert_array_equal(buckets.assign((buckets.Bucket(4, {}),), {}, 3), [0, 0, 0])

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from common.audio import io
-from common.data import excerpts, facts, indexing, records
+from common.data import facts, indexing, records, speech
 
 RATE_HZ = 8000
 
@@ -232,14 +232,15 @@ def test_samples_instead_of_paths(tmp_path):
 
 
 def test_examples_are_decoded_resampled_and_encoded(corpus):
-    examples = excerpts.SpeechExamples(
+    examples = speech.SpeechExamples(
         corpus, np.array([13, 0]), sample_rate_hz=16_000, encode=lambda text: [len(text)]
     )
     assert len(examples) == 2
-    assert examples[0]["audio"].shape == (8000,)
-    assert examples[1]["audio"].dtype == np.float32
-    assert (examples[0]["index"], examples[1]["index"]) == (13, 0)
-    np.testing.assert_array_equal(examples[1]["labels"], [5])
+    first, second = (examples.draw(i, None, {}) for i in range(2))
+    assert first["audio"].shape == (8000,)
+    assert second["audio"].dtype == np.float32
+    assert (first["index"], second["index"]) == (13, 0)
+    np.testing.assert_array_equal(second["labels"], [5])
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 11025, 16_000, 22_050, 44_100, 48_000, 7350])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.data import buckets, excerpts, indexing, kaldi, pipeline, records
+from common.data import buckets, examples, indexing, kaldi, pipeline, records, speech
 
 RATE_HZ = 8000
 HOP_MS = 10.0
@@ -97,38 +97,40 @@ def test_features_are_records(folder, tmp_path):
     found = index(source, tmp_path)
     np.testing.assert_array_equal(found.positions, [0, 1, 2])
     np.testing.assert_allclose(found.seconds, [0.30, 0.31, 0.32])
-    crops = excerpts.FeatureCrops(source, found, np.array([0, 0, 1], np.int32))
+    crops = speech.FeatureCrops(source, found, np.array([0, 0, 1], np.int32))
     for i, name in enumerate(NAMES):
-        np.testing.assert_array_equal(crops[i]["features"], features(name, 30 + i))
-    assert (int(crops[2]["label"]), int(crops[2]["index"])) == (1, 2)
+        np.testing.assert_array_equal(crops.draw(i, None, {})["features"], features(name, 30 + i))
+    last = crops.draw(2, None, {})
+    assert (int(last["label"]), int(last["index"])) == (1, 2)
+    assert (last["id"], last["speaker"]) == ("bob-1", "bob")
     limited = index(source, tmp_path, min_seconds=0.305, max_seconds=0.315)
     np.testing.assert_array_equal(limited.positions, [1])
 
 
 def test_crops_come_from_everywhere_and_short_ones_whole(folder, tmp_path):
     source = read(folder)
-    crops = excerpts.FeatureCrops(source, index(source, tmp_path), np.zeros(3, np.int32))
-    assert isinstance(crops, pipeline.Crops)
+    crops = speech.FeatureCrops(source, index(source, tmp_path), np.zeros(3, np.int32))
+    assert isinstance(crops, examples.Examples)
     rng, starts = np.random.default_rng(0), []
     for _ in range(300):
-        found = crops.draw(0, rng, 27)["features"]
+        found = crops.draw(0, rng, {"features": 27})["features"]
         starts.append(int(found[0, 0]))
         np.testing.assert_array_equal(found, features("ann-1")[starts[-1] :][:27])
     counts = np.bincount(starts)
     assert len(counts) == 4  # 0 to 3, equally often: 75 +- 7.5
     assert counts.min() > 45
-    whole = crops.draw(0, rng, 100)["features"]
+    whole = crops.draw(0, rng, {"features": 100})["features"]
     np.testing.assert_array_equal(whole, features("ann-1"))
-    first = excerpts.FeatureCrops(source, crops.index, crops.labels, max_frames=7)
-    np.testing.assert_array_equal(first[2]["features"], features("bob-1", 32)[:7])
-    assert first.fingerprint == crops.fingerprint
-    other = excerpts.FeatureCrops(source, crops.index, np.ones(3, np.int32))
-    assert other.fingerprint != crops.fingerprint
+    first = crops.draw(2, None, {"features": 7})["features"]
+    np.testing.assert_array_equal(first, features("bob-1", 32)[:7])
+    other = speech.FeatureCrops(source, crops.index, np.ones(3, np.int32))
+    different = {n for n, part in other.identity.items() if part != crops.identity[n]}
+    assert different == {"speakers"}
 
 
 def test_batches_of_features_are_padded(folder, tmp_path):
     source = read(folder)
-    crops = excerpts.FeatureCrops(source, index(source, tmp_path), np.arange(3, dtype=np.int32))
+    crops = speech.FeatureCrops(source, index(source, tmp_path), np.arange(3, dtype=np.int32))
     frames = np.array([30, 31, 31])
     stream = iter(
         pipeline.train_batches(
@@ -181,8 +183,8 @@ def test_recordings(tmp_path):
     source = kaldi.read_folders(tmp_path, ["test"])
     found = index(source, tmp_path)
     np.testing.assert_allclose(found.seconds, 1.0)
-    crops = excerpts.SpeechCrops(source, found, np.zeros(3, np.int32), RATE_HZ)
-    np.testing.assert_allclose(crops[1]["audio"] * 32768, samples["ann-2"])
+    crops = speech.SpeechCrops(source, found, np.zeros(3, np.int32), RATE_HZ)
+    np.testing.assert_allclose(crops.draw(1, None, {})["audio"] * 32768, samples["ann-2"])
 
 
 def test_segments_are_stretches_of_recordings(tmp_path):
@@ -212,22 +214,22 @@ def test_segments_are_stretches_of_recordings(tmp_path):
     np.testing.assert_array_equal(again.seconds, found.seconds)
     assert again.rejected == found.rejected
 
-    crops = excerpts.SpeechCrops(source, found, np.zeros(4, np.int32), RATE_HZ)
-    np.testing.assert_allclose(crops[0]["audio"] * 32768, samples[4000:10000])
-    np.testing.assert_allclose(crops[1]["audio"] * 32768, samples[8000:])
-    examples = excerpts.SpeechExamples(source, found.positions, RATE_HZ)
-    np.testing.assert_allclose(examples[2]["audio"] * 32768, samples[:4000])
+    crops = speech.SpeechCrops(source, found, np.zeros(4, np.int32), RATE_HZ)
+    np.testing.assert_allclose(crops.draw(0, None, {})["audio"] * 32768, samples[4000:10000])
+    np.testing.assert_allclose(crops.draw(1, None, {})["audio"] * 32768, samples[8000:])
+    whole = speech.SpeechExamples(source, found.positions, RATE_HZ).draw(2, None, {})
+    np.testing.assert_allclose(whole["audio"] * 32768, samples[:4000])
     rng, windows = np.random.default_rng(0), np.lib.stride_tricks.sliding_window_view(samples, 1000)
     starts = []
     for _ in range(60):
-        cropped = np.rint(crops.draw(0, rng, 1000)["audio"] * 32768)
+        cropped = np.rint(crops.draw(0, rng, {"audio": 1000})["audio"] * 32768)
         (start,) = np.flatnonzero((windows == cropped).all(1))
         starts.append(start)
     assert 4000 <= min(starts) < 4500
     assert 8500 < max(starts) <= 9000
-    assert len(crops.draw(0, rng, 20_000)["audio"]) == 6000  # no more than the segment
-    short = excerpts.SpeechCrops(source, found, crops.labels, RATE_HZ, max_samples=5000)
-    assert [len(short[i]["audio"]) for i in range(3)] == [5000, 5000, 4000]
+    assert len(crops.draw(0, rng, {"audio": 20_000})["audio"]) == 6000  # no more than the segment
+    short = [len(crops.draw(i, None, {"audio": 5000})["audio"]) for i in range(3)]
+    assert short == [5000, 5000, 4000]
 
 
 def test_tables_saved_on_windows(tmp_path):
@@ -408,8 +410,8 @@ def test_features_are_checked_once(folder, tmp_path, monkeypatch):
     (folder / "utt2num_frames").unlink()
     ranged = read(folder)
     np.testing.assert_allclose(index(ranged, tmp_path).seconds, 0.1)
-    crops = excerpts.FeatureCrops(ranged, index(ranged, tmp_path), np.zeros(3, np.int32))
-    np.testing.assert_array_equal(crops[0]["features"], features("ann-1")[5:15])
+    crops = speech.FeatureCrops(ranged, index(ranged, tmp_path), np.zeros(3, np.int32))
+    np.testing.assert_array_equal(crops.draw(0, None, {})["features"], features("ann-1")[5:15])
 
 
 def test_features_of_another_size_stop_the_run(folder, tmp_path):
@@ -432,8 +434,8 @@ def write_decisions(folder: pathlib.Path, decisions: dict[str, np.ndarray]) -> N
 def test_frames_are_selected_by_vad(folder, tmp_path):
     with pytest.raises(records.DataError, match=r"has no vad.scp, which"):
         read(folder, vad=True)
-    speech = np.arange(30) % 3 == 0
-    write_decisions(folder, {"ann-1": speech, "ann-2": np.zeros(31), "bob-1": np.ones(33)})
+    spoken = np.arange(30) % 3 == 0
+    write_decisions(folder, {"ann-1": spoken, "ann-2": np.zeros(31), "bob-1": np.ones(33)})
     source = read(folder, vad=True)
     found = index(source, tmp_path)
     # The length is that of what is kept, and decisions that cannot be used are found beforehand.
@@ -441,10 +443,10 @@ def test_frames_are_selected_by_vad(folder, tmp_path):
     reasons = {r.id: r.reason for r in found.rejected}
     assert "no frame of it holds speech" in reasons["ann-2"]
     assert "33 decisions for 32 frames of bob-1" in reasons["bob-1"]
-    crops = excerpts.FeatureCrops(source, found, np.zeros(1, np.int32))
-    np.testing.assert_array_equal(crops[0]["features"], features("ann-1")[speech])
+    crops = speech.FeatureCrops(source, found, np.zeros(1, np.int32))
+    np.testing.assert_array_equal(crops.draw(0, None, {})["features"], features("ann-1")[spoken])
     rng = np.random.default_rng(0)
-    starts = {int(crops.draw(0, rng, 8)["features"][0, 0]) for _ in range(40)}
+    starts = {int(crops.draw(0, rng, {"features": 8})["features"][0, 0]) for _ in range(40)}
     assert starts == {0, 3, 6}
     lines = (folder / "vad.scp").read_text().splitlines()
     (folder / "vad.scp").write_text(lines[0] + "\n")

@@ -1,5 +1,6 @@
 """Batches: once an epoch, the same for any workers and processes, exact resume, broken files."""
 
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -13,7 +14,7 @@ import pytest
 import soundfile
 
 from common.audio import io
-from common.data import buckets, excerpts, pipeline, records
+from common.data import buckets, pipeline, records, speech
 
 RATE_HZ = 8000
 COUNT = 23
@@ -40,11 +41,9 @@ encode = functools.partial(np.fromiter, dtype=np.int32)
 
 def make(corpus, positions=None, max_total=4800):
     positions = np.arange(COUNT) if positions is None else positions
-    examples = excerpts.SpeechExamples(corpus, positions, RATE_HZ, encode=encode)
-    sizes = {
-        "audio": np.array([len(examples[i]["audio"]) for i in range(len(examples))]),
-        "labels": np.array([len(examples[i]["labels"]) for i in range(len(examples))]),
-    }
+    examples = speech.SpeechExamples(corpus, positions, RATE_HZ, encode=encode)
+    whole = [examples.draw(i, None, {}) for i in range(len(examples))]
+    sizes = {n: np.array([len(example[n]) for example in whole]) for n in ("audio", "labels")}
     chosen = buckets.choose_buckets(
         sizes, primary="audio", num_buckets=3, max_total=max_total, rows_multiple_of=2
     )
@@ -57,7 +56,7 @@ def data(corpus):
 
 
 def batches_per_epoch(chosen, sizes) -> int:
-    counts = np.bincount(buckets.assign(chosen, sizes), minlength=len(chosen))
+    counts = np.bincount(buckets.assign(chosen, sizes, COUNT), minlength=len(chosen))
     return sum(-(-n // b.rows) for n, b in zip(counts, chosen))
 
 
@@ -93,7 +92,7 @@ def test_batches_hold_what_the_examples_hold(data):
             "index": "int32",
         }
         for row, real in enumerate(batch["mask"]):
-            example = examples[int(batch["index"][row])] if real else None
+            example = examples.draw(int(batch["index"][row]), None, {}) if real else None
             for name in ("audio", "labels"):
                 length = batch[f"{name}_lengths"][row]
                 assert not batch[name][row, length:].any()
@@ -216,13 +215,33 @@ def test_the_state_travels_through_orbax(data, tmp_path):
     fresh.close()
 
 
-def test_a_state_of_another_stream_is_noticed(data, caplog):
-    iterator = iter(pipeline.train_batches(*data, seed=2))
-    state = iterator.get_state()
-    iterator.set_state(state)
-    assert not caplog.records
-    iter(pipeline.train_batches(*data, seed=3)).set_state(state)
-    assert "not those of the checkpoint" in caplog.text
+def test_what_differs_from_the_stream_of_a_checkpoint_is_said(data, corpus, caplog):
+    examples, chosen, sizes = data
+    state = iter(pipeline.train_batches(*data, seed=2)).get_state()
+    # Other recordings, however much they look like these: only the ids differ.
+    renamed = tuple({**row, "id": f"new-{row['id']}"} for row in corpus.records)
+    others = dataclasses.replace(examples, source=records.RecordList("corpus", renamed))
+    rows = tuple(dataclasses.replace(bucket, rows=2 * bucket.rows) for bucket in chosen)
+    longer = {**sizes, "labels": np.maximum(sizes["labels"], 2)}
+    mono = dataclasses.replace(examples, channel=0)
+    for args, seed, expected in (
+        (data, 2, None),
+        (data, 3, "What differs: seed. Continuing at batch 0 of this one."),
+        ((others, chosen, sizes), 2, "differs: recordings."),
+        ((mono, chosen, sizes), 2, "differs: settings of how they are read."),
+        ((examples, chosen, longer), 2, "differs: lengths of the recordings."),
+        ((examples, rows, sizes), 2, "the batch settings and the number of devices)."),
+        ((others, rows, sizes), 2, "devices), recordings."),
+    ):
+        caplog.clear()
+        iterator = iter(pipeline.train_batches(*args, seed=seed))
+        iterator.set_state(state)
+        assert len(caplog.messages) == (expected is not None)
+        assert (expected or "") in caplog.text
+        assert (iterator.get_state() == state) == (expected is None)
+        assert (iterator.get_state()["stream"] == state["stream"]) == (expected is None)
+    iterator.set_state({"next_batch": 5, "stream": "0123456789abcdef"})
+    assert "an earlier version did not note it. Continuing at batch 5" in caplog.text
 
 
 def break_files(corpus, folder, broken):
@@ -247,7 +266,7 @@ BREAK = {
 def test_files_that_broke_after_indexing_leave_empty_rows_and_are_named(
     data, corpus, tmp_path, caplog
 ):
-    examples = excerpts.SpeechExamples(
+    examples = speech.SpeechExamples(
         break_files(corpus, tmp_path, BREAK), np.arange(COUNT), RATE_HZ, encode=encode
     )
     count = 2 * batches_per_epoch(*data[1:])
@@ -262,21 +281,21 @@ def test_files_that_broke_after_indexing_leave_empty_rows_and_are_named(
         assert (batch["index"][lost] == -1).all()
     messages = [r.getMessage() for r in caplog.records]
     assert len(messages) == 3  # each once, not in every epoch
-    for name in ("02.wav", "07.wav", "has length 5000"):
+    for name in ("): 2: ", "): 7: ", "): 11: 'audio' has length 5000"):  # by their ids
         assert sum(name in message for message in messages) == 1
     assert "3 of 23 examples so far" in messages[-1]
 
 
 def test_a_limit_on_broken_files_and_a_lost_disk_stop_the_run(data, corpus, tmp_path):
     (tmp_path / "some").mkdir()
-    examples = excerpts.SpeechExamples(
+    examples = speech.SpeechExamples(
         break_files(corpus, tmp_path / "some", BREAK), np.arange(COUNT), RATE_HZ, encode=encode
     )
     with pytest.raises(io.AudioError, match=r"3 of 23 examples: .*above the limit of 10\.0%"):
         take(pipeline.train_batches(examples, *data[1:], seed=5, max_failed_share=0.1), 50)
     (tmp_path / "all").mkdir()
     everything = dict.fromkeys(range(COUNT), BREAK[2])
-    examples = excerpts.SpeechExamples(
+    examples = speech.SpeechExamples(
         break_files(corpus, tmp_path / "all", everything), np.arange(COUNT), RATE_HZ, encode=encode
     )
     with pytest.raises(io.AudioError, match=r"none of its .* recordings can be read any more"):
@@ -295,10 +314,10 @@ def test_nothing_here_imports_jax_or_tensorflow(corpus):
 import sys
 sys.modules["jax"] = None  # any import of it fails
 import numpy as np
-from common.data import buckets, excerpts, librispeech, manifest, pipeline, records, tfds
+from common.data import buckets, examples, librispeech, manifest, pipeline, records, speech, tfds
 source = records.RecordList("one", ({{"id": "a", "audio": {corpus[0]["audio"]!r}}},))
-examples = excerpts.SpeechExamples(source, np.arange(1), 8000)
-sizes = {{"audio": np.array([len(examples[0]["audio"])])}}
+examples = speech.SpeechExamples(source, np.arange(1), 8000)
+sizes = {{"audio": np.array([len(examples.draw(0, None, {{}})["audio"])])}}
 shapes = buckets.choose_buckets(
     sizes, primary="audio", num_buckets=1, max_total=9999, rows_multiple_of=1)
 (batch,) = pipeline.eval_batches(examples, shapes, sizes)

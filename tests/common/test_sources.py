@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -12,7 +13,17 @@ from array_record.python import array_record_module
 from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 
-from common.data import clips, indexing, librispeech, manifest, records, splits, tfds, voxceleb
+from common.data import (
+    clips,
+    examples,
+    indexing,
+    librispeech,
+    manifest,
+    records,
+    splits,
+    tfds,
+    voxceleb,
+)
 from common.data.builders.an4 import an4_dataset_builder as an4
 
 RATE_HZ = 16_000
@@ -399,6 +410,12 @@ def test_an4_as_distributed_through_tfds_without_tensorflow(tmp_path, suffix):
     assert copy[3]["id"] == source[3]["id"]
     whole = tfds.TfdsSource(prepared, "dev")
     assert source.fingerprint == copy.fingerprint != whole.fingerprint
+    # Another machine has its own copy: streams of the two are one and the same.
+    shutil.copytree(prepared, tmp_path / "other" / prepared.name)
+    other = tfds.TfdsSource(tmp_path / "other" / prepared.name, "dev[:10%]")
+    assert other.fingerprint != source.fingerprint
+    assert examples.recordings(other, np.arange(9)) == examples.recordings(source, np.arange(9))
+    assert examples.recordings(other, np.arange(9)) != examples.recordings(whole, np.arange(9))
     index = indexing.build_index(
         whole,
         cache=tmp_path / "cache",

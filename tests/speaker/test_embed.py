@@ -115,7 +115,7 @@ def test_long_recordings_are_means_over_equal_pieces(embedder):
     """2 s at most: 5 s are three pieces, whose embeddings are averaged."""
     whole = np.concatenate([voice(i, 1.7, 5) for i in range(3)])[: 5 * RATE_HZ]
     assert embedder.config.data.max_eval_seconds == 2.0
-    cuts = [0, round(5 / 3 * RATE_HZ), round(10 / 3 * RATE_HZ), 5 * RATE_HZ]
+    cuts = [5 * RATE_HZ * n // 3 for n in range(4)]
     pieces = [whole[a:b] for a, b in itertools.pairwise(cuts)]
     short = voice(1, 0.8, 6)
     found = embedder(split_of([short, whole, short]))
@@ -133,11 +133,11 @@ def test_pieces_of_files_are_cut_at_their_own_rate(tmp_path):
     io.write_wav(tmp_path / "a.wav", audio, 8000, subtype="FLOAT")
     source = records.RecordList("one", ({"id": "a", "audio": str(tmp_path / "a.wav")},))
     pieces = embed.Pieces(
-        source, np.array([0]), np.array([3.0]), np.array([4]), sample_rate_hz=8000, channel="mean"
+        source, np.array([0]), np.array([24000]), np.array([4]), sample_rate_hz=8000, channel="mean"
     )
     assert len(pieces) == 4
     assert pieces.owner.tolist() == [0, 0, 0, 0]
-    assert pieces.lengths.tolist() == [0.75] * 4
+    assert pieces.lengths.tolist() == [6000] * 4
     joined = np.concatenate([pieces[i]["audio"] for i in range(4)])
     np.testing.assert_array_equal(joined, audio)
 
@@ -202,9 +202,10 @@ def test_pieces_of_speech_are_equal_and_complete(parts):
     kept = np.concatenate([audio[a:b] for a, b in stretches])
     source = records.RecordList("one", ({"id": "a", "audio": audio, "sample_rate": 10},))
     pieces = embed.Pieces(
-        source, np.array([0]), np.array([17.8]), np.array([parts]), 10, "mean", [stretches]
+        source, np.array([0]), np.array([178]), np.array([parts]), 10, "mean", [stretches]
     )
     found = [pieces[i]["audio"] for i in range(parts)]
+    assert pieces.lengths.tolist() == [len(piece) for piece in found]
     np.testing.assert_array_equal(np.concatenate(found), kept)
     assert {len(piece) for piece in found} <= {len(kept) // parts, len(kept) // parts + 1}
 

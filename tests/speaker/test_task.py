@@ -10,7 +10,7 @@ import pytest
 from common import checkpoint, errors, metrics, parallel, starting, trainer, workdir
 from common import evaluation as evaluation_lib
 from common import state as state_lib
-from common.data import buckets, excerpts, pipeline, records, splits
+from common.data import buckets, pipeline, records, speech, splits
 from configs.speaker import quickstart
 from speaker import data, evaluation, head
 from speaker import task as speaker_task
@@ -125,9 +125,7 @@ def test_the_seed_orders_the_crops(corpus, tmp_path):
 
 def test_crops_are_the_same_for_any_host(corpus):
     """Two processes hold the halves of the rows of one."""
-    crops = excerpts.SpeechCrops(
-        corpus.source, corpus.index, np.arange(16, dtype=np.int32), RATE_HZ
-    )
+    crops = speech.SpeechCrops(corpus.source, corpus.index, np.arange(16, dtype=np.int32), RATE_HZ)
     shape = buckets.Bucket(ROWS, {"audio": RATE_HZ})
     sizes = {"audio": np.minimum((corpus.index.seconds * RATE_HZ).astype(int) + 1, RATE_HZ)}
 

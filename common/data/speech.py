@@ -1,0 +1,188 @@
+"""Speech as examples: whole utterances with their labels, stretches with their speaker's class."""
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import soxr
+from jaxtyping import Int
+
+from common.audio import io, vad
+from common.data import ark, examples, records
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechExamples:
+    """The records at `positions`, decoded whole and encoded: see `examples.Examples`.
+
+    {"audio": f32[t] at `sample_rate_hz`, "index": i32 position in the source, "id"}, "speaker"
+    where the record names one, and with `encode` "labels": i32[u] = encode(text). `encode` must be
+    picklable.
+    """
+
+    source: records.Source
+    positions: Int[np.ndarray, "n"]
+    sample_rate_hz: int
+    channel: str | int = "mean"
+    encode: Callable[[str], Any] | None = None
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Which recordings, and how they are read."""
+        return {
+            "recordings": examples.recordings(self.source, self.positions),
+            "settings": f"{self.sample_rate_hz} Hz, channel {self.channel}",
+        }
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def draw(
+        self, i: int, rng: np.random.Generator | None, lengths: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """Example i, whatever there is room for: its labels stand for the whole of it."""
+        del rng, lengths
+        position = int(self.positions[i])
+        record = self.source[position]
+        with _named(record):
+            audio = records.load_record(record, self.sample_rate_hz, self.channel)
+        example = {"audio": audio, "index": np.int32(position), **_names(record)}
+        if self.encode is not None:
+            example["labels"] = np.asarray(self.encode(record.get("text") or ""), np.int32)
+        return example
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechCrops:
+    """Recordings with the class of their speaker, cut to the room that there is.
+
+    {"audio": f32[t], "label": i32 place of its speaker in the list of classes, "index": i32, "id"}
+    and "speaker" where the record names one. In training the stretch begins anywhere and is played
+    at a speed drawn from `speeds`; no more of the file is read than that. Speed k of a speaker
+    counts as another speaker: label + k * `num_speakers` (Yamamoto et al., Speaker augmentation and
+    bandwidth extension for deep speaker embedding, Interspeech 2019). In evaluation it begins at
+    the start. With a `detector` the whole file is read, what `vad.keep_speech` does not keep is cut
+    out, and what is left cropped; raises `io.AudioError` also for one that holds no speech.
+    """
+
+    source: records.Source
+    index: records.Index
+    labels: Int[np.ndarray, "n"]
+    sample_rate_hz: int
+    channel: str | int = "mean"
+    speeds: tuple[float, ...] = (1.0,)  # 1.1 is faster, shorter and higher; the first one is 1
+    num_speakers: int = 0
+    detector: vad.Detector | None = None
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Which recordings by which speakers, and how they are read."""
+        how = (self.sample_rate_hz, self.channel, self.speeds, self.detector)
+        return _identity(self.source, self.index, self.labels, repr(how))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def draw(
+        self, i: int, rng: np.random.Generator | None, lengths: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """Example i; consumes two numbers of `rng`."""
+        place, choice = (0.0, 0.0) if rng is None else rng.random(2)
+        number = int(choice * len(self.speeds))
+        speed, most = self.speeds[number], lengths.get("audio")
+        position = int(self.index.positions[i])
+        record = self.source[position]
+        with _named(record):
+            audio = self._stretch(i, record, place, most and math.ceil(most * speed))
+        if not len(audio):
+            raise io.AudioError(record["id"], "no speech in it, says config.data.vad")
+        if speed != 1.0:
+            audio = soxr.resample(audio, self.sample_rate_hz * speed, self.sample_rate_hz)[:most]
+        label = np.int32(self.labels[i] + number * self.num_speakers)
+        return {"audio": audio, "label": label, "index": np.int32(position), **_names(record)}
+
+    def _stretch(self, i: int, record: records.Record, place: float, most: int | None):
+        """At most `most` samples, from the start (`place` 0) to the end (1) of a recording."""
+        rate, count = self.sample_rate_hz, int(self.index.lengths[i])
+        if self.detector is not None:
+            audio = records.load_record(record, rate, self.channel)
+            audio = vad.keep_speech(audio, rate, self.detector)
+            return audio[_start(place, len(audio), most) :][:most]
+        if most is None or count <= most:  # Whole, so that one that has grown is noticed.
+            return records.load_record(record, rate, self.channel)
+        start = _start(place, count, most)
+        return records.load_record(
+            record, rate, self.channel, start=start / rate, duration=most / rate
+        )[:most]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureCrops:
+    """`SpeechCrops` of records that hold features: {"features": f32[l, f], "label", "index", "id"}.
+
+    Lengths are frames. Records with "vad" give the frames that hold speech, and for that are read
+    whole. Raises `io.AudioError` also for one without any speech.
+    """
+
+    source: records.Source
+    index: records.Index
+    labels: Int[np.ndarray, "n"]
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Which records by which speakers, and whether "vad" selects frames of them."""
+        selected = len(self.index) and "vad" in self.source[int(self.index.positions[0])]
+        return _identity(self.source, self.index, self.labels, f"vad {bool(selected)}")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def draw(
+        self, i: int, rng: np.random.Generator | None, lengths: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """Example i; consumes one number of `rng`."""
+        place = 0.0 if rng is None else rng.random()
+        position, most = int(self.index.positions[i]), lengths.get("features")
+        record = self.source[position]
+        with _named(record):
+            if "vad" in record:
+                features = records.speech_frames(record)
+                features = features[_start(place, len(features), most) :][:most]
+            else:
+                count = int(self.index.lengths[i])
+                cut = most if most is not None and count > most else None
+                features = ark.read_matrix(record["features"], _start(place, count, cut), cut)
+        label = np.int32(self.labels[i])
+        return {"features": features, "label": label, "index": np.int32(position), **_names(record)}
+
+
+def _start(place: float, count: int, most: int | None) -> int:
+    """The first of `most` out of `count`, each possible one for an equal part of [0, 1)."""
+    return 0 if most is None else int(place * max(1, count - most + 1))
+
+
+def _names(record: records.Record) -> dict[str, str]:
+    """What stays on the host: who and what it is."""
+    speaker = record.get("speaker")
+    return {"id": record["id"]} | ({"speaker": speaker} if speaker else {})
+
+
+@contextlib.contextmanager
+def _named(record: records.Record) -> Iterator[None]:
+    """Errors name the record, of which there may be several in a file, or no file."""
+    try:
+        yield
+    except io.AudioError as error:
+        raise io.AudioError(record["id"], str(error)) from error
+
+
+def _identity(
+    source: records.Source, index: records.Index, labels: Int[np.ndarray, "n"], how: str
+) -> dict[str, str]:
+    speakers = hashlib.sha256(np.ascontiguousarray(labels, np.int64).tobytes()).hexdigest()[:16]
+    found = examples.recordings(source, index.positions)
+    return {"recordings": found, "speakers": speakers, "settings": how}

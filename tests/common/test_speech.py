@@ -1,0 +1,104 @@
+"""Recordings as examples: whole and cropped to the sample, at every rate, and named when broken."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import soundfile
+
+from common.audio import io
+from common.data import buckets, indexing, pipeline, records, speech
+
+WANTED_HZ = 16_000
+
+
+@pytest.fixture(scope="module", params=[16_000, 22_050, 44_100])
+def crops(request, tmp_path_factory):
+    """Six files of 0.2 to 0.5 s at one rate, the fourth and fifth being stretches of theirs."""
+    folder, rate_hz = tmp_path_factory.mktemp("speech"), request.param
+    rng, rows = np.random.default_rng(rate_hz), []
+    for i, count in enumerate(rng.integers(rate_hz // 5, rate_hz // 2, 6)):
+        soundfile.write(folder / f"{i}.wav", 0.1 * rng.normal(size=count), rate_hz)
+        rows.append({"id": f"u{i}", "audio": str(folder / f"{i}.wav"), "speaker": f"s{i % 2}"})
+    rows[3] |= {"start": 0.0317, "duration": 0.1111}
+    rows[4] |= {"start": 0.0223}
+    source = records.RecordList("speech", tuple(rows))
+    index = indexing.build_index(
+        source,
+        cache=None,
+        rejected_tsv=folder / "rejected.tsv",
+        sample_rate_hz=WANTED_HZ,
+        min_seconds=0.01,
+        max_seconds=1.0,
+        require_text=False,
+        max_bad_share=0.0,
+        num_workers=1,
+        progress=False,
+    )
+    return speech.SpeechCrops(source, index, np.arange(6) % 2, WANTED_HZ)
+
+
+def test_whole_recordings_fit_to_the_sample(crops, caplog):
+    lengths = crops.index.lengths
+    examples = speech.SpeechExamples(crops.source, crops.index.positions, WANTED_HZ)
+    for made in (crops, examples):
+        shapes = tuple(buckets.Bucket(1, {"audio": int(n)}) for n in sorted(lengths))
+        batches = list(pipeline.eval_batches(made, shapes, {"audio": lengths}))
+        assert len(batches) == 6
+        for batch in batches:
+            assert batch["audio_lengths"].tolist() == [batch["audio"].shape[1]]
+    assert not caplog.messages
+
+
+def test_crops_are_stretches_to_the_sample(crops):
+    """As long as there is room, and what stands there in the whole recording."""
+    starts = set()
+    for i, count in enumerate(crops.index.lengths):
+        whole = crops.draw(i, None, {})
+        assert len(whole["audio"]) == count
+        assert (whole["id"], whole["speaker"], int(whole["label"])) == (f"u{i}", f"s{i % 2}", i % 2)
+        windows = np.lib.stride_tricks.sliding_window_view(whole["audio"], 1000)
+        for seed in range(12):
+            audio = crops.draw(i, np.random.default_rng(seed), {"audio": 1000})["audio"]
+            assert len(audio) == 1000
+            distance = np.abs(windows - audio).max(1)
+            starts.add((i, int(np.argmin(distance))))
+            # A stretch is resampled with context: to the resampler's own accuracy.
+            assert distance.min() < 1e-4
+        first = crops.draw(i, None, {"audio": 1000})["audio"]
+        np.testing.assert_allclose(first, whole["audio"][:1000], atol=1e-4)
+        longer = crops.draw(i, np.random.default_rng(0), {"audio": int(count) + 9})["audio"]
+        np.testing.assert_array_equal(longer, whole["audio"])
+    assert len(starts) > 50
+
+
+def test_other_speeds_fill_the_room(crops):
+    fast = dataclasses.replace(crops, speeds=(1.0, 0.9, 1.1), num_speakers=2)
+    seen = set()
+    for seed in range(20):
+        example = fast.draw(0, np.random.default_rng(seed), {"audio": 1000})
+        seen.add(int(example["label"]))
+        assert len(example["audio"]) in (999, 1000)
+    assert seen == {0, 2, 4}
+    assert fast.draw(0, None, {})["label"] == 0
+
+
+def test_broken_recordings_are_named_by_their_ids(tmp_path):
+    bad = np.full(800, np.nan, np.float32)
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.ones(2000) * 0.1, WANTED_HZ)
+    rows = (
+        {"id": "ann-1", "audio": bad, "sample_rate": WANTED_HZ},
+        {"id": "bob-1", "audio": str(tmp_path / "gone.wav")},
+        {"id": "cid-1", "audio": str(path)},
+    )
+    source = records.RecordList("broken", rows)
+    index = records.Index(np.arange(3), np.full(3, 800), WANTED_HZ)
+    crops = speech.SpeechCrops(source, index, np.zeros(3, np.int32), WANTED_HZ)
+    for i, message in ((0, "ann-1: .*800 of 800 samples"), (1, "bob-1: .*gone.wav: no such file")):
+        with pytest.raises(io.AudioError, match=message):
+            crops.draw(i, None, {"audio": 800})
+    # One that has grown since is left out, not cut.
+    shape, sizes = (buckets.Bucket(1, {"audio": 800}),), {"audio": index.lengths}
+    batches = pipeline.eval_batches(crops, shape, sizes)
+    assert not any(batch["mask"].any() for batch in batches)
