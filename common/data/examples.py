@@ -149,5 +149,5 @@ def recordings(source: records.Source, positions: Int[np.ndarray, "n"]) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(positions, np.int64).tobytes())
     known = getattr(source, "contents", "") or getattr(source, "fingerprint", "")
     for name in (known,) if known else (source[int(i)]["id"] for i in positions):
-        digest.update(f"{name}\n".encode())
+        digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]

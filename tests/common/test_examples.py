@@ -200,3 +200,13 @@ def test_companions_are_part_of_the_batch_whoever_reads_it():
         for stream in streams:
             stream.close()
     assert len(heard) > 8
+
+
+def test_recordings_are_told_apart_by_their_ids():
+    """By all of them and their order; names of files need not be text."""
+    lists = [["a", "b", "c"], ["a", "c", "b"], ["a", "b", "d"], ["a", "b", "\udcff"]]
+    sources = [records.RecordList("x", [{"id": i, "audio": i} for i in ids]) for ids in lists]
+    found = [examples.recordings(source, np.arange(3)) for source in sources]
+    assert len({*found, examples.recordings(sources[0], np.arange(2))}) == 5
+    elsewhere = records.RecordList("y", [{"id": i, "audio": f"/other/{i}"} for i in lists[0]])
+    assert examples.recordings(elsewhere, np.arange(3)) == found[0]

@@ -219,7 +219,7 @@ def test_what_differs_from_the_stream_of_a_checkpoint_is_said(data, corpus, capl
     examples, chosen, sizes = data
     state = iter(pipeline.train_batches(*data, seed=2)).get_state()
     # Other recordings, however much they look like these: only the ids differ.
-    renamed = tuple({**row, "id": f"new-{row['id']}"} for row in corpus.records)
+    renamed = tuple({**row, "id": f"new-{row['id']}"} for row in corpus)
     others = dataclasses.replace(examples, source=records.RecordList("corpus", renamed))
     rows = tuple(dataclasses.replace(bucket, rows=2 * bucket.rows) for bucket in chosen)
     longer = {**sizes, "labels": np.maximum(sizes["labels"], 2)}
