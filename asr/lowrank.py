@@ -157,15 +157,6 @@ def _unit_costs(config, name, unit, before: float, after: float) -> list[LayerCo
     return [LayerCost(name, "spectro_temporal", shape, config.rank, size, macs, merged)]
 
 
-def encoder_macs_per_second(
-    config: contextnet.ContextNetConfig,
-    params: Mapping[str, Any],
-    frames_per_second: float = FRAMES_PER_SECOND,
-) -> float:
-    """Multiply-accumulates per second of audio; `params` may be shapes (`jax.eval_shape`)."""
-    return sum(c.macs_per_second for c in layer_costs(config, params, frames_per_second))
-
-
 def layer_table(
     config: contextnet.ContextNetConfig,
     params: Mapping[str, Any],

@@ -138,14 +138,6 @@ def min_dcf(
     return float(_dcf(curve.p_miss, curve.p_fa, p_target, cost_miss, cost_fa).min())
 
 
-def min_dcf_threshold(
-    curve: ErrorCurve, p_target: float, *, cost_miss: float | int = 1, cost_fa: float | int = 1
-) -> float:
-    """The score from which on to accept for the lowest cost; +inf: accept nothing."""
-    cost = _dcf(curve.p_miss, curve.p_fa, p_target, cost_miss, cost_fa)
-    return float(curve.thresholds[np.argmin(cost)])
-
-
 def _dcf(p_miss, p_fa, p_target, cost_miss, cost_fa):
     if not 0 < p_target < 1:
         raise ValueError(f"p_target is a probability between 0 and 1, got {p_target}")

@@ -69,11 +69,6 @@ class XVectorConfig:
                 )
         pooling.parse_kinds(self.pooling)
 
-    @property
-    def context_frames(self) -> int:
-        """Input frames that one frame before the pooling sees: 15 for the paper's table."""
-        return 1 + sum((kernel - 1) * dilation for _, kernel, dilation in self.frame_layers)
-
 
 class XVector(nn.Module):
     """Features in, one embedding per utterance out."""
