@@ -184,7 +184,7 @@ def test_speakers_come_equally_often_whatever_they_recorded(corpus, tmp_path):
         counts[sampler] = np.bincount(labels, minlength=4).tolist()
         rows = batch["index"][batch["mask"]]
         names = [corpus.source[int(i)]["speaker"] for i in rows]
-        assert task.names(rows) == [corpus.written[int(i)].id for i in rows]
+        assert task.names(rows) == [corpus.source[int(i)]["id"] for i in rows]
         assert names == [SPEAKERS[i] for i in labels]
     assert counts == {"utterance": [4, 1, 1, 1], "speaker": [2, 2, 2, 2]}
     with pytest.raises(errors.UserError, match="choose utterance or speaker"):
