@@ -23,7 +23,7 @@ PAIRS = 5  # shown at the end of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
-class AsrTask(steps.SupervisedTask):
+class AsrTask(splits.SplitTask, steps.SupervisedTask):
     """See `common.task.Task`. `parts` are the splits of the data by name."""
 
     config: Any
@@ -31,10 +31,6 @@ class AsrTask(steps.SupervisedTask):
     parts: Mapping  # of splits.Split; a checker of its values would open them
     name: str = "asr"
     work_metric: str = "audio_seconds"
-
-    @property
-    def train_split(self) -> splits.Split:
-        return self.parts["+".join(self.config.data.train)]
 
     @functools.cached_property
     def tokenizer(self) -> tokenizer_lib.Tokenizer:
@@ -176,21 +172,8 @@ class AsrTask(steps.SupervisedTask):
             self.train_split, self.tokenizer, self.config, train=True, beside=beside
         )
 
-    def names(self, index: np.ndarray) -> list[str]:
-        return [self.train_split.source[int(place)]["id"] for place in index]
-
-    @functools.cached_property
-    def _eval_batches(self) -> dict[str, Any]:
-        return {}  # by split, filled when they are asked for
-
-    def eval_data(self, *, test: bool = False) -> Mapping[str, Any]:
-        settings, made = self.config.data, self._eval_batches
-        names = (*settings.eval, *(settings.test if test else ()))
-        for name in names:
-            if name not in made:
-                part = self.parts[name]
-                made[name] = data.batches(part, self.tokenizer, self.config, train=False)
-        return {name: made[name] for name in names}
+    def eval_batches(self, split: str) -> Any:
+        return data.batches(self.parts[split], self.tokenizer, self.config, train=False)
 
     def texts(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
         """The transcript of every row."""

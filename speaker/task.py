@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeakerTask(steps.SupervisedTask):
+class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
     """See `common.task.Task`. `parts` are the splits of the data by name."""
 
     config: Any
@@ -31,10 +31,6 @@ class SpeakerTask(steps.SupervisedTask):
     parts: Mapping  # of splits.Split; a checker of its values would open them
     name: str = "speaker"
     work_metric: str = "audio_seconds"
-
-    @property
-    def train_split(self) -> splits.Split:
-        return self.parts["+".join(self.config.data.train)]
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
@@ -186,21 +182,9 @@ class SpeakerTask(steps.SupervisedTask):
     def train_data(self) -> Any:
         return data.train_batches(self.train_split, self.classes, self.config, self.workdir)
 
-    def names(self, index: np.ndarray) -> list[str]:
-        return [self.train_split.source[int(place)]["id"] for place in index]
-
-    @functools.cached_property
-    def _eval_batches(self) -> dict[str, Any]:
-        return {}  # by split, filled when they are asked for
-
-    def eval_data(self, *, test: bool = False) -> Mapping[str, Any]:
-        settings, made = self.config.data, self._eval_batches
-        names = (*settings.eval, *(settings.test if test else ()))
-        for name in names:
-            if name not in made:
-                self.trials(name)  # what is wrong with them is said before the work begins
-                made[name] = data.eval_batches(self.parts[name], self.config)
-        return {name: made[name] for name in names}
+    def eval_batches(self, split: str) -> Any:
+        self.trials(split)  # what is wrong with them is said before the work begins
+        return data.eval_batches(self.parts[split], self.config)
 
     @functools.cached_property
     def _trials(self) -> dict[str, dict[str, trials.LocatedTrials]]:

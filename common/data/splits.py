@@ -6,11 +6,12 @@ import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from common import cache, errors
@@ -252,6 +253,38 @@ class Splits(Mapping[str, Split]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+
+class SplitTask:
+    """The data of tasks that take them from `Splits`.
+
+    They add `config`, `parts` and `eval_batches`.
+    """
+
+    config: Any
+    parts: Mapping[str, Split]
+    eval_batches: Callable[[str], Any]  # of a split by its name
+
+    @property
+    def train_split(self) -> Split:
+        return self.parts["+".join(self.config.data.train)]
+
+    def names(self, index: Int[np.ndarray, "n"]) -> list[str]:
+        """The ids of the training records at these places of the source."""
+        return [self.train_split.source[int(place)]["id"] for place in index]
+
+    @functools.cached_property
+    def _made(self) -> dict[str, Any]:
+        return {}  # evaluation batches by split, filled when they are asked for
+
+    def eval_data(self, *, test: bool = False) -> dict[str, Any]:
+        """Evaluation batches of the splits of `data.eval`, with `test` of `data.test` too."""
+        settings, made = self.config.data, self._made
+        names = (*settings.eval, *(settings.test if test else ()))
+        for name in names:
+            if name not in made:
+                made[name] = self.eval_batches(name)
+        return {name: made[name] for name in names}
 
 
 def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Companion]:
