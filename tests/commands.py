@@ -5,6 +5,7 @@ import pathlib
 import runpy
 import subprocess
 import sys
+import warnings
 from unittest import mock
 
 import pytest
@@ -40,6 +41,9 @@ def message(module: str, *options: object) -> str:
             stack.enter_context(mock.patch.object(app, name))
         stack.enter_context(contextlib.chdir(ROOT))
         stack.enter_context(mock.patch.object(sys, "argv", [module, *map(str, options)]))
+        stack.enter_context(warnings.catch_warnings())
+        # Other tests may have imported the module: then it runs a second time, which is meant.
+        warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
         with pytest.raises(SystemExit) as stopped:
             runpy.run_module(module, run_name="__main__")
     text = stopped.value.code
