@@ -215,7 +215,7 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
             "insertions": counts.ins,
             "deletions": counts.dels,
         }
-        listed = {f"{split}.tsv": wer.as_tsv(words)}
+        listed = {files.safe_name(f"{split}.tsv"): wer.as_tsv(words)}
         return Report(scalars, lines, *self._example(split), files=listed)
 
     def _example(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:

@@ -20,8 +20,9 @@ Metrics = Mapping[str, Ratio]
 class Report:
     """What an evaluation has to say: numbers for the writers, lines for the terminal.
 
-    `meta` holds JSON values for later commands, kept with the checkpoints (a calibration). `files`
-    are written to the work directory's results/: name -> text or bytes.
+    `images` are what `writers.Writers.image` takes. `meta` holds JSON values for later commands,
+    kept with the checkpoints (a calibration). `files` are written to the work directory's results/:
+    name (`files.safe_name` makes one of a split's) -> text or bytes.
     """
 
     scalars: Mapping[str, float]

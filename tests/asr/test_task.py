@@ -1,5 +1,7 @@
 """The recogniser as a task: padding, devices, and that it can learn by heart."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,15 +56,32 @@ def make_batch(tokenizer, rows=range(ROWS), seconds=1.0):
     return batch
 
 
-def test_the_seed_orders_the_batches(tmp_path):
-    task = make_task(tmp_path)
+def make_split(task):
     batch = make_batch(task.tokenizer)
     rows = [
         {"id": str(i), "audio": batch["audio"][i], "sample_rate": 16000, "text": text}
         for i, text in enumerate(TEXTS)
     ]
     index = records.Index(np.arange(ROWS), np.full(ROWS, 16000), 16000)
-    split = splits.Split("train", records.RecordList("tones", tuple(rows)), index)
+    return splits.Split("train", records.RecordList("tones", tuple(rows)), index)
+
+
+def test_a_split_named_by_its_folder_leaves_its_results_inside(tmp_path):
+    """A Kaldi folder may lie anywhere; what is written of it may not."""
+    task = make_task(tmp_path)
+    task = dataclasses.replace(task, parts={"/corpus/dev": make_split(task)})
+    out = {"tokens": np.zeros((ROWS, 1), np.int32), "lengths": np.zeros(ROWS, np.int32)}
+    rows = {**out, "index": np.arange(ROWS), "mask": np.ones(ROWS, bool)}
+    report = task.report("/corpus/dev", [rows])
+    evaluation.write_files(tmp_path / "results", report.files)
+    (written,) = (tmp_path / "results").iterdir()
+    assert written.name.startswith("corpus_dev")
+    assert written.read_text().count("\n") == 1 + ROWS
+
+
+def test_the_seed_orders_the_batches(tmp_path):
+    task = make_task(tmp_path)
+    split = make_split(task)
 
     def first(seed):
         config = workdir.freeze({**task.config.to_dict(), "seed": seed})
