@@ -48,7 +48,7 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
 
     @property
     def best_metric(self) -> tuple[str, str, str]:
-        return self.config.data.eval[0], "wer", "min"
+        return next(iter(self.config.data.eval), ""), "wer", "min"
 
     @functools.cached_property
     def model(self) -> model.Recognizer:

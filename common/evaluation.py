@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -135,7 +137,7 @@ def evaluate_all(
 ) -> dict[str, Report]:
     """All evaluation splits, with `test` those for testing too, written and said.
 
-    The reports' files go into the folder `results`.
+    The reports' files go into the folder `results`, with the numbers of each in <split>.json.
     """
     reports = {}
     for split, batches in task.eval_data(test=test).items():
@@ -145,7 +147,10 @@ def evaluate_all(
             writer.image(step, f"{split}/{name}", image)
         for name, (samples, rate) in report.audio.items():
             writer.audio(step, f"{split}/{name}", samples, rate)
-        write_files(results, report.files)
+        finite = {name: float(x) for name, x in report.scalars.items() if math.isfinite(x)}
+        text = json.dumps({"step": step, **dict.fromkeys(report.scalars), **finite}, indent=2)
+        figures = {files.safe_name(f"{split}.json"): f"{text}\n"}
+        write_files(results, {**figures, **report.files})
         reports[split] = report
     return reports
 

@@ -39,7 +39,8 @@ class Task(Protocol):
 
     Attributes:
         name: the package, as saved in the work directory ("asr").
-        best_metric: (split, metric name, "min" or "max") by which the best checkpoints are kept.
+        best_metric: (split, metric name, "min" or "max") by which the best checkpoints are kept;
+            the last one counts as the best where that split is not evaluated.
         work_metric: the metric whose sum is the work done (throughput), e.g. "audio_seconds".
         sharded: paths ("head/weights") of parameters whose rows lie over the devices.
         num_examples: of how many records of a split the report gets `eval_step`'s examples.

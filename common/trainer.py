@@ -255,7 +255,8 @@ def _values(
 def _summary(task: Task, step: int, reports: Mapping[str, Report]) -> _Evaluated:
     split, name, _ = task.best_metric
     said = {part: dict(report.meta) for part, report in reports.items()}
-    return _Evaluated(step, said, float(reports[split].scalars[name]))
+    best = float(reports[split].scalars[name]) if split in reports else None
+    return _Evaluated(step, said, best)
 
 
 def _save(

@@ -3,7 +3,7 @@
 import logging
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -17,13 +17,24 @@ log = logging.getLogger(__name__)
 RESAMPLES = 200  # of the speakers, for the intervals
 
 
+class Measured(NamedTuple):
+    """What was found of one list: figures, what to say of them, what to keep for later decisions,
+    and the score of each trial that has one, by places in the list."""
+
+    scalars: dict[str, float]
+    lines: list[str]
+    decision: dict[str, Any]
+    trials: Int[np.ndarray, "t"]
+    scores: Float[np.ndarray, "t"]
+
+
 def measure(
     embeddings: Float[np.ndarray, "n d"],
     scored: Bool[np.ndarray, "n"],
     wanted: trials.LocatedTrials,
     speakers: Shaped[np.ndarray, "n"],
-) -> tuple[dict[str, float], list[str], dict[str, Any]]:
-    """Figures of one list by cosine, what to say of them, and what to keep for later decisions.
+) -> Measured:
+    """The trials of one list by cosine.
 
     `scored` are the recordings that have an embedding. Intervals by resampling the speakers, where
     the labels of the trials follow from them.
@@ -51,7 +62,17 @@ def measure(
     scalars = summary.flat()
     if bounds:
         scalars["eer_low"], scalars["eer_high"] = bounds["eer"]
-    return scalars, lines, _decision(scores, target)
+    return Measured(scalars, lines, _decision(scores, target), np.flatnonzero(both), scores)
+
+
+def as_text(wanted: trials.LocatedTrials, found: Measured, ids: Sequence[str]) -> str:
+    """A line a trial, as Kaldi's scores: enrolment, test, score; and whether it is a target."""
+    lines = []
+    for place, score in zip(found.trials.tolist(), found.scores.tolist()):
+        enrol, test = ids[wanted.enrol_index[place]], ids[wanted.test_index[place]]
+        kind = "target" if wanted.is_target[place] else "nontarget"
+        lines.append(f"{enrol} {test} {score:.6f} {kind}\n")
+    return "".join(lines)
 
 
 def _decision(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import errors, metrics, package, parallel, sections, state, steps
+from common import errors, files, metrics, package, parallel, sections, state, steps
 from common.audio import augment
 from common.data import splits
 from common.nn import masking
@@ -43,7 +43,7 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
 
     @property
     def best_metric(self) -> tuple[str, str, str]:
-        return self.config.data.eval[0], "eer", "min"
+        return next(iter(self.config.data.eval), ""), "eer", "min"
 
     @property
     def _sequence(self) -> str:
@@ -223,13 +223,16 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
         embeddings[places] = np.concatenate([batch["embedding"] for batch in outputs])[real]
         scored[places] = True
         speakers = np.asarray(self.parts[split].speakers)
-        scalars, lines, meta = {}, [], {}
+        scalars, lines, meta, listed, ids = {}, [], {}, {}, self.parts[split].ids
         for number, (name, wanted) in enumerate(self.trials(split).items()):
-            values, said, decision = evaluation.measure(embeddings, scored, wanted, speakers)
-            lines += [f"{split} {name}{': ' if name else ''}{line}" for line in said]
-            scalars |= {f"{name}_{key}" if number else key: v for key, v in values.items()}
-            meta = meta or decision
-        return Report(scalars, lines, meta=meta)
+            measured = evaluation.measure(embeddings, scored, wanted, speakers)
+            lines += [f"{split} {name}{': ' if name else ''}{line}" for line in measured.lines]
+            values = measured.scalars.items()
+            scalars |= {f"{name}_{key}" if number else key: value for key, value in values}
+            meta = meta or measured.decision
+            file = files.safe_name(f"{split}.{name}.scores" if name else f"{split}.scores")
+            listed[file] = evaluation.as_text(wanted, measured, ids)
+        return Report(scalars, lines, meta=meta, files=listed)
 
 
 def make_task(config: Any, workdir: pathlib.Path) -> SpeakerTask:
@@ -246,6 +249,8 @@ def close(task: SpeakerTask, workdir: pathlib.Path, reports: Mapping[str, Report
         print("\n".join(report.lines))
     if task.config.data.kind == "embedded":
         print("These are synthetic voices: the figures say nothing about real speech.")
+    if reports:
+        print(f"  figures and scores: {workdir / 'results'}")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
 
 

@@ -43,6 +43,22 @@ def read_folder(root: str | os.PathLike) -> records.RecordList:
     return records.RecordList(str(root), sorted(rows, key=lambda row: row["id"]))
 
 
+def read_speakers(root: str | os.PathLike, names: Sequence[str]) -> records.RecordList:
+    """The recordings below some folders of `root` ("." is root itself), each `read_folder`.
+
+    A folder directly below one of them is a speaker: ROOT/NAME/SPEAKER/.../x.wav. Ids are paths
+    below NAME, or with several names below ROOT.
+    """
+    rows = []
+    for name in names:
+        for row in read_folder(pathlib.Path(root).expanduser() / name):
+            first, slash, _ = row["id"].partition("/")
+            prefix = "" if len(names) == 1 else f"{name}/"
+            own = {"speaker": first} if slash and "audio" in row else {}
+            rows.append({**row, **own, "id": f"{prefix}{row['id']}"})
+    return records.RecordList(f"{root} ({', '.join(names)})", rows)
+
+
 @dataclasses.dataclass(frozen=True)
 class Clips:
     """Random stretches of usable recordings, read without the rest of the file where it can be.

@@ -36,7 +36,8 @@ def default_config() -> ConfigDict:
     """`config.data`: what every task needs to know of its recordings."""
     return ConfigDict(
         {
-            # embedded, librispeech (tree), manifest (tsv, csv, json), tfds, kaldi, voxceleb
+            # embedded, librispeech (tree), manifest (tsv, csv, json), folder (of recordings, those
+            # of each speaker in a folder), tfds, kaldi, voxceleb
             "kind": "embedded",
             # Tree, prepared tfds folder, manifest files with commas between, or the folder that
             # holds the manifests, the Kaldi data folders or the subsets of VoxCeleb; ~ is expanded.
@@ -45,9 +46,9 @@ def default_config() -> ConfigDict:
             # folders below root with commas between, by default root.
             "audio_root": "",
             # Subsets of a tree, values of `split_column` of a manifest, manifests of a folder,
-            # splits of a data set, Kaldi data folders, or subsets and lists of VoxCeleb (see
-            # common/data/voxceleb.py).
-            # Several on a command line: with commas between.
+            # splits of a data set, folders of recordings, Kaldi data folders, or subsets and lists
+            # of VoxCeleb (see common/data/voxceleb.py).
+            # Several on a command line: with commas between; none in `eval`: nothing is evaluated.
             "train": ("train",),
             "eval": ("dev",),
             "test": (),  # --mode=evaluate measures these beside those of `eval`
@@ -177,13 +178,15 @@ def open_source(
             raise empty
         rows = itertools.chain.from_iterable(parts)
         return records.RecordList(", ".join(part.name for part in parts), rows)
+    if data.kind == "folder":
+        return clips.read_speakers(root, list(names))
     if data.kind == "voxceleb":
         return voxceleb.read_tree(root, list(names), audio_root=data.audio_root)
     if data.kind == "tfds":
         return tfds.TfdsSource(root, "+".join(names))
     raise errors.UserError(
         f"config.data.kind={data.kind!r} is unknown; choose embedded, librispeech, "
-        "manifest, tfds, kaldi or voxceleb."
+        "manifest, folder, tfds, kaldi or voxceleb."
     )
 
 

@@ -232,3 +232,24 @@ def test_a_clip_that_has_gone_leaves_its_row_clean(folder, tmp_path, caplog):
     assert (lengths > 0).any()
     assert "goes without noise" in caplog.text
     assert "a.wav" in caplog.text
+
+
+def test_folders_of_speakers_are_data(tmp_path):
+    for name in ("train/ann/a.wav", "train/ann/deep/b.wav", "train/bob/a.wav", "dev/x.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        io.write_wav(tmp_path / name, np.full(1600, 0.1, np.float32), 16000)
+    found = list(clips.read_speakers(tmp_path, ["train"]))
+    assert [(row["id"], row.get("speaker")) for row in found] == [
+        ("ann/a.wav", "ann"),
+        ("ann/deep/b.wav", "ann"),
+        ("bob/a.wav", "bob"),
+    ]
+    both = list(clips.read_speakers(tmp_path, ["train", "dev"]))
+    assert [row["id"] for row in both][-1] == "dev/x.wav"
+    assert "speaker" not in both[-1]
+    data = splits.default_config()
+    data.update({"kind": "folder", "root": str(tmp_path)})
+    source = splits.open_source(data, ["."])
+    assert [row["speaker"] for row in source] == ["dev", "train", "train", "train"]
+    with pytest.raises(records.DataError, match="There is no folder"):
+        splits.open_source(data, ["test"])

@@ -273,3 +273,17 @@ def test_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch):
         with pytest.raises(checkpoint.CheckpointError, match="the disk is full"):
             train(tmp_path, total_steps=10)
     assert train(tmp_path, total_steps=10)[0].step == 10
+
+
+class Unevaluated(toy.ToyTask):
+    best_metric: tuple = ("", "error", "min")
+
+    def eval_data(self, *, test=False):
+        return {}
+
+
+def test_a_run_without_evaluation_keeps_its_last_checkpoints(tmp_path):
+    _, reports = train(tmp_path, task=Unevaluated(toy.make_config()))
+    assert reports == {}
+    loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert (loader.steps(), loader.best_step()) == ([15, 20], 20)

@@ -458,6 +458,11 @@ def test_a_trial_list_is_used(trained, tmp_path, corpus):
     assert "(2 target, 2 non-target trials)" in report.lines[0]
     assert "(1 target, 1 non-target trials)" in report.lines[1]
     assert {"eer", "more_eer", "more_min_dcf_0.01"} <= set(report.scalars)
+    rows = [line.split() for line in report.files["dev.trials.scores"].splitlines()]
+    assert [row[:2] for row in rows] == [line.split()[1:] for line in lines]
+    assert [row[3] == "target" for row in rows] == [line[0] == "1" for line in lines]
+    kinds = {kind: [float(r[2]) for r in rows if r[3] == kind] for kind in ("target", "nontarget")}
+    assert min(kinds["target"]) > max(kinds["nontarget"])  # the EER above is 0
     twice = make_task(corpus, tmp_path, **{"data.trials": f"{lists},{tmp_path / 'more.txt'}"})
     with pytest.raises(errors.UserError, match="two trial lists of one name"):
         twice.trials("dev")
@@ -483,7 +488,7 @@ def test_trials_that_the_data_contradict_or_do_not_have(tmp_path, corpus, caplog
     assert found.kept.tolist() == [0, 1]
     assert "no intervals by speaker" in caplog.text
     embeddings = np.eye(16, 3, dtype=np.float32) + 1
-    scalars, lines, _ = evaluation.measure(
+    scalars, lines, *_ = evaluation.measure(
         embeddings, np.ones(16, bool), found, np.asarray(corpus.speakers)
     )
     assert "eer" in scalars
