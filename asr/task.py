@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,10 +15,12 @@ from asr import ctc, data, model, prediction, transducer, wer
 from asr import settings as settings_lib
 from asr import tokenizer as tokenizer_lib
 from common import errors, files, metrics, package, parallel, sections, state, steps, writers
-from common.audio import augment, frontend
+from common.audio import augment, frontend, io
 from common.data import records, splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
+
+log = logging.getLogger(__name__)
 
 PAIRS = 5  # shown at the end of an evaluation
 
@@ -188,11 +191,12 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         outputs: Sequence[Mapping[str, np.ndarray]],
         examples: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> Report:
-        words, chars = [], []
+        words, chars, found = [], [], []
         for batch in outputs:
             for text, index, real in zip(self.texts(batch), batch["index"], batch["mask"]):
                 if not real:
                     continue
+                found.append(int(index))
                 record = self.parts[split].written_at(int(index))
                 reference = self.tokenizer.normalize(record["text"])
                 heads = (record["id"], reference, text)
@@ -204,6 +208,11 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         shown = words[:: max(1, len(words) // PAIRS)][:PAIRS]
         lines = [wer.describe(f"{split} WER", counts, bounds)]
         lines += [wer.describe(f"{split} CER", letters)]
+        if len(words) < (count := len(self.parts[split].source)):
+            lines.append(
+                f"  over {len(words)} of {count} recordings; of the others speak the warnings, and "
+                "rejected.tsv in the work directory"
+            )
         for score in shown:
             lines += [f"  ref  {score.reference}", f"  hyp  {score.hypothesis}"]
         scalars = {
@@ -216,14 +225,22 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
             "deletions": counts.dels,
         }
         listed = {files.safe_name(f"{split}.tsv"): wer.as_tsv(words)}
-        return Report(scalars, lines, *self._example(split), files=listed)
+        return Report(scalars, lines, *self._example(split, found), files=listed)
 
-    def _example(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:
-        """The first recording of a split, to be seen and heard."""
-        part = self.parts[split]
+    def _example(
+        self, split: str, found: Sequence[int]
+    ) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:
+        """The first recording of those scored, to be seen and heard, as long as it can be read."""
+        if not found:
+            return {}, {}
         rate = self.config.data.sample_rate_hz
-        record = part.source[int(part.index.positions[0])]
-        audio = records.load_record(record, rate, splits.channel(self.config.data))[: 10 * rate]
+        record = self.parts[split].source[min(found)]
+        try:
+            audio = records.load_record(record, rate, splits.channel(self.config.data))
+        except io.AudioError as error:
+            log.warning("%s: no example is shown: %s", split, error)
+            return {}, {}
+        audio = audio[: 10 * rate]
         shown = frontend.LogMelConfig(sample_rate_hz=rate)
         size = np.array([len(audio)], np.int32)
         features, _ = jax.jit(frontend.log_mel, static_argnums=2)(audio[None], size, shown)

@@ -11,6 +11,7 @@ from asr import data
 from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
 from common import errors, evaluation, metrics, parallel, trainer, workdir
+from common.audio import io
 from common.data import records, splits
 from configs.asr import quickstart
 
@@ -89,6 +90,30 @@ def test_the_seed_orders_the_batches(tmp_path):
 
     zero, again, one = first(0), first(0), first(1)
     assert zero["index"].tolist() == again["index"].tolist() != one["index"].tolist()
+
+
+def test_a_report_says_what_it_is_over(tmp_path):
+    """Of four recordings the first was rejected and the second could not be read any more."""
+    names = ["absent.wav", "gone.wav", "c.wav", "d.wav"]
+    rows = [{"id": n, "audio": str(tmp_path / n), "text": "CAT"} for n in names]
+    for name in names[2:]:
+        io.write_wav(tmp_path / name, np.full(16000, 0.1, np.float32), 16000)
+    index = records.Index(np.arange(1, 4), np.full(3, 16000), 16000)
+    split = splits.Split("dev", records.RecordList("four", rows), index)
+    task = dataclasses.replace(make_task(tmp_path), parts={"dev": split})
+    tokens = np.array([task.tokenizer.encode("CAT")] * 3, np.int32)
+    outputs = {
+        "tokens": tokens,
+        "lengths": np.full(3, 3),
+        "index": np.array([-1, 3, 2]),
+        "mask": np.array([False, True, True]),
+    }
+    report = task.report("dev", [outputs])
+    assert report.scalars["wer"] == 0.0
+    assert "over 2 of 4 recordings" in "\n".join(report.lines)
+    np.testing.assert_allclose(report.audio["audio"][0], 0.1, atol=1e-4)
+    (tmp_path / "c.wav").unlink()
+    assert task.report("dev", [outputs]).audio == {}
 
 
 @pytest.fixture(scope="module")
