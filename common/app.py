@@ -5,6 +5,7 @@ A `<task>/main.py` is `app.run(task.PACKAGE)` with its own docstring.
 
 import contextlib
 import ctypes
+import functools
 import io
 import logging
 import sys
@@ -17,6 +18,7 @@ from common import (
     command_line,
     errors,
     evaluation,
+    hosts,
     parallel,
     pipes,
     preemption,
@@ -26,6 +28,7 @@ from common import (
     writers,
 )
 from common.package import Context, Mode, Package
+from common.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -135,12 +138,19 @@ def _run(package: Package, modes: dict[str, Mode], options: command_line.Options
 
 def _train(package: Package, context: Context) -> None:
     folder, first = context.folder, jax.process_index() == 0
-    with workdir.Lock(folder) if first else contextlib.nullcontext():
-        workdir.check_owner(folder, package.name)
-        if first:
-            (folder / "rejected.tsv").unlink(missing_ok=True)
-        task = package.make_task(context.config, folder)
-        task.prepare()
+    with contextlib.ExitStack() as stack:
+
+        def prepare() -> Task:
+            if first:
+                stack.enter_context(workdir.Lock(folder))
+            workdir.check_owner(folder, package.name)
+            if first:
+                (folder / "rejected.tsv").unlink(missing_ok=True)
+            task = package.make_task(context.config, folder)
+            task.prepare()
+            return task
+
+        task = hosts.together(prepare, errors.UserError, "preparing the training")
         _, reports = trainer.train(task, context.config, folder, context.mesh)
         if reports is not None and first:
             package.close(task, folder, reports)
@@ -156,7 +166,12 @@ def _evaluate(package: Package, context: Context) -> None:
         config=context.config,
         mesh=context.mesh,
     )
-    writer = writers.Writers(context.folder, tensorboard=False, wandb="disabled", jsonl=False)
+    first = jax.process_index() == 0
+    writer = writers.Writers(
+        context.folder, tensorboard=False, wandb="disabled", jsonl=False, is_writer=first
+    )
+    open_data = functools.partial(found.task.eval_data, test=True)
+    hosts.together(open_data, errors.UserError, "opening the data")
     reports = evaluation.evaluate_all(
         found.task,
         found.eval_step,
@@ -167,7 +182,7 @@ def _evaluate(package: Package, context: Context) -> None:
         context.folder / "results",
         test=True,
     )
-    if jax.process_index() == 0:
+    if first:
         package.close(found.task, context.folder, reports)
 
 

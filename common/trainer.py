@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from common import (
     checkpoint,
     compiles,
+    errors,
     evaluation,
     hosts,
     metrics,
@@ -99,7 +100,8 @@ def train(
     """
     with contextlib.ExitStack() as stack:
         compiled = stack.enter_context(compiles.CompileCounter())
-        iterator = iter(task.train_data())
+        data = hosts.together(task.train_data, errors.UserError, "opening the training data")
+        iterator = iter(data)
         _check_same(config, iterator)
         saver = _make_saver(task, config, workdir)
         stack.callback(saver.close)
