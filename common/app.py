@@ -171,7 +171,11 @@ def _evaluate(package: Package, context: Context) -> None:
         context.folder, tensorboard=False, wandb="disabled", jsonl=False, is_writer=first
     )
     open_data = functools.partial(found.task.eval_data, test=True)
-    hosts.together(open_data, errors.UserError, "opening the data")
+    if not hosts.together(open_data, errors.UserError, "opening the data"):
+        raise errors.UserError(
+            "config.data.eval and config.data.test name no part of the data: there is nothing to "
+            "evaluate. Give one, as --config.data.eval=dev."
+        )
     reports = evaluation.evaluate_all(
         found.task,
         found.eval_step,

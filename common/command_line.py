@@ -179,18 +179,31 @@ def _override(base: ConfigDict, words: Sequence[str]) -> tuple[FrozenConfigDict,
     """The config with the settings on the command line, and what these were before."""
     for word in words:
         _check_name(base, _OVERRIDE.match(word)[1])
-    values, line = flags.FlagValues(), ["", *words]
+    values, line = flags.FlagValues(), ["", *map(_quoted, words)]
     before = ConfigDict(base).to_dict()
     try:
         flag = config_flags.DEFINE_config_dict("config", base, flag_values=values, sys_argv=line)
         extra = values(line)[1:]
-    except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
+    except (flags.Error, TypeError, ValueError, LookupError, AttributeError) as error:
         raise errors.UserError(" ".join(str(error).split())) from error
     if extra:
         raise errors.UserError(f"What is {extra[0]!r}? A setting has its value behind a =.")
     changed = config_flags.get_override_values(values["config"])
     old = {name: _at(before, name) for name in changed}
     return workdir.freeze(splits.separate_names(flag.value)), old
+
+
+def _quoted(word: str) -> str:
+    """`--config.data.eval=/a.tsv,b` as `--config.data.eval=('/a.tsv,b',)`: names of splits are any
+    text, of which ml_collections takes some for numbers and refuses others."""
+    setting, _, names = word.partition("=")
+    if (
+        _OVERRIDE.match(word)[1] not in splits.NAMES
+        or "=" not in word
+        or names[:1] in tuple("([\"'")
+    ):
+        return word
+    return f"{setting}={(names,)!r}"
 
 
 def _at(tree: Any, name: str) -> Any:

@@ -20,9 +20,9 @@ Columns, in capitals or not, of the first name that is there:
   duration  beside an offset, or audio_filepath: how long the stretch is, in seconds. Elsewhere it
             only says how long the recording is, and is not looked at, like SpeechBrain's length.
   channel   the number of the channel that is meant, from 0
-Others that name a stretch or a channel (start, stop, begin, end, ...) do not say in which unit: a
-row with one is rejected by name. Any other column means nothing here. Blanks round names, ids and
-paths are dropped.
+Others that name a stretch or a channel (start, stop, begin, end, end_time, offset_ms, ...) are not
+read, for few say in which unit: a row with one is rejected by name. Any other column means nothing
+here. Blanks round names, ids and paths are dropped.
 """
 
 import csv
@@ -45,14 +45,21 @@ _USUAL_COLUMNS = {
     "text": ("text", "transcript", "sentence", "transcription", "words", "wrd"),
     "speaker": ("speaker", "speaker_id", "spk", "client_id", "spk_id"),
 }
-_UNCLEAR = (
-    *("start", "stop", "begin", "end", "start_time", "stop_time", "begin_time", "end_time"),
-    *("segment_start", "segment_end", "start_sample", "end_sample", "channel_selector"),
+_UNCLEAR = re.compile(
+    r"channel_selector|(segment_)?(start|stop|begin|end|offset(?=_))"
+    r"(_?(time|s|secs?|seconds|ms|samples?|frames?))*"
 )
+_LIST = re.compile(r"""\[\s*(['"]).*\1\s*\]""", re.DOTALL)  # as Python or JSON writes one of words
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _ROOT = re.compile(r"^(\{data_root\}|\$data_root|\{data_folder\})/?")
 
 _Row = Mapping[str, Any]
+
+
+_NO_SPLITS = (
+    " Where each split is a file, config.data.root is their folder, and config.data.train and "
+    "config.data.eval name the files."
+)
 
 
 class NoRows(records.DataError):
@@ -101,7 +108,7 @@ def read_manifest(
     present = dict.fromkeys(name for _, row in rows for name in row)
     names = _column_names(path, present, columns)
     for column in where:
-        _require_column(path, present, column)
+        _require_column(path, present, column, _NO_SPLITS)
     chosen = ", ".join(f"{column}={value}" for column, value in where.items())
     kept = ((number, row) for number, row in rows if _matches(row, where))
     found = records.RecordList(
@@ -236,18 +243,21 @@ def _column_names(
             f"{path}: no column with the audio path among {', '.join(present)}; name it by "
             'columns={"audio": ...}.'
         )
-    others = {name: there[name] for name in ("offset", "channel", *_UNCLEAR) if name in there}
+    others = {name: there[name] for name in ("offset", "channel") if name in there}
+    others |= {name: column for name, column in there.items() if _UNCLEAR.fullmatch(name)}
     if "duration" in there and ("offset" in there or names["audio"].lower() == "audio_filepath"):
         others["duration"] = there["duration"]
     used = set(names.values())
     return names | {name: column for name, column in others.items() if column not in used}
 
 
-def _require_column(path: pathlib.Path, present: Iterable[str], column: str) -> str:
+def _require_column(
+    path: pathlib.Path, present: Iterable[str], column: str, advice: str = ""
+) -> str:
     present = list(present)
     if column not in present:
         near = difflib.get_close_matches(column, present, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = f" Did you mean {near[0]!r}?" if near else advice
         raise records.DataError(
             f"{path} has no column {column!r}; it has {', '.join(present)}.{hint}"
         )
@@ -262,7 +272,8 @@ def _matches(row: _Row, where: Mapping[str, str | Sequence[str]]) -> bool:
 
 
 def _plain(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    # NaN is what pandas has for nothing.
+    return "" if value is None or value != value else str(value).strip()
 
 
 def _record(place: str, root: pathlib.Path, row: _Row, names: Mapping[str, str]) -> records.Record:
@@ -278,7 +289,7 @@ def _record(place: str, root: pathlib.Path, row: _Row, names: Mapping[str, str])
         for field in ("text", "speaker"):
             if text := _text(field, names, value.get(field)):
                 record[field] = text
-        for name in _UNCLEAR:
+        for name in filter(_UNCLEAR.fullmatch, names):
             if _plain(value.get(name)):
                 raise _Refused(
                     f"unclear column {names[name]} (is it seconds or samples? give offset and "
@@ -311,6 +322,8 @@ def _text(field: str, names: Mapping[str, str], value: Any) -> str:
         value = " ".join(value)
     if isinstance(value, list | dict | bool):
         raise _Refused(f"unclear {field} ({names[field]} is {type(value).__name__}, not a text)")
+    if isinstance(value, str) and _LIST.fullmatch(value.strip()):
+        raise _Refused(f"unclear {field} ({names[field]} is a list, not a text: {value.strip()})")
     return _plain(value)
 
 

@@ -31,6 +31,8 @@ from common.data import (
 
 log = logging.getLogger(__name__)
 
+NAMES = ("data.train", "data.eval", "data.test")  # settings that name parts of the data
+
 
 def default_config() -> ConfigDict:
     """`config.data`: what every task needs to know of its recordings."""
@@ -193,12 +195,15 @@ def open_source(
 def separate_names(config: ConfigDict) -> ConfigDict:
     """The config with one name an entry in `data.train`, `.eval` and `.test`.
 
-    A command line gives several as one text with commas between, and digits as a number.
+    A command line gives several as one text with commas between. Raises UserError where there is
+    nothing to train on.
     """
     config = config.copy_and_resolve_references()
     for key in {"train", "eval", "test"} & set(config.data):
         names = [part.strip() for name in config.data[key] for part in str(name).split(",")]
         config.data[key] = tuple(name for name in names if name)
+    if not config.data.get("train", True):
+        raise errors.UserError("config.data.train names no part of the data: give one at least.")
     return config
 
 
@@ -320,5 +325,11 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Compani
 
 
 def channel(data: Any) -> str | int:
-    """`config.data.channel`: "mean" or a channel number."""
-    return int(data.channel) if str(data.channel).isdigit() else data.channel
+    """`config.data.channel`: "mean" or a channel number. Raises UserError for anything else."""
+    if str(data.channel).isdecimal():
+        return int(data.channel)
+    if data.channel != "mean":
+        raise errors.UserError(
+            f"config.data.channel={data.channel!r}: give mean, or the number of a channel from 0."
+        )
+    return data.channel

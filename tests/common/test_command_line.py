@@ -64,8 +64,23 @@ def test_a_work_directory_is_the_base_of_later_commands(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("--config.data.eval=/a/dev.tsv,/b/dev.tsv",), ("/a/dev.tsv", "/b/dev.tsv")),
+        (("--config.data.eval", "1e3,007"), ("1e3", "007")),
+        (("--config.data.eval=a dev,",), ("a dev",)),
+        (("--config.data.eval=('a','b')",), ("a", "b")),
+    ],
+)
+def test_names_of_splits_are_any_text(tmp_path, words, names):
+    assert parse(tmp_path, CONFIG, *words).config.data.eval == names
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
+        ((CONFIG, "--config.data.train="), "config.data.train names no part of the data"),
+        ((CONFIG, "--config.data.eval[0]=x"), "not a valid index"),
         ((CONFIG, "--config.loss.margn=1"), "config.loss.margn. Did you mean config.loss.margin?"),
         ((CONFIG, "--config.modl.kind=ecapa"), "config.modl.kind. Did you mean config.model?"),
         ((CONFIG, "--config.margin=1"), "Did you mean config.loss.margin?"),

@@ -13,6 +13,7 @@ from array_record.python import array_record_module
 from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 
+from common import errors
 from common.data import (
     clips,
     examples,
@@ -281,6 +282,9 @@ def test_blanks_round_names_are_no_part_of_them(tmp_path):
         ({"offset": 1, "duration": 0}, "empty segment"),
         ({"start": 16000}, "unclear column start"),
         ({"end_time": "1.5"}, "unclear column end_time"),
+        ({"offset_ms": 1500}, "unclear column offset_ms"),
+        ({"begin_sec": 1.5}, "unclear column begin_sec"),
+        ({"text": "['A', 'B']"}, "unclear text (text is a list, not a text: ['A', 'B'])"),
         ({"channel": 0.5}, "missing channel (channel 0.5"),
         ({"channel": "left"}, "unclear channel"),
     ],
@@ -293,6 +297,11 @@ def test_a_row_that_is_not_understood_is_rejected_by_name(tmp_path, row, problem
     assert odd["id"] == "odd"
     assert odd["problem"].startswith(problem)
     assert odd["problem"].endswith(f"{tmp_path / 'm.jsonl'}, line 2")
+
+
+def test_what_pandas_has_for_nothing_is_no_text(tmp_path):
+    (row,) = manifest_of(tmp_path, "m.jsonl", '{"path": "a.wav", "text": NaN, "offset": NaN}')
+    assert row == {"id": "a", "audio": str(tmp_path / "a.wav"), "path": "a.wav"}
 
 
 def test_a_channel_of_a_manifest_is_the_one_that_is_read(tmp_path):
@@ -328,6 +337,7 @@ def test_a_folder_of_manifests(tmp_path):
         ("m.tsv", "id\tpath\na\tb\n", {"columns": {"words": "id"}}, "words is no record field"),
         ("m.tsv", "id\tpath\tsplit\na\tb\tdev\n", {"where": {"spilt": "x"}}, "mean 'split'"),
         ("m.tsv", "id\tpath\tsplit\na\tb\tdev\n", {"where": {"split": "x"}}, r"none of 1.*'dev'"),
+        ("m.tsv", "id\tpath\na\tb\n", {"where": {"split": "x"}}, "root is their folder"),
         ("m.tsv", "id\tpath\na\tb\n", {"root": "/nowhere"}, "no folder /nowhere"),
         ("m.tsv", "id\tpath\tid\na\tb\tc\n", {}, "two columns 'id'"),
         ("m.jsonl", '{"path": 1}\n{', {}, "line 2: not JSON"),
@@ -657,3 +667,15 @@ def test_names_with_commas_between_are_several():
     found = splits.separate_names(config).data
     assert (found.train, found.eval) == (("a", "b", "2020"), ("dev",))
     assert config.data.train == ("a, b", 2020)
+
+
+def test_a_run_without_data_is_refused():
+    config = ConfigDict({"data": {"train": ("",), "eval": ("b",), "test": ()}})
+    with pytest.raises(errors.UserError, match=r"config\.data\.train names no part"):
+        splits.separate_names(config)
+
+
+@pytest.mark.parametrize("wanted", ["left", "-1", "1.5", ""])
+def test_a_channel_that_is_none_is_one_message(wanted):
+    with pytest.raises(errors.UserError, match="give mean, or the number of a channel"):
+        splits.channel(ConfigDict({"channel": wanted}))
