@@ -60,7 +60,7 @@ def main() -> None:
         for names, audio in _groups(args.files, transcribe, failed):
             for name, samples, found in zip(names, audio, transcribe.many(audio)):
                 if not samples.any():
-                    log.warning("%s: silent, every sample is zero", name)
+                    log.warning("%s: silent, %s", name, io.silence(transcribe.channel))
                 print(f"{name}\t{found.seconds:.2f}\t{found.text}", flush=True)
         if failed:
             sys.exit(1)

@@ -96,6 +96,7 @@ class Transcriber:
     def __init__(self, found: trained.Trained) -> None:
         self._found, self._task = found, found.task
         self.sample_rate_hz = found.config.data.sample_rate_hz
+        self.channel = splits.channel(found.config.data)
         reduction = self._task.model.encoder_config.reduction
         self._seconds_a_frame = found.config.features.hop_ms / 1000 * reduction
 
@@ -112,7 +113,7 @@ class Transcriber:
         return io.load_audio(
             recording,
             sample_rate_hz=self.sample_rate_hz,
-            channel=splits.channel(self._found.config.data),
+            channel=self.channel,
             source_rate_hz=rate,
         )
 

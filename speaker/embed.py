@@ -239,7 +239,7 @@ class Embedder:
         rate = settings.sample_rate_hz
         audio = io.load_audio(recording, sample_rate_hz=rate, **own)
         if "silent" in io.check_audio(audio):
-            raise io.AudioError(path, "silent: every sample is zero")
+            raise io.AudioError(path, f"silent: {io.silence(own['channel'])}")
         if detector := data.detector(self.config):
             stretches = vad.speech_stretches(audio, rate, detector)
             _speech_seconds(stretches, rate, path, settings.min_seconds)

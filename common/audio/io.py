@@ -176,6 +176,13 @@ def check_audio(audio: Num[np.ndarray, "..."], *, name: object = "array") -> tup
     return () if audio.any() else ("silent",)
 
 
+def silence(channel: str | int) -> str:
+    """What is meant by "silent" of a recording of which `load_audio` reads this channel."""
+    if channel == "mean":
+        return "every sample is zero; if it has channels, in their mean: see config.data.channel"
+    return f"every sample of channel {channel} is zero"
+
+
 def _impossible(audio: Float[np.ndarray, "..."], peak: float) -> str:
     """Says how many samples are impossible, and what they look like."""
     bad = np.count_nonzero(~np.isfinite(audio))

@@ -109,7 +109,7 @@ def inspect_record(record: records.Record, channel: str | int, max_seconds: floa
     if not len(samples):
         return facts.Fact(problem="empty (no samples)")
     if not samples.any():
-        return facts.Fact(problem="silent (every sample is zero)")
+        return facts.Fact(problem=f"silent ({io.silence(channel)})")
     # Damage in the middle of a file ends its decoding early, often without an error.
     if len(samples) < stated - rate * (_OVERSHOOT_SECONDS if cut else _CUT_OFF_SECONDS):
         there, wanted = len(samples) / rate, stated / rate

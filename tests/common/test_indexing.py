@@ -292,6 +292,9 @@ def test_the_channel_that_is_used_is_the_one_that_is_validated(tmp_path):
     assert reasons("mean") == {"inverted": "silent"}
     assert reasons(0) == {}
     assert reasons(1) == {"dead": "silent", "mono": "missing channel"}
+    said = [index(source, tmp_path, channel=c).rejected[0].reason for c in ("mean", 1)]
+    assert "in their mean: see config.data.channel" in said[0]
+    assert said[1] == "silent (every sample of channel 1 is zero)"
     assert reasons("mean") == {"inverted": "silent"}
 
 
