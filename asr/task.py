@@ -210,8 +210,8 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         lines += [wer.describe(f"{split} CER", letters)]
         if len(words) < (count := len(self.parts[split].source)):
             lines.append(
-                f"  over {len(words)} of {count} recordings; of the others speak the warnings, and "
-                "rejected.tsv in the work directory"
+                f"  over {len(words)} of {count} recordings: the others are named in warnings above "
+                "and in the work directory's rejected.tsv"
             )
         for score in shown:
             lines += [f"  ref  {score.reference}", f"  hyp  {score.hypothesis}"]
