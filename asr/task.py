@@ -210,8 +210,8 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         lines += [wer.describe(f"{split} CER", letters)]
         if len(words) < (count := len(self.parts[split].source)):
             lines.append(
-                f"  over {len(words)} of {count} recordings: the others are named in warnings above "
-                "and in the work directory's rejected.tsv"
+                f"  over {len(words)} of {count} recordings: the others are named in warnings "
+                "above and in the work directory's rejected.tsv"
             )
         for score in shown:
             lines += [f"  ref  {score.reference}", f"  hyp  {score.hypothesis}"]
