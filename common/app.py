@@ -127,10 +127,10 @@ def _run(package: Package, modes: dict[str, Mode], options: command_line.Options
         jax.__version__,
     )
     for setting, before in options.overridden.items():
-        if not modes[options.mode].trains:
-            now = options.config
-            for part in setting.split("."):
-                now = now[part]
+        now = options.config
+        for part in setting.split("."):
+            now = now[part]
+        if now != before and not modes[options.mode].trains:
             log.info("config.%s is %r here; it was %r in training.", setting, now, before)
     context = Context(options.folder, options.config, parallel.make_mesh(), options.checkpoint)
     modes[options.mode].run(package, context)
