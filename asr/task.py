@@ -224,8 +224,14 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
             "insertions": counts.ins,
             "deletions": counts.dels,
         }
-        listed = {files.safe_name(f"{split}.tsv"): wer.as_tsv(words)}
-        return Report(scalars, lines, *self._example(split, found), files=listed)
+        listed = {f"{files.safe_name(split)}.tsv": wer.as_tsv(words)}
+        return Report(
+            scalars,
+            lines,
+            *self._example(split, found),
+            files=listed,
+            over=self.parts[split].identity,
+        )
 
     def _example(
         self, split: str, found: Sequence[int]
@@ -273,7 +279,7 @@ def close(task: AsrTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -
     """The last words of a run: error rates, examples, and where things lie."""
     for split, report in reports.items():
         print("\n".join(report.lines))
-        print(f"  all utterances: {workdir / 'results' / files.safe_name(f'{split}.tsv')}")
+        print(f"  all utterances: {workdir / 'results' / f'{files.safe_name(split)}.tsv'}")
     if task.config.data.kind == "embedded":
         print("These are synthetic voices: the figures say nothing about real speech.")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
@@ -286,5 +292,5 @@ PACKAGE = package.Package(
     make_task,
     close,
     changeable=("data", "parallel", "decoder.max_symbols", "decoder.blank_penalty"),
-    fixed=("data.sample_rate_hz", "data.case"),
+    fixed=("data.sample_rate_hz", "data.case", "data.train"),
 )

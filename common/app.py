@@ -126,13 +126,17 @@ def _run(package: Package, modes: dict[str, Mode], options: command_line.Options
         jax.process_count(),
         jax.__version__,
     )
+    changed = {}
     for setting, before in options.overridden.items():
         now = options.config
         for part in setting.split("."):
             now = now[part]
-        if now != before and not modes[options.mode].trains:
-            log.info("config.%s is %r here; it was %r in training.", setting, now, before)
-    context = Context(options.folder, options.config, parallel.make_mesh(), options.checkpoint)
+        if now != before:
+            changed[f"config.{setting}"] = now
+            if not modes[options.mode].trains:
+                log.info("config.%s is %r here; it was %r in training.", setting, now, before)
+    mesh = parallel.make_mesh()
+    context = Context(options.folder, options.config, mesh, options.checkpoint, changed)
     modes[options.mode].run(package, context)
 
 
@@ -171,7 +175,9 @@ def _evaluate(package: Package, context: Context) -> None:
         context.folder, tensorboard=False, wandb="disabled", jsonl=False, is_writer=first
     )
     open_data = functools.partial(found.task.eval_data, test=True)
-    if not hosts.together(open_data, errors.UserError, "opening the data"):
+    data = hosts.together(open_data, errors.UserError, "opening the data")
+    evaluation.check_same(context.config, data)
+    if not data:
         raise errors.UserError(
             "config.data.eval and config.data.test name no part of the data: there is nothing to "
             "evaluate. Give one, as --config.data.eval=dev."
@@ -185,6 +191,7 @@ def _evaluate(package: Package, context: Context) -> None:
         found.step,
         context.folder / "results",
         test=True,
+        about=context.changed,
     )
     if first:
         package.close(found.task, context.folder, reports)

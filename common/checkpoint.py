@@ -204,7 +204,8 @@ class Checkpointer:
 
         def metric(values: Mapping[str, float]) -> float:
             worst = math.inf if best_mode == "min" else -math.inf
-            return values["best"] if math.isfinite(values["best"]) else worst
+            counts = math.isfinite(values["best"]) and self._over in (None, values.get("over", ""))
+            return values["best"] if counts else worst
 
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_best:
@@ -220,6 +221,7 @@ class Checkpointer:
             keep.append(policies.EveryNSteps(keep_every))
         self.directory = pathlib.Path(directory).resolve()
         self._sign = 1.0 if best_mode == "min" else -1.0
+        self._over: str | None = None  # what the metric saved last was measured over
         self._set_aside: list[int] = []  # the steps of damaged checkpoints
         if not read_only:
             self._check_scores()
@@ -253,10 +255,12 @@ class Checkpointer:
         data_iterator: Any,
         meta: Mapping[str, Any],
         best: float | None,
+        over: str = "",
     ) -> None:
         """Starts writing; returns when the state is copied. Raises if an earlier save failed.
 
-        A checkpoint of that step is replaced. A metric `best` that is not finite counts as none.
+        A checkpoint of that step is replaced. A metric `best` that is not finite counts as none;
+        one measured `over` other recordings than the last is not compared with it.
         Raises NotFinite for a state that is not finite, and writes nothing.
 
         Without a `data_iterator` the run that starts from here reads its data from the beginning.
@@ -285,6 +289,8 @@ class Checkpointer:
         meta = {**meta, "step": step, "fingerprint": prints, "data": position}
         meta = json.loads(json.dumps(meta))  # as it will be read
         meta["checksum"] = _checksum(meta)
+        if best is not None:
+            self._over = over
         try:
             if step in self.steps():
                 self._manager.delete(step)
@@ -293,7 +299,7 @@ class Checkpointer:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
                 ),
-                metrics=None if best is None else {"best": best, "sign": self._sign},
+                metrics=None if best is None else {"best": best, "sign": self._sign, "over": over},
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_error(step, error) from error
@@ -420,14 +426,15 @@ class Checkpointer:
         log.warning("%s Moved into %s, trying the one before.", str(error), folder)
         self._set_aside.append(step)
 
-    def _score(self, step: int) -> float | None:
-        """The metric that a checkpoint was saved with, if it is a number; the least is the best."""
+    def _score(self, step: int) -> tuple[float, str] | None:
+        """The metric that a checkpoint was saved with, if it is a number (the least is the best),
+        and what it was measured over."""
         path = self.directory / str(step) / "metrics" / "metrics"
         with _reading(self.directory / str(step)):
             saved = json.loads(path.read_text("utf-8")) if path.exists() else {}
             # The run's own sign: what reads it may be another task (`init_from`).
             value = saved.get("sign", self._sign) * saved.get("best", math.nan)
-            return value if math.isfinite(value) else None
+            return (value, saved.get("over", "")) if math.isfinite(value) else None
 
     def _check_scores(self) -> None:
         """Moves checkpoints aside whose metric is damaged: Orbax's manager reads them all."""
@@ -470,7 +477,9 @@ class Checkpointer:
         return parts.replace(variables, tree.get("ema", {})), meta
 
     def best_step(self) -> int:
-        """The step with the best metric among those on disk, or the last."""
-        scores = {step: self._score(step) for step in self.steps()}
-        ranked = [(score, step) for step, score in scores.items() if score is not None]
-        return min(ranked)[1] if ranked else self.steps()[-1]
+        """The step with the best metric on disk over the recordings of the newest, or the last."""
+        scores = {step: found for step in self.steps() if (found := self._score(step))}
+        if not scores:
+            return self.steps()[-1]
+        _, last = scores[max(scores)]
+        return min((value, step) for step, (value, over) in scores.items() if over == last)[1]

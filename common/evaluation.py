@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
-from common import errors, files, metrics, parallel, state
+from common import errors, files, hosts, metrics, parallel, state
 from common.task import Metrics, Report, Task
 
 
@@ -134,10 +134,12 @@ def evaluate_all(
     results: pathlib.Path,
     *,
     test: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Report]:
     """All evaluation splits, with `test` those for testing too, written and said.
 
-    The reports' files go into the folder `results`, with the numbers of each in <split>.json.
+    The reports' files go into the folder `results`, with the numbers of each in <split>.json, and
+    `about` what they were measured.
     """
     reports = {}
     for split, batches in task.eval_data(test=test).items():
@@ -148,11 +150,29 @@ def evaluate_all(
         for name, (samples, rate) in report.audio.items():
             writer.audio(step, f"{split}/{name}", samples, rate)
         finite = {name: float(x) for name, x in report.scalars.items() if math.isfinite(x)}
-        text = json.dumps({"step": step, **dict.fromkeys(report.scalars), **finite}, indent=2)
-        figures = {files.safe_name(f"{split}.json"): f"{text}\n"}
+        numbers = {**dict.fromkeys(report.scalars), **finite}  # others are null
+        text = json.dumps({"step": step, "split": split, **(about or {}), **numbers}, indent=2)
+        figures = {f"{files.safe_name(split)}.json": f"{text}\n"}
         write_files(results, {**figures, **report.files})
         reports[split] = report
     return reports
+
+
+def check_same(config: Any, data: Mapping[str, Iterable[Any]]) -> None:
+    """Raises UserError where processes would go on by other settings or on other data, by name."""
+    if jax.process_count() == 1:
+        return
+    said = {name: iter(batches) for name, batches in data.items()}
+    streams = {
+        f"{name} (recordings, lengths, buckets, seed)": str(stream.get_state().get("stream", ""))
+        for name, stream in said.items()
+        if hasattr(stream, "get_state")
+    }
+    settings = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    hosts.check_same(
+        {"the config": settings, **streams},
+        "Start the same command, with the same files, on all of them.",
+    )
 
 
 def write_files(folder: pathlib.Path, contents: Mapping[str, str | bytes]) -> None:

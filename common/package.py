@@ -55,9 +55,11 @@ class Package:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a mode works with: the work directory, the resolved config, the step of --checkpoint."""
+    """What a mode works with: the work directory, the resolved config, the step of --checkpoint,
+    and the settings that the command line has changed, with what they are now."""
 
     folder: pathlib.Path
     config: FrozenConfigDict
     mesh: Mesh
     checkpoint: int | None
+    changed: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -22,7 +22,8 @@ class Report:
 
     `images` are what `writers.Writers.image` takes. `meta` holds JSON values for later commands,
     kept with the checkpoints (a calibration). `files` are written to the work directory's results/:
-    name (`files.safe_name` makes one of a split's) -> text or bytes.
+    name (`files.safe_name` makes one of a split's) -> text or bytes. `over` tells which recordings
+    the numbers are of: those of others are not compared with them for the best checkpoint.
     """
 
     scalars: Mapping[str, float]
@@ -31,6 +32,7 @@ class Report:
     audio: Mapping[str, tuple[np.ndarray, int]] = dataclasses.field(default_factory=dict)
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str | bytes] = dataclasses.field(default_factory=dict)
+    over: str = ""
 
 
 @runtime_checkable

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
@@ -84,6 +83,7 @@ class _Evaluated:
     step: int = -1
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `Report.meta` by split
     best: float | None = None  # the metric of the best checkpoint, if this process has evaluated
+    over: str = ""  # `Report.over` of that metric
 
     def score(self, step: int) -> float | None:
         """The metric of the checkpoint of `step`."""
@@ -102,7 +102,7 @@ def train(
         compiled = stack.enter_context(compiles.CompileCounter())
         data = hosts.together(task.train_data, errors.UserError, "opening the training data")
         iterator = iter(data)
-        _check_same(config, iterator)
+        evaluation.check_same(config, {"the training data": data, **task.eval_data()})
         saver = _make_saver(task, config, workdir)
         stack.callback(saver.close)
         train_state, evaluated = _begin(task, config, mesh, saver, iterator)
@@ -190,18 +190,6 @@ def _due(step: int, every: int) -> bool:
     return step > 0 and step % every == 0
 
 
-def _check_same(config: Any, iterator: Any) -> None:
-    """Raises UserError where processes would train by other settings or on other data."""
-    stream = iterator.get_state().get("stream", "")
-    hosts.check_same(
-        {
-            "the config": json.dumps(config.to_dict(), sort_keys=True, default=str),
-            "the data (recordings, lengths, buckets, seed)": str(stream),
-        },
-        "Start the same command, with the same files, on all of them.",
-    )
-
-
 def _make_saver(task: Task, config: Any, workdir: pathlib.Path) -> checkpoint.Checkpointer:
     return checkpoint.Checkpointer(
         workdir / "checkpoints",
@@ -257,8 +245,9 @@ def _values(
 def _summary(task: Task, step: int, reports: Mapping[str, Report]) -> _Evaluated:
     split, name, _ = task.best_metric
     said = {part: dict(report.meta) for part, report in reports.items()}
-    best = float(reports[split].scalars[name]) if split in reports else None
-    return _Evaluated(step, said, best)
+    if split not in reports:
+        return _Evaluated(step, said)
+    return _Evaluated(step, said, float(reports[split].scalars[name]), reports[split].over)
 
 
 def _save(
@@ -272,7 +261,7 @@ def _save(
 ) -> None:
     meta = {**task.checkpoint_meta(), "evaluated": evaluated.step, "report": evaluated.report}
     try:
-        saver.save(step, train_state, iterator, meta, evaluated.score(step))
+        saver.save(step, train_state, iterator, meta, evaluated.score(step), evaluated.over)
     except checkpoint.NotFinite as error:  # Sums that were finite can leave a state that is not.
         raise window.diverged(step, error.arrays, sums_lib.LAST_BATCHES) from error
 

@@ -133,12 +133,10 @@ def save_config(workdir: pathlib.Path, task: str, config: Any) -> None:
             log.warning("%s", error)
             old = dict(_flat(new))
         for key, value in _flat(new):
-            if old.get(key, "absent") != value:
+            if key in old and old[key] != value:
                 log.warning(
                     "config.%s was %r when this directory was last used and is %r now.",
-                    key,
-                    old.get(key, "absent"),
-                    value,
+                    *(key, old[key], value),
                 )
     files.write_text(path, json.dumps({"task": task, "config": new}, indent=2) + "\n")
 

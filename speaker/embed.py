@@ -204,7 +204,8 @@ class Embedder:
 
         Raises records.DataError when none is usable.
         """
-        (folder / "rejected.tsv").unlink(missing_ok=True)
+        if not (folder / "config.json").exists():  # that of a training stays
+            (folder / "rejected.tsv").unlink(missing_ok=True)
         index = indexing.build_index(
             source,
             cache=cache.folder() / "index",

@@ -230,9 +230,10 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
             values = measured.scalars.items()
             scalars |= {f"{name}_{key}" if number else key: value for key, value in values}
             meta = meta or measured.decision
-            file = files.safe_name(f"{split}.{name}.scores" if name else f"{split}.scores")
-            listed[file] = evaluation.as_text(wanted, measured, ids)
-        return Report(scalars, lines, meta=meta, files=listed)
+            file = files.safe_name(f"{split}.{name}" if name else split)
+            listed[f"{file}.scores"] = evaluation.as_text(wanted, measured, ids)
+        over = self.parts[split].identity
+        return Report(scalars, lines, meta=meta, files=listed, over=over)
 
 
 def make_task(config: Any, workdir: pathlib.Path) -> SpeakerTask:
@@ -255,5 +256,9 @@ def close(task: SpeakerTask, workdir: pathlib.Path, reports: Mapping[str, Report
 
 
 PACKAGE = package.Package(
-    "speaker", settings_lib.default_config, make_task, close, fixed=("data.sample_rate_hz",)
+    "speaker",
+    settings_lib.default_config,
+    make_task,
+    close,
+    fixed=("data.sample_rate_hz", "data.train", "data.crop_seconds", "data.sampler"),
 )

@@ -398,7 +398,7 @@ def _report(
         raise records.DataError(
             f"{name}: {len(rejected)} of {count} records ({share:.1%}) are unusable ({counts}), "
             f"more than the allowed {max_bad_share:.1%}, {first}. See {tsv}; repair the data or "
-            "raise max_bad_share."
+            "raise config.data.max_bad_share."
         )
 
 

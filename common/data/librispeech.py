@@ -67,10 +67,15 @@ def _read_subset(folder: pathlib.Path) -> Iterator[records.Record]:
 def _read_chapter(folder: str) -> list[records.Record]:
     """The utterances of a chapter, sorted. Raises OSError."""
     entries = folders.visible(folder)
-    paths, lines, problems = folders.recordings(entries), {}, {}
+    paths, lines, problems, unread = folders.recordings(entries), {}, {}, None
     for entry in entries:
         if entry.name.endswith(".trans.txt"):
-            for number, line in enumerate(tables.read_lines(entry.path), start=1):
+            try:
+                written = tables.read_lines(entry.path)
+            except (OSError, records.DataError) as error:
+                unread = f"unreadable transcript ({error})"
+                continue
+            for number, line in enumerate(written, start=1):
                 utterance, *text = line.split(maxsplit=1) or ("",)
                 text = text[0].strip() if text else ""
                 place = f"{entry.path}, line {number}"
@@ -85,7 +90,7 @@ def _read_chapter(folder: str) -> list[records.Record]:
                 "audio": paths.get(utterance, f"{folder}/{utterance}.flac"),
                 "speaker": pathlib.PurePath(folder).parent.name,
                 "text": lines.get(utterance, ("", ""))[0] or None,
-                "problem": problems.get(utterance),
+                "problem": problems.get(utterance, None if utterance in lines else unread),
             }
         )
     return found

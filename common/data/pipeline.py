@@ -371,13 +371,11 @@ class _StreamIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         then, now = state.get("parts", {}), self._parts
         if other := [name for name in {**now, **then} if now.get(name) != then.get(name)]:
-            names = [_DIFFERENCES.get(name, name) for name in other]
-            log.warning(
-                "This is not the checkpoint's stream of batches. What differs: %s. Continuing at "
-                "batch %d of this one.",
-                ", ".join(names) if then else "an earlier version did not note it",
-                state["next_batch"],
-            )
+            names = ", ".join(_DIFFERENCES.get(name, name) for name in other)
+            differs = f"This is not the checkpoint's stream of batches. What differs: {names}."
+            if not then:
+                differs = "The checkpoint is of an earlier version, whose batches were others."
+            log.warning("%s Continuing at batch %d of this one.", differs, state["next_batch"])
         self._stop()
         self._next_batch = int(state["next_batch"])
 

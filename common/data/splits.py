@@ -95,6 +95,11 @@ class Split:
     index: records.Index
 
     @functools.cached_property
+    def identity(self) -> str:
+        """Changes with the usable records."""
+        return examples.recordings(self.source, self.index.positions)
+
+    @functools.cached_property
     def written(self) -> records.RecordList:
         """The usable records without their audio, read once: some sources cannot give them
         without it. What one does not have is "": id, text, speaker, and path, the audio as a

@@ -23,11 +23,13 @@ from tests.common.restoring import make_state, new_iterator, restore
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def write(folder: pathlib.Path, scores: dict[int, float | None], **settings) -> None:
+def write(
+    folder: pathlib.Path, scores: dict[int, float | None], over: str = "", **settings
+) -> None:
     """One checkpoint a step, each with its own weights, after `step` batches."""
     saver = checkpoint.Checkpointer(folder / "checkpoints", **settings)
     for step, score in scores.items():
-        saver.save(step, make_state(step), new_iterator(step), {"evaluated": -1}, score)
+        saver.save(step, make_state(step), new_iterator(step), {"evaluated": -1}, score, over)
     saver.close()
 
 
@@ -215,6 +217,16 @@ def test_a_metric_that_is_not_finite_is_never_the_best(tmp_path, caplog):
     assert "Step 2: its metric is nan" in caplog.text
 
 
+def test_figures_over_other_recordings_are_not_compared(tmp_path):
+    """A run that goes on with another dev set: an easier one before does not decide."""
+    write(tmp_path, {1: 0.05, 2: 0.1}, over="easy", keep_last=1)
+    loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert loader.best_step() == 1
+    write(tmp_path, {3: 0.3, 4: 0.5, 5: 0.4}, over="hard", keep_last=1)
+    loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert (loader.steps(), loader.best_step()) == ([3, 5], 3)
+
+
 def test_nan_that_an_earlier_version_saved_displaces_nothing(tmp_path):
     write(tmp_path, {1: 0.2, 2: 0.9}, keep_last=1)
     path = tmp_path / "checkpoints" / "2" / "metrics" / "metrics"
@@ -264,7 +276,7 @@ def test_two_processes_agree_on_damage_config_and_data(two, tmp_path):
     assert first == second
     assert first[0] == [1, 1]
     assert [p.name for p in (folders[0] / "damaged").iterdir()] == ["2"]
-    assert "the config on process 1; the data" in first[1]
+    assert "the config on process 1; the training data" in first[1]
     assert "(recordings, lengths, buckets, seed) on process 1" in first[1]
 
 
