@@ -14,7 +14,7 @@ import numpy as np
 from asr import ctc, data, model, prediction, transducer, wer
 from asr import settings as settings_lib
 from asr import tokenizer as tokenizer_lib
-from common import errors, files, metrics, package, parallel, sections, state, steps, writers
+from common import errors, files, metrics, package, parallel, pictures, sections, state, steps
 from common.audio import augment, frontend, io
 from common.data import records, splits
 from common.nn import masking
@@ -250,8 +250,8 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         shown = frontend.LogMelConfig(sample_rate_hz=rate)
         size = np.array([len(audio)], np.int32)
         features, _ = jax.jit(frontend.log_mel, static_argnums=2)(audio[None], size, shown)
-        pictures = {"features": writers.spectrogram(np.asarray(features[0]))}
-        return pictures, {"audio": (audio, rate)}
+        image = pictures.spectrogram(np.asarray(features[0]))
+        return {"features": image}, {"audio": (audio, rate)}
 
 
 def check_augment(config: Any) -> None:

@@ -23,9 +23,9 @@ from typing import Any, Literal, SupportsFloat
 import numpy as np
 import PIL.Image
 import tqdm
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped
 
-from common import files
+from common import files, pictures
 
 WandbMode = Literal["disabled", "offline", "online"]
 
@@ -179,10 +179,10 @@ class Writers:
         """A picture [h,w,3] (RGB), or [h,w,1] or [h,w] (grey): uint8, or floats in 0..1.
 
         The first row is the uppermost. Floats outside are clipped, with a warning where they are
-        of another scale. Raises ValueError for other shapes and types. See `spectrogram`.
+        of another scale. Raises ValueError for other shapes and types. See `pictures.spectrogram`.
         """
         name, image = _text(name), np.asarray(image)
-        pixels = _picture(image)
+        pixels = pictures.rgb(image)
         if image.dtype != np.uint8 and np.nanmax(image, initial=0) > 2 and name not in self._scaled:
             self._scaled.add(name)
             _log.warning(
@@ -487,37 +487,3 @@ def _text(text: str) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-# Nine equidistant colours of viridis: even in lightness, readable in grey and to the colour-blind.
-_VIRIDIS = bytes.fromhex("440154 472c7a 3b518b 2c718e 21908d 27ad81 5cc863 aadc32 fde725")
-
-
-def _picture(image: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB bytes of a picture, see `Writers.image`; NaN is black."""
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[-1] not in (1, 3):
-        raise ValueError(f"a picture is [h,w,3], [h,w,1] or [h,w], got shape {image.shape}")
-    if image.dtype != np.uint8:
-        if not np.issubdtype(image.dtype, np.floating):
-            raise ValueError(f"a picture is of uint8 or floats in 0..1, got {image.dtype}")
-        image = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
-
-
-def spectrogram(features: Shaped[np.ndarray, "l f"]) -> UInt8[np.ndarray, "f l 3"]:
-    """A picture for `Writers.image`: time to the right, f upwards, in colours that span it."""
-    return _colours(np.asarray(features).T[::-1])
-
-
-def _colours(values: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Viridis from the least to the greatest finite value; NaN is black."""
-    values = np.asarray(values, np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-    place = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    anchors = np.linspace(0, 1, len(_VIRIDIS) // 3)
-    channels = [np.interp(place, anchors, list(_VIRIDIS[c::3])) for c in range(3)]
-    coloured = np.where(np.isnan(values)[..., None], 0, np.nan_to_num(np.stack(channels, -1)))
-    return np.round(coloured).astype(np.uint8)

@@ -66,12 +66,12 @@ def measure(
 
 
 def as_text(wanted: trials.LocatedTrials, found: Measured, ids: Sequence[str]) -> str:
-    """A line a trial, as Kaldi's scores: enrolment, test, score; and whether it is a target."""
+    """A line a trial: enrolment, test, score, and whether it is a target, with tabs between."""
     lines = []
     for place, score in zip(found.trials.tolist(), found.scores.tolist()):
         enrol, test = ids[wanted.enrol_index[place]], ids[wanted.test_index[place]]
         kind = "target" if wanted.is_target[place] else "nontarget"
-        lines.append(f"{enrol} {test} {score:.6f} {kind}\n")
+        lines.append(f"{enrol}\t{test}\t{score:.6f}\t{kind}\n")
     return "".join(lines)
 
 

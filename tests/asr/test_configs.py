@@ -1,5 +1,6 @@
 """The experiments of configs/asr: shapes at full size, steps at debug size."""
 
+import dataclasses
 import importlib
 import math
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from asr import contextnet, settings
 from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
 from common import metrics, parallel, starting, trainer, workdir
@@ -14,6 +16,13 @@ from common import metrics, parallel, starting, trainer, workdir
 
 def load(name, *argument):
     return importlib.import_module(f"configs.asr.{name}").get_config(*argument)
+
+
+def test_every_setting_of_a_section_has_a_taker():
+    """`sections.build` goes by names: a setting that is renamed on one side would be left out."""
+    encoder = set(settings.default_config().encoder)
+    fields = {field.name for field in dataclasses.fields(contextnet.ContextNetConfig)}
+    assert encoder - fields == {"alpha", "num_convs", "kernel_size", "strided_blocks"}
 
 
 def shape_of_batch(rows=8, seconds=4, labels=20):

@@ -241,7 +241,7 @@ def test_what_differs_from_the_stream_of_a_checkpoint_is_said(data, corpus, capl
         assert (iterator.get_state() == state) == (expected is None)
         assert (iterator.get_state()["stream"] == state["stream"]) == (expected is None)
     iterator.set_state({"next_batch": 5, "stream": "0123456789abcdef"})
-    assert "an earlier version did not note it. Continuing at batch 5" in caplog.text
+    assert "of an earlier version, whose batches were others. Continuing at batch 5" in caplog.text
 
 
 def break_files(corpus, folder, broken):

@@ -16,7 +16,7 @@ import pytest
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
-from common import writers
+from common import pictures, writers
 
 
 def make(folder, **settings):
@@ -143,7 +143,7 @@ def test_tensorboard_events_and_their_purge(tmp_path):
     with make(tmp_path, tensorboard=True, resume_step=0) as w:
         w.scalars(3, "train", {"loss": 0.25})
         w.scalars(4, "dev", {"wer": math.nan})
-        w.image(4, "dev/mel", writers.spectrogram(spectrogram))
+        w.image(4, "dev/mel", pictures.spectrogram(spectrogram))
         w.image(4, "dev/picture", np.full((5, 6, 3), 0.5, np.float32))
         w.audio(4, "dev/audio", np.array([0.0, 2.0, math.nan], np.float32), 16000)
         w.text(4, "dev/text", "REF HYP")
@@ -245,13 +245,13 @@ def test_pictures_that_are_none_and_floats_of_another_scale(tmp_path, caplog):
 def test_a_spectrogram_has_time_to_the_right_and_frequency_upwards():
     ramp = np.linspace(-3.0, 5.0, 12).reshape(6, 2)  # 6 frames, 2 bands
     ramp[0, 0] = np.nan
-    coloured = writers.spectrogram(ramp)
+    coloured = pictures.spectrogram(ramp)
     assert coloured.shape == (2, 6, 3)
     assert coloured[0, -1].tolist() == [253, 231, 37]  # last frame, highest band: the maximum
     assert coloured[1, 0].tolist() == [0, 0, 0]  # NaN
     assert coloured[0, 0].tolist() == [68, 1, 84]  # the least finite value
-    assert len(np.unique(writers.spectrogram(np.zeros((3, 4))).reshape(-1, 3), axis=0)) == 1
-    assert writers.spectrogram(np.full((3, 4), np.nan)).max() == 0
+    assert len(np.unique(pictures.spectrogram(np.zeros((3, 4))).reshape(-1, 3), axis=0)) == 1
+    assert pictures.spectrogram(np.full((3, 4), np.nan)).max() == 0
 
 
 def test_names_that_are_not_utf8_end_no_run(tmp_path, caplog):

@@ -1,5 +1,6 @@
 """The experiments of configs/speaker: sizes of networks, and the page for Simple-tklia's users."""
 
+import dataclasses
 import importlib
 import math
 import pathlib
@@ -10,10 +11,17 @@ import numpy as np
 import pytest
 
 from common import metrics, parallel, starting, trainer, workdir
-from speaker import model, pooling, settings
+from speaker import margins, model, pooling, settings
 from speaker import task as speaker_task
 
 PAGE = pathlib.Path(__file__).parents[2] / "speaker" / "SIMPLE_TKLIA.md"
+
+
+def test_every_setting_of_a_section_has_a_taker():
+    """`sections.build` goes by names: a setting that is renamed on one side would be left out."""
+    fields = {field.name for field in dataclasses.fields(margins.MarginConfig)}
+    schedule = {"margin_start_step", "margin_end_step", "growth", "start_scale"}
+    assert set(settings.default_config().loss) - fields == {"sharded", *schedule}
 
 
 def load(name, *argument):
