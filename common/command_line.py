@@ -102,8 +102,8 @@ def parse(package: Package, modes: Mapping[str, Mode], argv: Sequence[str]) -> O
     unfit = [name for name in before if not (mode.trains or package.may_change(name))]
     if unfit:
         raise errors.UserError(
-            f"--mode={values.mode} cannot change config.{unfit[0]}: it is what the checkpoint was "
-            f"trained with. What it can change: "
+            f"--mode={values.mode} cannot change config.{unfit[0]}: it is of the training alone. "
+            "What it can change: "
             f"{', '.join(f'config.{name}' for name in package.changeable)}"
             + (f", without {', '.join(package.fixed)}." if package.fixed else ".")
         )

@@ -260,5 +260,8 @@ PACKAGE = package.Package(
     settings_lib.default_config,
     make_task,
     close,
-    fixed=("data.sample_rate_hz", "data.train", "data.crop_seconds", "data.sampler"),
+    fixed=(
+        *("data.sample_rate_hz", "data.train"),
+        *("data.crop_seconds", "data.sampler", "data.batch_rows"),  # of no use without training
+    ),
 )
