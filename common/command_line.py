@@ -66,7 +66,7 @@ def help_text(package: Package, modes: Mapping[str, Mode]) -> str:
     about = importlib.import_module(f"{package.name}.main").__doc__
     lines = [*about.strip().splitlines(), "", "flags:"]
     lines += [f"  --{name:<13} {values[name].help}" for name in sorted(values)]
-    lines += [f"  --config.a.b=v  {'one setting; those of data are in common/data/splits.py,'}"]
+    lines.append("  --config.a.b=v  one setting; those of data are in common/data/splits.py,")
     lines += [f"                  the others in {package.name}/settings.py", "", "modes:"]
     lines += [f"  {name:<15} {mode.says}" for name, mode in modes.items()]
     return "\n".join([*lines, "", f"What is saved needs only: {main} --workdir=DIR"])
