@@ -10,10 +10,11 @@ import pytest
 from asr import data
 from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
-from common import errors, evaluation, metrics, parallel, trainer, workdir
+from common import checkpoint, errors, evaluation, metrics, parallel, trainer, workdir
 from common.audio import io
 from common.data import records, splits
 from configs.asr import quickstart
+from tests.common import restoring
 
 TEXTS = ("CAT", "DOG", "BIRD", "FISH", "CAT DOG", "BIRD", "DOG", "FISH CAT")
 ROWS = len(TEXTS)
@@ -65,6 +66,24 @@ def make_split(task):
     ]
     index = records.Index(np.arange(ROWS), np.full(ROWS, 16000), 16000)
     return splits.Split("train", records.RecordList("tones", tuple(rows)), index)
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_wer(tmp_path):
+    """All words wrong, all right, some right."""
+    task = make_task(tmp_path)
+    task = dataclasses.replace(task, parts={"dev": make_split(task)})
+    split, name, mode = task.best_metric
+    batch = make_batch(task.tokenizer)
+    saver = checkpoint.Checkpointer(tmp_path / "checkpoints", keep_last=1, best_mode=mode)
+    for step, right in enumerate((0, ROWS, 3), 1):
+        lengths = np.where(np.arange(ROWS) < right, batch["labels_lengths"], 0)
+        rows = {"tokens": batch["labels"], "lengths": lengths}
+        rows |= {"index": batch["index"], "mask": batch["mask"]}
+        score = task.report(split, [rows]).scalars[name]
+        saver.save(step, restoring.make_state(step), None, {}, score)
+    saver.close()
+    loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert (loader.steps(), loader.best_step()) == ([2, 3], 2)
 
 
 def test_a_split_named_by_its_folder_leaves_its_results_inside(tmp_path):

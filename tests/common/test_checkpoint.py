@@ -209,11 +209,12 @@ def test_positions_as_earlier_versions_saved_them(run, processes):
     assert restore(run) == (2, 2)
 
 
-def test_a_metric_that_is_not_finite_is_never_the_best(tmp_path, caplog):
-    for step, score in enumerate([0.2, np.nan, 0.4, -np.inf, 0.3], 1):
-        write(tmp_path, {step: score}, keep_last=1, keep_best=1)
+@pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 3)])
+def test_a_metric_that_is_not_finite_is_never_the_best(tmp_path, caplog, mode, best):
+    for step, score in enumerate([0.2, np.nan, 0.4, -np.inf, np.inf, 0.3], 1):
+        write(tmp_path, {step: score}, keep_last=1, keep_best=1, best_mode=mode)
     loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)
-    assert (loader.steps(), loader.best_step()) == ([1, 5], 1)
+    assert (loader.steps(), loader.best_step()) == ([best, 6], best)
     assert "Step 2: its metric is nan" in caplog.text
 
 

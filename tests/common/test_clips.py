@@ -87,6 +87,10 @@ def test_draws_are_stretches_of_the_recordings(folder, tmp_path):
         else:
             assert samples[0] == 0
     assert len(starts) > 10
+    long = (drawn.draw(np.random.default_rng([1, seed]), 3996, {}) for seed in range(200))
+    counts = np.bincount([round(stretch[0] * 32768) for stretch in long if len(stretch) == 3996])
+    assert len(counts) == 5  # 0 to 4, of about 100 draws: 20 +- 4
+    assert counts.min() > 4
     again = drawn.draw(np.random.default_rng(7), 1000, {})
     np.testing.assert_array_equal(again, drawn.draw(np.random.default_rng(7), 1000, {}))
 

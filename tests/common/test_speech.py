@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.audio import io
+from common.audio import io, vad
 from common.data import buckets, indexing, pipeline, records, speech
 
 WANTED_HZ = 16_000
@@ -70,6 +70,32 @@ def test_crops_are_stretches_to_the_sample(crops):
         longer = crops.draw(i, np.random.default_rng(0), {"audio": int(count) + 9})["audio"]
         np.testing.assert_array_equal(longer, whole["audio"])
     assert len(starts) > 50
+
+
+def test_every_start_is_drawn_equally_often(monkeypatch):
+    """Of a recording that counts up, and of what is left of it when the first two are cut out."""
+    monkeypatch.setattr(vad, "keep_speech", lambda audio, *_: audio[2:])
+    monkeypatch.setattr(records, "speech_frames", lambda record: record["features"][2:])
+    rising = np.arange(12, dtype=np.float32) / 16
+    record = {"id": "a", "audio": rising, "sample_rate": WANTED_HZ}
+    record |= {"features": rising[:, None], "vad": ""}
+    source = records.RecordList("rising", (record,))
+    index = records.Index(np.arange(1), np.array([12]), WANTED_HZ)
+    plain = speech.SpeechCrops(source, index, np.zeros(1, np.int32), WANTED_HZ)
+    detecting = dataclasses.replace(plain, detector=vad.DETECTORS["energy"]())
+    frames = speech.FeatureCrops(source, index, np.zeros(1, np.int32))
+    for made, name, first in (
+        (plain, "audio", 0),
+        (detecting, "audio", 2),
+        (frames, "features", 2),
+    ):
+        rng = np.random.default_rng(0)
+        drawn = [made.draw(0, rng, {name: 7})[name] for _ in range(600)]
+        assert {len(stretch) for stretch in drawn} == {7}
+        starts, counts = np.unique([stretch.flat[0] * 16 for stretch in drawn], return_counts=True)
+        assert starts.tolist() == list(range(first, 6))
+        # Four deviations of a binomial's count.
+        assert abs(counts - 600 / len(starts)).max() < 4 * (600 / len(starts)) ** 0.5
 
 
 def test_other_speeds_fill_the_room(crops):

@@ -14,6 +14,7 @@ from common.data import buckets, pipeline, records, speech, splits
 from configs.speaker import quickstart
 from speaker import data, evaluation, head
 from speaker import task as speaker_task
+from tests.common import restoring
 
 RATE_HZ = 16000
 SPEAKERS = ("ann", "bob", "cid", "dee")
@@ -94,6 +95,22 @@ def test_scores_that_say_nothing_are_not_calibrated(corpus, tmp_path, caplog):
         report = task.report("dev", [rows])
     assert report.meta == {}
     assert "The scores cannot be calibrated: the score is the same" in caplog.text
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_eer(corpus, tmp_path):
+    """Embeddings of random voices, of the speakers' own, and of something between them."""
+    task = make_task(corpus, tmp_path)
+    split, name, mode = task.best_metric
+    noise = np.random.default_rng(0).normal(size=(16, 4))
+    saver = checkpoint.Checkpointer(tmp_path / "checkpoints", keep_last=1, best_mode=mode)
+    for step, share in enumerate((1.0, 0.0, 0.4), 1):
+        voices = (1 - share) * np.repeat(np.eye(4), 4, axis=0) + share * noise
+        rows = {"index": np.arange(16), "mask": np.ones(16, bool), "embedding": voices}
+        score = task.report(split, [rows]).scalars[name]
+        saver.save(step, restoring.make_state(step), None, {}, score)
+    saver.close()
+    loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert (loader.steps(), loader.best_step()) == ([2, 3], 2)
 
 
 def test_crops_are_stretches_of_the_recording(corpus, tmp_path):
