@@ -63,6 +63,13 @@ def set_up_jax(options: command_line.Options) -> None:
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
     elif options.multihost:
         jax.distributed.initialize()
+    log.info(
+        "%d %s device(s), %d process(es), jax %s",
+        jax.device_count(),
+        jax.devices()[0].device_kind,
+        jax.process_count(),
+        jax.__version__,
+    )
 
 
 def keep_memory() -> None:
@@ -119,13 +126,6 @@ def run(package: Package, argv: Sequence[str] | None = None) -> None:
 
 def _run(package: Package, modes: dict[str, Mode], options: command_line.Options) -> None:
     set_up_jax(options)
-    log.info(
-        "%d %s device(s), %d process(es), jax %s",
-        jax.device_count(),
-        jax.devices()[0].device_kind,
-        jax.process_count(),
-        jax.__version__,
-    )
     changed = {}
     for setting, before in options.overridden.items():
         now = options.config

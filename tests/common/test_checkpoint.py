@@ -286,7 +286,7 @@ def test_a_run_of_two_processes_goes_on_as_one_and_the_reverse(tmp_path):
     """The same batches follow; only the order of the sums is another."""
 
     for steps, processes in ((10, 2), (20, 1), (30, 2)):
-        own = [f"--workdir={tmp_path}", f"--steps={steps}", f"--devices={4 // processes}"]
+        own = [f"--workdir={tmp_path}", f"--steps={steps}", f"--host_devices={4 // processes}"]
         text, *_ = start_all("tests.common.toy", [own] * processes)
         assert (f"Resumed at step {steps - 10} from" in text) == (steps > 10)
     assert not (tmp_path / "damaged").exists()

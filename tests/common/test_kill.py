@@ -87,7 +87,7 @@ def pair(workdir: pathlib.Path) -> list[subprocess.Popen]:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    options = ("--steps=60", "--devices=2", f"--coordinator=localhost:{port}")
+    options = ("--steps=60", "--host_devices=2", f"--coordinator=localhost:{port}")
     options = (*options, "--seconds_a_step=0.03")
     return [start(workdir, *options, f"--process={i}") for i in range(2)]
 

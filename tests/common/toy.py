@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from common import checkpoint, metrics, optim, parallel, preemption, state, steps, trainer
+from common import app, checkpoint, metrics, optim, parallel, preemption, state, steps, trainer
 from common.nn import masking, norm
 from common.task import Report
 
@@ -198,8 +198,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--host_devices", type=int, default=1)
+    parser.add_argument("--multihost", action="store_true")
     parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--seconds_a_step", type=float, default=0.0)
     parser.add_argument("--die_at")
@@ -207,12 +209,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.die_at:
         die_amid_a_save(args.die_at, args.changes_later)
-    jax.config.update("jax_num_cpu_devices", args.devices)
-    if args.coordinator:
-        jax.distributed.initialize(args.coordinator, 2, args.process)
-    from common import app
-
     app.set_up_logging()
+    app.set_up_jax(args)  # the flags of every command, by their names
     task = ToyTask(make_config(total_steps=args.steps))
     if args.seconds_a_step or jax.process_count() > 1:
         task = SlowTask(task.config, pause=args.seconds_a_step)
