@@ -218,12 +218,14 @@ def test_a_metric_that_is_not_finite_is_never_the_best(tmp_path, caplog, mode, b
     assert "Step 2: its metric is nan" in caplog.text
 
 
-def test_figures_over_other_recordings_are_not_compared(tmp_path):
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_figures_over_other_recordings_are_not_compared(tmp_path, mode, sign):
     """A run that goes on with another dev set: an easier one before does not decide."""
-    write(tmp_path, {1: 0.05, 2: 0.1}, over="easy", keep_last=1)
+    options = {"keep_last": 1, "best_mode": mode}
+    write(tmp_path, {1: 0.05 * sign, 2: 0.1 * sign}, over="easy", **options)
     loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)
     assert loader.best_step() == 1
-    write(tmp_path, {3: 0.3, 4: 0.5, 5: 0.4}, over="hard", keep_last=1)
+    write(tmp_path, {3: 0.3 * sign, 4: 0.5 * sign, 5: 0.4 * sign}, over="hard", **options)
     loader = checkpoint.Checkpointer(tmp_path / "checkpoints", read_only=True)
     assert (loader.steps(), loader.best_step()) == ([3, 5], 3)
 

@@ -196,13 +196,17 @@ def test_speakers_come_equally_often_whatever_they_recorded(corpus, tmp_path):
     counts = {}
     for sampler in ("utterance", "speaker"):
         task = make_task(few, tmp_path, **{"data.sampler": sampler})
-        batch = next(iter(task.train_data()))  # one epoch: 7 rows, or twice each speaker
+        batches = iter(task.train_data())
+        batch = next(batches)  # one epoch: 7 rows, or twice each speaker
         labels = batch["label"][batch["mask"]]
         counts[sampler] = np.bincount(labels, minlength=4).tolist()
         rows = batch["index"][batch["mask"]]
         names = [corpus.source[int(i)]["speaker"] for i in rows]
         assert task.names(rows) == [corpus.source[int(i)]["id"] for i in rows]
         assert names == [SPEAKERS[i] for i in labels]
+        later = [next(batches) for _ in range(12)]
+        seen = {int(i) for batch in later for i in batch["index"][batch["mask"]]}
+        assert seen == {0, 1, 2, 3, 4, 8, 12}
     assert counts == {"utterance": [4, 1, 1, 1], "speaker": [2, 2, 2, 2]}
     with pytest.raises(errors.UserError, match="choose utterance or speaker"):
         make_task(few, tmp_path, **{"data.sampler": "chapter"}).train_data()
