@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from common.audio import framing
 from common.nn import lowrank, masking, norm
 
-NONLINEARITIES = ("log_energy", "log_square", "log_abs", "linear")
+_FLOOR = 1e-5  # of energies, before the logarithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +24,9 @@ class FilterbankConfig:
     """The learned front end; the defaults span 25 ms every 10 ms at 16 kHz.
 
     Attributes:
+      num_filters: pairs of FIR filters, whose log(c^2 + s^2) does not hang on the phase. They start
+        as windowed sinusoids at mel centres, with a rank as the truncated SVD of these.
       rank: of the filter bank; None is the dense bank.
-      nonlinearity: "log_energy" log(c^2 + s^2 + floor) of pairs of filters, which does not hang on
-        the phase (the bank then has 2 num_filters columns); "log_square" log(y^2 + floor);
-        "log_abs" log(|y| + floor); "linear" y.
-      initial: "mel" for windowed sinusoids at mel centres, with a rank their truncated SVD;
-        "random" otherwise.
-      normalize: batch normalisation of the output over true frames.
     """
 
     num_filters: int = 80
@@ -38,22 +34,10 @@ class FilterbankConfig:
     hop_samples: int = 160
     sample_rate_hz: int = 16_000
     rank: int | None = None
-    nonlinearity: str = "log_energy"
-    floor: float = 1e-5
-    initial: str = "mel"
-    low_hz: float = 60.0
-    high_hz: float = 7600.0
-    normalize: bool = True
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        if self.nonlinearity not in NONLINEARITIES:
-            raise ValueError(
-                f"FilterbankConfig.nonlinearity is {self.nonlinearity!r}: one of {NONLINEARITIES}"
-            )
-        if self.initial not in ("mel", "random"):
-            raise ValueError(f"FilterbankConfig.initial is {self.initial!r}: 'mel' or 'random'")
         limit = min(self.window_samples, self.num_columns)
         if self.rank is not None and not 1 <= self.rank <= limit:
             raise ValueError(f"FilterbankConfig.rank is {self.rank}: choose 1..{limit} or None")
@@ -61,20 +45,21 @@ class FilterbankConfig:
     @property
     def num_columns(self) -> int:
         """FIR filters in the bank."""
-        return self.num_filters * (2 if self.nonlinearity == "log_energy" else 1)
+        return 2 * self.num_filters
 
 
 def mel_filters(config: FilterbankConfig) -> Float[np.ndarray, "w m"]:
-    """Hann-windowed cosines at centres equally spaced in mel, then the sines if energies are taken.
+    """Hann-windowed cosines at centres equally spaced in mel, then the sines.
 
-    A unit sinusoid at its centre gives an energy of 1. The window shortens where the mel bands are
-    wider than what the whole window resolves, so that bands overlap as mel triangles do.
+    From 60 Hz to 95 % of the highest frequency. A unit sinusoid at its centre gives an energy of 1.
+    The window shortens where the mel bands are wider than what the whole window resolves, so that
+    bands overlap as mel triangles do.
     """
 
     def mel(hz):
         return 2595.0 * np.log10(1.0 + np.asarray(hz) / 700.0)
 
-    edges = np.linspace(mel(config.low_hz), mel(config.high_hz), config.num_filters + 2)
+    edges = np.linspace(mel(60.0), mel(0.475 * config.sample_rate_hz), config.num_filters + 2)
     edges = 700.0 * (10.0 ** (edges / 2595.0) - 1.0)
     centre, width = edges[1:-1], (edges[2:] - edges[:-2]) / 2
     time = np.arange(config.window_samples) - (config.window_samples - 1) / 2
@@ -84,10 +69,7 @@ def mel_filters(config: FilterbankConfig) -> Float[np.ndarray, "w m"]:
     window = np.where(inside, 0.5 + 0.5 * np.cos(2 * np.pi * time[:, None] / spans), 0.0)
     window = window * 2 / window.sum(axis=0, keepdims=True)
     phase = 2 * np.pi * centre * time[:, None] / config.sample_rate_hz
-    parts = (
-        [np.cos(phase), np.sin(phase)] if config.nonlinearity == "log_energy" else [np.cos(phase)]
-    )
-    return np.concatenate([window * part for part in parts], axis=1).astype(np.float32)
+    return np.concatenate([window * np.cos(phase), window * np.sin(phase)], 1).astype(np.float32)
 
 
 class Filterbank(nn.Module):
@@ -117,49 +99,29 @@ class Filterbank(nn.Module):
         )
         frame_lengths = masking.conv_lengths(lengths, config.hop_samples)
         y = self._filter(frames.astype(config.dtype)).astype(jnp.float32)
-        if config.nonlinearity == "log_energy":
-            cosine, sine = jnp.split(y, 2, axis=-1)
-            y = jnp.log(jnp.square(cosine) + jnp.square(sine) + config.floor)
-        elif config.nonlinearity == "log_square":
-            y = jnp.log(jnp.square(y) + config.floor)
-        elif config.nonlinearity == "log_abs":
-            y = jnp.log(jnp.abs(y) + config.floor)
+        cosine, sine = jnp.split(y, 2, axis=-1)
+        y = jnp.log(jnp.square(cosine) + jnp.square(sine) + _FLOOR)
         true_lengths = masking.fold_row_mask(frame_lengths, mask)
-        if config.normalize:
-            batch_norm = norm.MaskedBatchNorm(axis_name=config.axis_name, name="norm")
-            y = batch_norm(y, masking.length_mask(true_lengths, y.shape[1]), train=train)
+        batch_norm = norm.MaskedBatchNorm(axis_name=config.axis_name, name="norm")
+        y = batch_norm(y, masking.length_mask(true_lengths, y.shape[1]), train=train)
         return masking.zero_padding(y, true_lengths), frame_lengths
 
     def _filter(self, frames: Array) -> Array:
         config = self.config
-        shape = (config.window_samples, config.num_columns)
         if config.rank is None:
-            kernel = self.param("kernel", _initializer(config), shape, jnp.float32)
+            kernel = self.param("kernel", lambda key: jnp.asarray(mel_filters(config)))
             return _product(frames, kernel.astype(config.dtype))
 
-        def factor(part):
-            def initial(key, shape, dtype):
-                if config.initial == "random":
-                    return nn.initializers.lecun_normal()(key, shape, dtype)
-                bank = jnp.asarray(mel_filters(config))
-                return lowrank.factor_matrix(bank, config.rank)[part].astype(dtype)
+        def factor(key, part):
+            return lowrank.factor_matrix(jnp.asarray(mel_filters(config)), config.rank)[part]
 
-            return initial
-
-        basis = self.param("basis", factor(0), (shape[0], config.rank), jnp.float32)
-        mixing = self.param("mixing", factor(1), (config.rank, shape[1]), jnp.float32)
+        basis, mixing = self.param("basis", factor, 0), self.param("mixing", factor, 1)
         return _product(_product(frames, basis.astype(config.dtype)), mixing.astype(config.dtype))
 
 
 def _product(x: Array, kernel: Array) -> Array:
     """In all of float32 (of bfloat16 if that is the dtype): the log of an energy shows rounding."""
     return jnp.matmul(x, kernel, precision="highest")
-
-
-def _initializer(config: FilterbankConfig):
-    if config.initial == "random":
-        return nn.initializers.lecun_normal()
-    return lambda key, shape, dtype: jnp.asarray(mel_filters(config), dtype)
 
 
 def impulse_responses(params: dict[str, Array]) -> Float[Array, "w m"]:

@@ -20,17 +20,16 @@ START = 0
 
 
 class PredictionNetwork(nn.Module):
-    """Embedding, LSTM layers, optional projection; float32 parameters.
+    """Embedding and LSTM layers; float32 parameters.
 
     vocab_size: tokens including blank. embedding_dim, features: sizes of the embedding and of every
-    LSTM layer. projection_dim: size of the output (None: the last LSTM's). dtype: of the products.
+    LSTM layer. dtype: of the products.
     """
 
     vocab_size: int
     embedding_dim: int
     features: int
     num_layers: int = 1
-    projection_dim: int | None = None
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
@@ -38,8 +37,6 @@ class PredictionNetwork(nn.Module):
         self.layers = [
             lstm.LSTM(self.features, self.dtype, name=f"lstm_{i}") for i in range(self.num_layers)
         ]
-        if self.projection_dim is not None:
-            self.projection = nn.Dense(self.projection_dim, dtype=self.dtype)
 
     def __call__(self, labels: Int[Array, "b u"]) -> Float[Array, "b n d"]:
         """Outputs after the start token and after every label: n = u + 1.
@@ -50,7 +47,7 @@ class PredictionNetwork(nn.Module):
         x = self.embedding(tokens)
         for layer in self.layers:
             x, _ = layer(x)
-        return x if self.projection_dim is None else self.projection(x)
+        return x
 
     def initial_state(self, batch: int) -> tuple[lstm.LSTMState, ...]:
         """State before the start token, one entry per layer."""
@@ -67,7 +64,7 @@ class PredictionNetwork(nn.Module):
         for layer, layer_state in zip(self.layers, state):
             layer_state, x = layer.step(layer_state, x)
             following.append(layer_state)
-        return tuple(following), x if self.projection_dim is None else self.projection(x)
+        return tuple(following), x
 
 
 class JointInputs(NamedTuple):

@@ -142,35 +142,11 @@ def total(scores: Iterable[UtteranceScore]) -> ErrorCounts:
     return sum((s.counts for s in scores), ErrorCounts())
 
 
-def interval(
-    scores: Sequence[UtteranceScore],
-    *,
-    by_speaker: bool = False,
-    seed: int = 0,
-    num_resamples: int = 1000,
-    confidence: float = 0.95,
-) -> tuple[float, float]:
-    """Bootstrap interval of the error rate over utterances, or over speakers.
-
-    See `metrics.bootstrap_interval`. Raises ValueError when `by_speaker` and a speaker is unknown.
-    """
-    groups = None
-    if by_speaker:
-        nameless = [s.id for s in scores if not s.speaker]
-        if nameless:
-            raise ValueError(
-                f"an interval over speakers needs the speaker of every utterance, but "
-                f"{len(nameless)} have none, the first is {nameless[0]!r}; pass by_speaker=False "
-                f"for an interval over utterances"
-            )
-        groups = np.array([s.speaker for s in scores])
+def interval(scores: Sequence[UtteranceScore]) -> tuple[float, float]:
+    """Bootstrap interval of the error rate over utterances: `metrics.bootstrap_interval`."""
     return metrics.bootstrap_interval(
         np.array([s.counts.errors for s in scores], np.int64),
         np.array([s.counts.ref for s in scores], np.int64),
-        groups=groups,
-        seed=seed,
-        num_resamples=num_resamples,
-        confidence=confidence,
     )
 
 

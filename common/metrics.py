@@ -119,8 +119,6 @@ def bootstrap_interval(
     totals: Num[np.ndarray, "n"],
     counts: Num[np.ndarray, "n"],
     *,
-    groups: Shaped[np.ndarray, "n"] | None = None,
-    seed: int = 0,
     num_resamples: int = 1000,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
@@ -128,23 +126,19 @@ def bootstrap_interval(
 
     For a word error rate the items are utterances, `totals` errors and `counts` reference words
     (Bisani and Ney, ICASSP 2004, section 3). The items of one speaker err together, so an interval
-    over utterances is too narrow for other speakers: name the speaker of each item in `groups` and
-    whole groups are drawn. For two systems on the same items pass the difference of their errors
-    as `totals`: an interval without 0 tells them apart (the same, section 4).
+    over utterances is too narrow for other speakers. For two systems on the same items pass the
+    difference of their errors as `totals`: an interval without 0 tells them apart (section 4).
 
-    Returns (low, high), the same for the same `seed`; (NaN, NaN) with fewer than two items or
-    groups, which say nothing about spread. Resamples without any count are left out.
+    Returns (low, high), always the same; (NaN, NaN) with fewer than two items, which say nothing
+    about spread. Resamples without any count are left out.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     totals, counts = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
-    if groups is not None:
-        _, member = np.unique(np.asarray(groups), return_inverse=True)
-        totals, counts = np.bincount(member, totals), np.bincount(member, counts)
     n = len(totals)
     if n < 2:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rates = []
     for _ in range(num_resamples):
         drawn = rng.integers(n, size=n)

@@ -11,11 +11,11 @@ def count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in traverse_util.flatten_dict(tree).values())
 
 
-def table(params: Any, depth: int = 2) -> str:
-    """One line a submodule down to `depth`: name, number of parameters, share; and the total."""
+def table(params: Any) -> str:
+    """One line a submodule of a submodule: name, number of parameters, share; and the total."""
     groups: dict[str, int] = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
-        name = "/".join(path[: min(depth, max(1, len(path) - 1))])
+        name = "/".join(path[: min(2, max(1, len(path) - 1))])
         groups[name] = groups.get(name, 0) + math.prod(leaf.shape)
     total = sum(groups.values())
     width = max(map(len, groups), default=0)

@@ -8,7 +8,7 @@ import dataclasses
 import fractions
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,7 @@ class SpecAugmentConfig:
     """Masks of SpecAugment (Park et al. 2019) with the adaptive time masks of Park et al. 2020.
 
     A frequency mask covers 0 to `freq_width` bins; a time mask 0 to `time_ratio` of the row's true
-    frames and at most `time_width` frames (None: no such limit). `fill` is "zero", right for
-    features of zero mean, or "mean", the mean of the row.
+    frames and at most `time_width` frames (None: no such limit).
     """
 
     freq_masks: int = 2
@@ -35,7 +34,6 @@ class SpecAugmentConfig:
     time_masks: int = 10
     time_ratio: float = 0.05
     time_width: int | None = None
-    fill: Literal["zero", "mean"] = "zero"
 
 
 def spec_augment(
@@ -44,7 +42,7 @@ def spec_augment(
     keys: Key[Array, "b"],
     config: SpecAugmentConfig,
 ) -> Float[Array, "b l f"]:
-    """Features with random bands and stretches of time replaced; masks lie within the true frames.
+    """Features with random bands and stretches of time set to zero, within the true frames.
 
     There is no time warping, which the authors found to matter least.
     """
@@ -65,10 +63,7 @@ def spec_augment(
         _spans(freq_width, freq_start, bins, max_bins, num_bins)[:, None, :]
         | _spans(time_width, time_start, lengths, max_frames, num_frames)[:, :, None]
     )
-    fill = jnp.zeros((), features.dtype)
-    if config.fill == "mean":
-        fill = masking.masked_mean(features, lengths).mean(axis=-1)[:, None, None]
-    return masking.zero_padding(jnp.where(masked, fill.astype(features.dtype), features), lengths)
+    return masking.zero_padding(jnp.where(masked, 0, features), lengths)
 
 
 def _spans(
@@ -87,13 +82,11 @@ def warp_frequency(
     keys: Key[Array, "b"],
     centres_hz: Float[np.ndarray, "m"],
     factors: tuple[float, float],
-    *,
-    bend_hz: float = 4800.0,
 ) -> Float[Array, "b l m"]:
     """Log-mel spectra as if the vocal tract were shorter or longer by a factor drawn for the row.
 
     Vocal tract length perturbation (Jaitly and Hinton, 2013, equation 1): band m takes what stands
-    at `factor` times its centre frequency; above `bend_hz` the map bends so that the highest band
+    at `factor` times its centre frequency; above 4.8 kHz the map bends so that the highest band
     stays in place. Values between two bands are interpolated linearly in the order of the bands.
     `centres_hz` ascends; the factor is uniform in its logarithm within `factors`.
     """
@@ -101,7 +94,7 @@ def warp_frequency(
     draw = jax.vmap(lambda key: jax.random.uniform(key))(keys)
     factor = jnp.exp(low + draw * (high - low)).astype(jnp.float32)[:, None]
     centres, top = jnp.asarray(centres_hz, jnp.float32)[None, :], float(centres_hz[-1])
-    bend = min(bend_hz, 0.6 * top)
+    bend = min(4800.0, 0.6 * top)
     knee = bend * jnp.minimum(factor, 1.0)
     above = top - (top - knee) / (top - knee / factor) * (top - centres)
     wanted = jnp.where(centres <= knee / factor, centres * factor, above)

@@ -70,7 +70,6 @@ def read_manifest(
     path: str | os.PathLike,
     *,
     root: str | os.PathLike | None = None,
-    columns: Mapping[str, str] | None = None,
     where: Mapping[str, str | Sequence[str]] | None = None,
 ) -> records.RecordList:
     """The records of a manifest, in its order.
@@ -78,8 +77,6 @@ def read_manifest(
     Args:
       path: a file of one of the forms above, in UTF-8 (or UTF-16 with a byte-order mark).
       root: folder that relative audio paths start from; the manifest's own folder by default.
-      columns: names of the columns that hold "id", "audio", "text" and "speaker", where they differ
-        from the usual ones.
       where: keeps the rows whose column has the given value, or one of the given values.
 
     A row that cannot be used as it stands becomes a record with a "problem": indexing rejects and
@@ -96,19 +93,14 @@ def read_manifest(
         raise records.DataError(
             f"{path}: the suffix of a manifest says its form, one of {', '.join(_READERS)}."
         )
-    columns, where = columns or {}, where or {}
-    unknown = sorted(set(columns) - set(_USUAL_COLUMNS))
-    if unknown:
-        raise records.DataError(
-            f"columns: {', '.join(unknown)} is no record field; there are {[*_USUAL_COLUMNS]}."
-        )
+    where = where or {}
     rows = list(_READERS[path.suffix.lower()](path))
     if not rows:
         raise records.DataError(f"{path} holds no rows.")
     present = dict.fromkeys(name for _, row in rows for name in row)
-    names = _column_names(path, present, columns)
+    names = _column_names(path, present)
     for column in where:
-        _require_column(path, present, column, _NO_SPLITS)
+        _require_column(path, present, column)
     chosen = ", ".join(f"{column}={value}" for column, value in where.items())
     kept = ((number, row) for number, row in rows if _matches(row, where))
     found = records.RecordList(
@@ -227,21 +219,17 @@ def _clean(row: _Row) -> _Row:
 _READERS = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_json, ".json": _read_json}
 
 
-def _column_names(
-    path: pathlib.Path, present: Iterable[str], chosen: Mapping[str, str]
-) -> dict[str, str]:
+def _column_names(path: pathlib.Path, present: Iterable[str]) -> dict[str, str]:
     """Record field or other meaning -> column, for those that the manifest has."""
     there = {name.lower(): name for name in reversed([*present])}
     names = {}
     for field, usual in _USUAL_COLUMNS.items():
-        if field in chosen:
-            names[field] = _require_column(path, present, chosen[field])
-        elif column := next((there[name] for name in usual if name in there), None):
+        if column := next((there[name] for name in usual if name in there), None):
             names[field] = column
     if "audio" not in names:
         raise records.DataError(
-            f"{path}: no column with the audio path among {', '.join(present)}; name it by "
-            'columns={"audio": ...}.'
+            f"{path}: no column with the audio path among {', '.join(present)}; call it one of "
+            f"{', '.join(_USUAL_COLUMNS['audio'])}."
         )
     others = {name: there[name] for name in ("offset", "channel") if name in there}
     others |= {name: column for name, column in there.items() if _UNCLEAR.fullmatch(name)}
@@ -251,17 +239,14 @@ def _column_names(
     return names | {name: column for name, column in others.items() if column not in used}
 
 
-def _require_column(
-    path: pathlib.Path, present: Iterable[str], column: str, advice: str = ""
-) -> str:
+def _require_column(path: pathlib.Path, present: Iterable[str], column: str) -> None:
     present = list(present)
     if column not in present:
         near = difflib.get_close_matches(column, present, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else advice
+        hint = f" Did you mean {near[0]!r}?" if near else _NO_SPLITS
         raise records.DataError(
             f"{path} has no column {column!r}; it has {', '.join(present)}.{hint}"
         )
-    return column
 
 
 def _matches(row: _Row, where: Mapping[str, str | Sequence[str]]) -> bool:

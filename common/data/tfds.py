@@ -44,31 +44,23 @@ class TfdsSource:
       directory: the prepared data set, the folder with dataset_info.json, for instance
         `~/tensorflow_datasets/librispeech/default/2.1.1`; or a folder above it with one such below.
       split: as in tfds, "train" or "train[:10%]".
-      features: feature names of "audio", "text", "speaker", "id", "sample_rate" where unusual.
-      sample_rate_hz: for data that do not state their sampling rate.
 
-    Raises records.DataError: no prepared data set there, not ArrayRecord, unknown split or feature.
+    Raises records.DataError: no prepared data set there, not ArrayRecord, unknown split, no audio
+    or sampling rate.
     """
 
-    def __init__(
-        self,
-        directory: str | os.PathLike,
-        split: str,
-        *,
-        features: Mapping[str, str] | None = None,
-        sample_rate_hz: int | None = None,
-    ):
+    def __init__(self, directory: str | os.PathLike, split: str):
         self.directory = find_prepared(directory)
         self.split = split
         self.name = f"{self.directory} ({split})"
         self._files = _file_instructions(self.directory, split)
-        self._features, stated_rate_hz = _read_features(self.directory)
+        self._features, self._sample_rate_hz = _read_features(self.directory)
         own = _OWN_FEATURES.get(_data_set_name(self.directory), {})
-        self._columns = _choose_features(self.name, list(self._features), own | (features or {}))
-        self._sample_rate_hz = sample_rate_hz or stated_rate_hz
+        self._columns = _choose_features(self.name, list(self._features), own)
         if "sample_rate" not in self._columns and not self._sample_rate_hz:
             raise records.DataError(
-                f"{self.name} does not state a sampling rate; pass sample_rate_hz."
+                f"{self.name} does not state a sampling rate, by an Audio feature or one called "
+                "sample_rate. Build it with one, or list its files in a manifest."
             )
 
     def __len__(self) -> int:
@@ -229,24 +221,17 @@ def _without_audio(node: Any, rates: list[int]) -> Any:
     return {key: _without_audio(value, rates) for key, value in node.items()}
 
 
-def _choose_features(
-    name: str, present: Sequence[str], chosen: Mapping[str, str]
-) -> dict[str, str]:
+def _choose_features(name: str, present: Sequence[str], own: Mapping[str, str]) -> dict[str, str]:
     """Record field -> feature, for the fields that the data set has."""
-    absent = sorted(set(chosen.values()) - set(present))
-    if absent:
-        raise records.DataError(
-            f"{name} has no feature {', '.join(absent)}; it has {', '.join(present)}."
-        )
     found = {}
     for field, usual in _USUAL_FEATURES.items():
-        feature = chosen.get(field) or next((f for f in usual if f in present), None)
+        feature = own.get(field) or next((f for f in usual if f in present), None)
         if feature:
             found[field] = feature
     if "audio" not in found:
         raise records.DataError(
-            f"{name} has no audio among its features {', '.join(present)}; name it by "
-            'features={"audio": ...}.'
+            f"{name} has no audio among its features {', '.join(present)}; call it one of "
+            f"{', '.join(_USUAL_FEATURES['audio'])}."
         )
     return found
 

@@ -18,7 +18,7 @@ class Transducer(nn.Module):
 
     def setup(self):
         self.prediction = prediction.PredictionNetwork(
-            VOCABULARY, 4, 5, num_layers=2, projection_dim=3, dtype=self.dtype
+            VOCABULARY, 4, 5, num_layers=2, dtype=self.dtype
         )
         self.joint = prediction.JointNetwork(7, VOCABULARY, dtype=self.dtype)
 

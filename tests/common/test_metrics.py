@@ -76,18 +76,6 @@ def test_interval_has_the_width_of_the_normal_approximation():
     assert low < narrow[0] < 0 < narrow[1] < high
 
 
-def test_interval_over_groups():
-    """Ten copies of forty values are forty facts: the interval is that of the forty alone."""
-    values = np.random.default_rng(2).normal(size=40)
-    copies, ones = np.repeat(values, 10), np.ones(400)
-    groups = np.repeat([f"s{i:02d}" for i in range(40)], 10)
-    grouped = metrics.bootstrap_interval(copies, ones, groups=groups)
-    # The same draws; sums of ten equal numbers round in the last bits only.
-    assert grouped == pytest.approx(metrics.bootstrap_interval(values, np.ones(40)), rel=1e-9)
-    ungrouped = metrics.bootstrap_interval(copies, ones)
-    assert ungrouped[1] - ungrouped[0] < 0.5 * (grouped[1] - grouped[0])
-
-
 def test_interval_says_nothing_of_one_item():
     for n in (0, 1):
         assert all(math.isnan(v) for v in metrics.bootstrap_interval(np.ones(n), np.ones(n)))
