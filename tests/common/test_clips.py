@@ -168,6 +168,12 @@ def test_a_room_response_starts_at_its_start(folder, tmp_path):
     drawn = open_clips(folder, tmp_path, crop=False)
     for seed in range(10):
         assert drawn.draw(np.random.default_rng(seed), 300, {})[0] == 0
+    (tmp_path / "array").mkdir()
+    two = np.stack([np.arange(400, dtype=np.int16), np.zeros(400, np.int16)], 1)
+    soundfile.write(tmp_path / "array" / "a.wav", two, RATE_HZ)
+    first = open_clips(tmp_path / "array", tmp_path, crop=False)
+    heard = first.draw(np.random.default_rng(0), 300, {}) * 32768
+    np.testing.assert_array_equal(heard, np.arange(300))  # one microphone, not their mean
 
 
 class Ramps:

@@ -28,7 +28,7 @@ def config(**changes):
         ({"schedule": "noam", "warmup_steps": 4}, {0: 0.25, 3: 1.0, 15: 0.5}),
         (
             {"schedule": "steps", "warmup_steps": 2, "boundaries": (10, 20)},
-            {9: 1.0, 11: 0.5, 21: 0.25},
+            {1: 0.5, 2: 1.0, 9: 1.0, 10: 0.5, 19: 0.5, 20: 0.25},
         ),
     ],
 )
