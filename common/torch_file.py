@@ -1,16 +1,17 @@
 """Reads the files of `torch.save` that hold arrays alone, without PyTorch.
 
-Such a file is a zip archive: `<name>/data.pkl`, a pickle of dicts whose tensors name their storages,
-and the bytes of each storage as `<name>/data/<key>`. A pickle may call any function by its name. Of
-these only what rebuilds a dict and a tensor is known here, so that reading runs nothing else.
+Such a file is a zip archive: `<name>/data.pkl`, a pickle of dicts whose tensors name their
+storages, and the bytes of each storage as `<name>/data/<key>`. A pickle may call any function by
+its name. Of these only what rebuilds a dict and a tensor is known here: reading runs nothing else.
 """
 
 import collections
+import io
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,24 +48,25 @@ def read(path: pathlib.Path | str) -> Any:
             "torch.save(torch.load(PATH, map_location='cpu'), NEW)."
         ) from error
     except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise TorchFileError(f"{path} does not hold arrays alone, or is damaged: {error}") from error
+        raise TorchFileError(
+            f"{path} does not hold arrays alone, or is damaged: {error}"
+        ) from error
 
 
 def _load(archive: zipfile.ZipFile, path: pathlib.Path) -> Any:
     names = [name for name in archive.namelist() if name.count("/") == 1]
     pickles = [name for name in names if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise TorchFileError(f"{path} is no file of torch.save: there is no data.pkl in the archive.")
+        raise TorchFileError(f"{path} is no file of torch.save: there is no data.pkl, or several.")
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
         raise TorchFileError(f"{path} was written on a big-endian machine, which is not read.")
-    with archive.open(pickles[0]) as file:
-        return _Unpickler(file, archive, folder).load()
+    return _Unpickler(archive, folder).load()
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(file)
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")))
         self._archive, self._folder = archive, folder
 
     def find_class(self, module: str, name: str) -> Any:
@@ -87,7 +89,7 @@ def _tensor(
     shape: Sequence[int],
     strides: Sequence[int],
     requires_grad: bool,
-    hooks: Mapping[str, Any],
+    hooks: Any,
     metadata: Any = None,
 ) -> np.ndarray:
     """A copy of the elements of a storage that a tensor shows."""
