@@ -44,8 +44,11 @@ def test_embeddings_are_those_of_wespeaker(converted):
     audio = [pcm.astype(np.float32) / 32768 for pcm in recordings()]
     alone = network.embed(audio[1], 16000)
     together = network._embed_few(audio)
-    np.testing.assert_allclose(together[:, :4], EMBEDDINGS, atol=1e-5)
-    np.testing.assert_allclose(alone[:4], EMBEDDINGS[1], atol=1e-5)
+    # Log-mels differ by up to 1e-4 (its mel filters have float32 corners, cf. test_kaldi.py), and
+    # normalisation divides by small deviations of noise.
+    np.testing.assert_allclose(together[:, :4], EMBEDDINGS, atol=5e-5)
+    np.testing.assert_allclose(alone[:4], EMBEDDINGS[1], atol=5e-5)
+    np.testing.assert_allclose(alone, together[1], atol=1e-5)
     assert network.decision is None  # the checkpoint says nothing of a calibration
 
 
