@@ -18,7 +18,7 @@ from common.data import buckets, examples, pipeline, speech, splits
 
 log = logging.getLogger(__name__)
 
-_FILE = "speakers.txt"  # of the work directory: the classes in order
+CLASSES_FILE = "speakers.txt"  # of the work directory: the classes in order
 
 
 def speakers_of(split: splits.Split) -> list[str]:
@@ -34,7 +34,7 @@ def speakers_of(split: splits.Split) -> list[str]:
 
 def read_classes(workdir: pathlib.Path) -> tuple[str, ...]:
     """The training speakers in the order of the classes, from DIR/speakers.txt."""
-    path = workdir / _FILE
+    path = workdir / CLASSES_FILE
     try:
         return tuple(path.read_text("utf-8").rstrip("\n").split("\n"))
     except OSError as error:
@@ -52,7 +52,7 @@ def write_classes(split: splits.Split, workdir: pathlib.Path) -> None:
     names = tuple(sorted(set(speakers_of(split))))
     if len(names) < 2:
         raise errors.UserError(f"{split.source.name}: training needs two speakers, not {names}.")
-    path = workdir / _FILE
+    path = workdir / CLASSES_FILE
     if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
         files.write_text(path, "\n".join(names) + "\n")
         return

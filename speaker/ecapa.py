@@ -27,6 +27,7 @@ class ECAPAConfig:
       se_bottleneck: channels of squeeze-and-excitation.
       aggregation_channels: of the map of all blocks' outputs: 1,536; SpeechBrain has 3,072.
       pooling: statistics over the frames, see `speaker.pooling`.
+      deviation: of the pooling: "population" or "sample", see `speaker.pooling`.
       summed_inputs: each block sees the sum of all earlier outputs (section 3.3 of the paper), not
         the last alone; no parameters.
       embedding_norm: batch normalisation of the embedding.
@@ -42,6 +43,7 @@ class ECAPAConfig:
     aggregation_channels: int = 1536
     pooling: str = "attentive"
     attention_bottleneck: int = 128
+    deviation: str = "population"
     summed_inputs: bool = False
     embedding_size: int = 192
     embedding_norm: bool = False
@@ -60,7 +62,7 @@ class ECAPAConfig:
             raise ValueError("ECAPAConfig.dilations is empty: give one dilation per block")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"ECAPAConfig.kernel_size is {self.kernel_size}: it has to be odd")
-        pooling.parse_kinds(self.pooling)
+        pooling.check(self.pooling, self.deviation)
 
 
 def _frame_layer(
@@ -173,7 +175,11 @@ class ECAPA(nn.Module):
         )
         x = nn.relu(aggregate(jnp.concatenate(outputs, axis=-1)))
         pool = pooling.Pooling(
-            config.pooling, config.attention_bottleneck, config.dtype, name="pooling"
+            config.pooling,
+            config.attention_bottleneck,
+            config.dtype,
+            config.deviation,
+            name="pooling",
         )
         x = pool(x, lengths)
         norm_options = (config.norm_momentum, config.norm_epsilon, config.axis_name)

@@ -13,7 +13,7 @@ class FrameLayer(nn.Module):
     """BN(relu(conv(x))): one layer of a time-delay network (Snyder et al., 2018, cf. table 1).
 
     Taps are `dilation` frames apart and centred on the frame; beyond the ends of the utterance they
-    see zeros, so that no frame is lost.
+    see zeros, so that no frame is lost. Those of the `trim` first and last frames are left out.
     """
 
     features: int
@@ -24,17 +24,19 @@ class FrameLayer(nn.Module):
     epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    trim: int = 0
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "b l c"],
         lengths: Int[Array, "b"],
-        mask: Float[Array, "b l"],
+        mask: Float[Array, "b n"],
         *,
         train: bool,
-    ) -> Float[Array, "b l d"]:
-        """x is 0 beyond `lengths`, and so is what it returns; `mask` is 1.0 on the true frames."""
+    ) -> Float[Array, "b n d"]:
+        """x is 0 beyond its true frames, and so is what it returns: `lengths` frames, on which
+        `mask` is 1.0."""
         if self.kernel_size == 1:
             layer = conv.Pointwise(self.features, dtype=self.dtype, use_bias=True, name="conv")
             x = layer(x)
@@ -49,6 +51,7 @@ class FrameLayer(nn.Module):
                 name="conv",
             )
             x, _ = layer(x, lengths)
+            x = x[:, self.trim : x.shape[1] - self.trim]
         batch_norm = norm.MaskedBatchNorm(
             self.momentum, self.epsilon, self.axis_name, self.affine, name="norm"
         )

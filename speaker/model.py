@@ -20,6 +20,7 @@ def make_encoder(config: Any) -> nn.Module:
     """The encoder that `config.model` describes: features, lengths -> embeddings."""
     model = config.model
     options = {"axis_name": parallel.AXIS, "dtype": jnp.dtype(config.dtype)}
+    options["deviation"] = model.deviation
     for name in ("pooling", "embedding_size"):
         if model[name]:
             options[name] = model[name]
@@ -27,7 +28,7 @@ def make_encoder(config: Any) -> nn.Module:
         if model.kind == "xvector":
             c, pooled = model.channels or 512, model.pooled_channels or 1500
             table = ((c, 5, 1), (c, 3, 2), (c, 3, 3), (c, 1, 1), (pooled, 1, 1))
-            options["embedding_layer"] = model.embedding_layer
+            options |= {"embedding_layer": model.embedding_layer, "padding": model.padding}
             return xvector.XVector(xvector.XVectorConfig(frame_layers=table, **options))
         if model.kind == "resnet":
             for name in ("zero_init_residual", "embedding_norm"):
@@ -38,6 +39,7 @@ def make_encoder(config: Any) -> nn.Module:
         if model.kind == "ecapa":
             options |= {"channels": model.channels or 512}
             options |= {"aggregation_channels": model.pooled_channels or 1536}
+            options["embedding_norm"] = model.embedding_norm
             return ecapa.ECAPA(ecapa.ECAPAConfig(**options))
     except ValueError as error:
         raise errors.UserError(f"config.model: {error}") from error

@@ -38,6 +38,7 @@ class ResNetConfig:
       widths: channels of each stage (a bottleneck's output has four times as many).
       bottleneck: blocks of 1x1, 3x3, 1x1 convolutions instead of two 3x3.
       pooling: statistics over time of `channels * frequencies`, see `speaker.pooling`.
+      deviation: of the pooling: "population" or "sample", see `speaker.pooling`.
       embedding_norm: batch normalisation of the embedding.
       zero_init_residual: every block starts as its shortcut (Goyal et al., 2017, arXiv:1706.02677).
       axis_name: mapped axis whose devices share the statistics of batch normalisation.
@@ -49,6 +50,7 @@ class ResNetConfig:
     bottleneck: bool = False
     pooling: str = "mean+std"
     attention_bottleneck: int = 128
+    deviation: str = "population"
     embedding_size: int = 256
     embedding_norm: bool = False
     zero_init_residual: bool = True
@@ -63,7 +65,7 @@ class ResNetConfig:
                 f"ResNetConfig has {len(self.num_blocks)} num_blocks and {len(self.widths)} "
                 "widths: give one of each per stage"
             )
-        pooling.parse_kinds(self.pooling)
+        pooling.check(self.pooling, self.deviation)
 
     @property
     def reduction(self) -> int:
@@ -223,7 +225,11 @@ class ResNet(nn.Module):
                 block = Block(config, width, stride, name=f"stage{stage + 1}_block{i + 1}")
                 x = block(x, before, frames, train=train)
         pool = pooling.Pooling(
-            config.pooling, config.attention_bottleneck, config.dtype, name="pooling"
+            config.pooling,
+            config.attention_bottleneck,
+            config.dtype,
+            config.deviation,
+            name="pooling",
         )
         x = pool(x.reshape(*x.shape[:2], -1), lengths)
         embedding = layers.EmbeddingLayer(

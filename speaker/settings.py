@@ -36,11 +36,12 @@ def default_config() -> ConfigDict:
     config.features = ConfigDict(
         {
             # log_mel, or given: the data hold features (config.data.kind=kaldi) of `num_mels`
-            # dimensions, `hop_ms` apart; `window_ms` and `compat` then say nothing.
+            # dimensions, `hop_ms` apart; `window_ms`, `window` and `compat` then say nothing.
             "kind": "log_mel",
             "num_mels": 80,
             "window_ms": 25.0,
             "hop_ms": 10.0,
+            "window": "",  # "": hann, with compat=kaldi povey; hamming, blackman, rectangular
             # none; mean, utterance, causal: of each recording (common/audio/frontend.py); running:
             # less each band's mean over the training data, so that recordings may differ in it.
             "normalize": "mean",
@@ -63,9 +64,11 @@ def default_config() -> ConfigDict:
             "num_blocks": (),  # blocks of each stage
             "widths": (),  # channels of each stage
             "zero_init_residual": True,  # ResNet
-            "embedding_norm": False,  # ResNet: batch normalisation of the embedding
+            "embedding_norm": False,  # ResNet, ECAPA: batch normalisation of the embedding
             "embedding_layer": "tdnn7",  # x-vector: or tdnn6, as Kaldi extracts from
+            "padding": "same",  # x-vector: or valid, without zeros beyond the ends, as wespeaker
             "pooling": "",  # "mean+std", "attentive", any of speaker/pooling.py joined with "+"
+            "deviation": "population",  # or sample: divided by frames - 1, as wespeaker
             "embedding_size": 0,
         }
     )

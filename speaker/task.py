@@ -67,7 +67,8 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
 
         Without the speeds of that run, as in large-margin fine-tuning, the classes at speed 1 stay.
         """
-        known, new = found["params"]["head"], fresh["params"]["head"]
+        # A network converted from elsewhere (speaker/wespeaker.py) has no head.
+        known, new = found["params"].get("head", {}), fresh["params"]["head"]
         centers, classes = self.config.loss.sub_centers, self.model.num_classes
         speeds = list(self.config.augment.speeds)
         if (

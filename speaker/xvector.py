@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from common import errors
 from common.nn import masking, norm
 from speaker import layers, pooling
 
@@ -25,6 +26,9 @@ class XVectorConfig:
       frame_layers: (channels, kernel_size, dilation) of tdnn1 to tdnn5; kernels are odd.
       pooling: statistics over the frames, see `speaker.pooling`.
       attention_bottleneck: channels of attention, if `pooling` has "attentive".
+      deviation: of the pooling: "population" or "sample", see `speaker.pooling`.
+      padding: "same": convolutions see zeros beyond the ends, no frame is lost. "valid": they see
+        true frames only, and 14 frames of the defaults are lost, as in wespeaker's XVEC.
       embedding_size: channels of tdnn6 and tdnn7.
       embedding_layer: which affine map the embedding comes from. "tdnn7", the last: train with it
         (the classifier's layer). "tdnn6": Kaldi's x-vector, before ReLU; the variables of a network
@@ -43,6 +47,8 @@ class XVectorConfig:
     )
     pooling: str = "mean+std"
     attention_bottleneck: int = 128
+    deviation: str = "population"
+    padding: str = "same"
     embedding_size: int = 512
     embedding_layer: str = "tdnn7"
     norm_affine: bool = False
@@ -57,6 +63,8 @@ class XVectorConfig:
                 f"XVectorConfig.embedding_layer is {self.embedding_layer!r}: "
                 f"choose one of {EMBEDDING_LAYERS}"
             )
+        if self.padding not in ("same", "valid"):
+            raise ValueError(f"padding={self.padding!r}: choose same or valid (x-vector)")
         if not self.frame_layers:
             raise ValueError(
                 "XVectorConfig.frame_layers is empty: give (channels, kernel, dilation)"
@@ -67,7 +75,14 @@ class XVectorConfig:
                     f"XVectorConfig.frame_layers has {layer}: give (channels, odd kernel_size, "
                     "dilation), all positive"
                 )
-        pooling.parse_kinds(self.pooling)
+        pooling.check(self.pooling, self.deviation)
+
+    @property
+    def lost_frames(self) -> int:
+        """By how much the frames at the pooling are fewer than those that go in."""
+        if self.padding == "same":
+            return 0
+        return sum((kernel - 1) * dilation for _, kernel, dilation in self.frame_layers)
 
 
 class XVector(nn.Module):
@@ -92,15 +107,25 @@ class XVector(nn.Module):
           mask: real rows; others have no part in the statistics.
 
         Returns:
-          Embeddings in float32, of no particular length; 0 in rows that are not real or empty.
+          Embeddings in float32, of no particular length; 0 in rows that are not real, empty, or
+          shorter than what "valid" convolutions see.
         """
         config = self.config
+        if features.shape[1] <= config.lost_frames:
+            raise errors.UserError(
+                f"The x-vector's convolutions without padding see {config.lost_frames + 1} frames, "
+                f"the recordings have {features.shape[1]}: raise config.data.crop_seconds and "
+                "min_seconds, or set config.model.padding=same."
+            )
         lengths = masking.fold_row_mask(lengths, mask)
         frames = masking.float_mask(lengths, features.shape[1])
-        real = lengths > 0
         x = masking.zero_padding(features.astype(config.dtype), lengths)
         norm_options = (config.norm_momentum, config.norm_epsilon, config.axis_name)
         for i, (channels, kernel_size, dilation) in enumerate(config.frame_layers):
+            trim = dilation * (kernel_size // 2) if config.padding == "valid" else 0
+            if trim:
+                lengths = jnp.maximum(lengths - 2 * trim, 0)
+                frames = masking.float_mask(lengths, x.shape[1] - 2 * trim)
             layer = layers.FrameLayer(
                 channels,
                 kernel_size,
@@ -108,11 +133,17 @@ class XVector(nn.Module):
                 config.norm_affine,
                 *norm_options,
                 config.dtype,
+                trim,
                 name=f"tdnn{i + 1}",
             )
             x = layer(x, lengths, frames, train=train)
+        real = lengths > 0
         pool = pooling.Pooling(
-            config.pooling, config.attention_bottleneck, config.dtype, name="pooling"
+            config.pooling,
+            config.attention_bottleneck,
+            config.dtype,
+            config.deviation,
+            name="pooling",
         )
         tdnn6 = layers.EmbeddingLayer(config.embedding_size, name="tdnn6")
         x = tdnn6(pool(x, lengths), real, train=train)

@@ -23,7 +23,7 @@ NORMALIZATIONS = ("none", "mean", "utterance", "causal")
 class LogMelConfig:
     """Log-mel spectrum: audio in [-1, 1], natural logarithm of mel power.
 
-    `window` None means hann, or povey when `compat` is "kaldi". `floor` is the least mel power:
+    `window` "" means hann, or povey when `compat` is "kaldi". `floor` is the least mel power:
     16-bit rounding noise lies near 1e-7, so 1e-6 hides it without touching speech.
     `normalize`: "none"; "mean" subtracts each band's mean over the true frames; "utterance" also
     divides by its standard deviation; "causal" does so with the frames so far, as a stream must.
@@ -41,7 +41,7 @@ class LogMelConfig:
     mel_norm: Literal["none", "slaney"] = "none"
     num_fft: int | None = None
     preemphasis: float = 0.97
-    window: str | None = None
+    window: str = ""
     floor: float = 1e-6
     normalize: str = "utterance"
     compat: str = "default"
@@ -53,6 +53,8 @@ class LogMelConfig:
             raise ValueError(
                 f"normalize={self.normalize!r}: choose one of {', '.join(NORMALIZATIONS)}"
             )
+        if self.window:
+            window_function(self.window, 1)  # raises for one that there is not
         if self.hop_size < 1 or self.window_size < 1:
             raise ValueError(f"window and hop must be positive: {self}")
         if self.num_fft is not None and self.num_fft < self.window_size:

@@ -1,8 +1,9 @@
 """ECAPA-TDNN on VoxCeleb2-dev: wespeaker's recipe v2 and its large-margin stage.
 
-Desplanques et al., "ECAPA-TDNN", Interspeech 2020, with 512 channels; for 1024 add
---config.model.channels=1024.
-Data, command, arguments and hardware: as in voxceleb_resnet34.py. Error rates: not run here.
+Desplanques et al., "ECAPA-TDNN", Interspeech 2020, with 512 channels (wespeaker's
+ECAPA_TDNN_GLOB_c512); for 1024 add --config.model.channels=1024.
+Data, command, arguments, hardware and deviations from the recipe: as in voxceleb_resnet34.py. Error
+rates: not run here.
 """
 
 from ml_collections import ConfigDict

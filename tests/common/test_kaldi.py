@@ -1,5 +1,6 @@
 """Kaldi-compatible features against archives written by Kaldi's own programs."""
 
+import dataclasses
 import json
 import re
 import struct
@@ -138,6 +139,12 @@ def test_log_mel_with_kaldi_compat_is_kaldis_fbank():
     np.testing.assert_array_equal(ours, expected)
     np.testing.assert_array_equal(ours_lengths, expected_lengths)
     assert ours.shape[1] == config.num_frames(4000)
+    hamming = dataclasses.replace(config, window="hamming")
+    ours, _ = jax.jit(frontend.log_mel, static_argnames="config")(audio, lengths, hamming)
+    kaldis = kaldi.KaldiConfig(num_mels=40, window="hamming")
+    np.testing.assert_array_equal(ours, COMPUTE["fbank"](audio, lengths, kaldis)[0])
+    with pytest.raises(ValueError, match="window='triangle' is unknown"):
+        frontend.LogMelConfig(window="triangle")
 
 
 def test_impossible_options_are_named():

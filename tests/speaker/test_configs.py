@@ -53,7 +53,11 @@ def test_the_large_margin_stage_continues_the_recipe():
     assert first.model == second.model
     assert (first.augment.speeds, second.augment.speeds) == ((1.0, 0.9, 1.1), (1.0,))
     assert (first.loss.margin, second.loss.margin) == (0.2, 0.5)
-    assert (first.data.crop_seconds, second.data.crop_seconds) == (2.0, 6.0)
+    assert (first.data.crop_seconds, second.data.crop_seconds) == (2.015, 6.015)
+    for config, frames in ((first, 200), (second, 600)):  # conf/resnet.yaml and resnet_lm.yaml
+        front_end = model.make_model(workdir.freeze(config), 2).front_end
+        assert front_end.num_frames(round(config.data.crop_seconds * 16000)) == frames
+        assert front_end.window == "hamming"
     # wespeaker's rates are of 64 rows a card; the large-margin stage warms up for its first epoch.
     for config, peak in ((first, 0.1), (second, 1e-4)):
         assert config.optimizer.learning_rate == pytest.approx(peak * config.data.batch_rows / 64)

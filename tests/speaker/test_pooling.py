@@ -53,6 +53,24 @@ def test_statistics_against_numpy(padded):
             np.testing.assert_allclose(got[kind][row], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_sample_deviation_is_numpys(padded):
+    """Divided by l - 1; other statistics stay. One frame has a deviation of 0, as elsewhere."""
+    x, lengths = padded
+    kinds = ("mean", "std", "skew")
+    got = jax.jit(functools.partial(pooling.statistics, kinds=kinds, deviation="sample"))(
+        x, lengths
+    )
+    usual = pooling.statistics(x, lengths, kinds)
+    for row, length in enumerate(LENGTHS[:3]):
+        values = np.asarray(x[row, :length], np.float64)
+        expected = np.sqrt(values.var(0, ddof=1) + 1e-7)
+        np.testing.assert_allclose(got["std"][row], expected, rtol=1e-5)
+    np.testing.assert_allclose(got["std"][3], np.sqrt(1e-7), rtol=1e-3)
+    np.testing.assert_array_equal(got["std"][4], 0.0)
+    np.testing.assert_array_equal(got["mean"], usual["mean"])
+    np.testing.assert_allclose(got["skew"], usual["skew"], rtol=1e-6)
+
+
 def test_moments_are_scipys(padded):
     stats = pytest.importorskip("scipy.stats")
     x, lengths = padded
@@ -100,6 +118,26 @@ def test_attentive_against_numpy(padded, attentive):
         std = np.sqrt((weights * (x - mean) ** 2).sum(0) + 1e-7)
         # One frame: the deviation is that of sqrt(1e-7) with a mean rounded in float32.
         np.testing.assert_allclose(got[row], np.concatenate([mean, std]), rtol=1e-5, atol=1e-5)
+
+
+def test_local_attention_sees_the_frame_alone(padded, attentive):
+    """That is the other one with a context without weight; its parameters are two fewer."""
+    module, variables = attentive
+    params = variables["params"]
+    blind = {**params, "context": jax.tree.map(jnp.zeros_like, params["context"])}
+    local = {name: tree for name, tree in params.items() if name != "context"}
+    got = pooling.Pooling("attentive_local", 4).apply(
+        {"params": {"attentive_local": local}}, *padded
+    )
+    expected = module.apply({"params": blind}, *padded)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+    # wespeaker's floor of the weighted variance: at least 1e-7, not 1e-7 more.
+    still = jnp.full((1, 5, 6), 2.0).at[0, 0].add(2e-3), jnp.array([5])
+    options = {"context": False, "deviation": "sample"}
+    got = pooling.AttentivePooling(4, **options).apply({"params": local}, *still)[0, 6:]
+    usual = pooling.AttentivePooling(4, context=False).apply({"params": local}, *still)[0, 6:]
+    np.testing.assert_allclose(got**2, np.maximum(usual**2 - 1e-7, 1e-7), rtol=1e-3)
+    assert bool((got < usual).all())
 
 
 def test_combination_is_in_the_order_of_the_name(padded):
@@ -168,5 +206,7 @@ def test_gradient_against_differences(kind, attentive):
 def test_errors_name_the_statistic():
     with pytest.raises(ValueError, match="'median'"):
         pooling.parse_kinds("mean+median")
+    with pytest.raises(ValueError, match="deviation='biased': choose one of population, sample"):
+        pooling.check("mean+std", "biased")
     with pytest.raises(ValueError, match="twice"):
         pooling.parse_kinds("statistical+std")

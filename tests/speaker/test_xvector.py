@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common import errors
 from speaker import layers, xvector
 from tests.speaker import encoders
 
@@ -103,6 +104,50 @@ def test_training_ignores_padding_and_devices(small):
     encoders.check_training_ignores_padding_and_devices(make, small[1], 5)
 
 
+VALID = dataclasses.replace(SMALL, padding="valid")
+
+
+def test_without_padding_frames_see_true_frames_only(small):
+    """What is pooled are the frames of the padded network whose context lies inside the row."""
+    features, lengths = encoders.batch(5)
+    padded, valid = (
+        jax.jit(
+            lambda features, lengths, config=config: xvector.XVector(config).apply(
+                small[1],
+                features,
+                lengths,
+                train=False,
+                capture_intermediates=lambda module, _: module.name == "tdnn5",
+                mutable=["intermediates"],
+            )
+        )
+        for config in (SMALL, VALID)
+    )
+    _, seen = padded(features, lengths)
+    embeddings, inside = valid(encoders.nan_padded(features, 4, 33), lengths)
+    seen, inside = (s["intermediates"]["tdnn5"]["__call__"][0] for s in (seen, inside))
+    assert VALID.lost_frames == 14
+    assert inside.shape[1] == 33 - 14
+    for row, length in enumerate((29, 18)):
+        kept = length - 14
+        np.testing.assert_allclose(
+            inside[row, :kept], seen[row, 7 : 7 + kept], rtol=1e-5, atol=1e-5
+        )
+        np.testing.assert_array_equal(inside[row, kept:], 0.0)
+        alone, _ = valid(features[row : row + 1, :length], lengths[row : row + 1])
+        np.testing.assert_allclose(embeddings[row], alone[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(embeddings[2:], 0.0)  # of 7 frames and of 1
+    with pytest.raises(errors.UserError, match="see 15 frames, the recordings have 7"):
+        xvector.XVector(VALID).apply(small[1], features[:1, :7], lengths[:1], train=False)
+
+
+def test_training_without_padding_ignores_padding_and_devices(small):
+    def make(axis_name):
+        return xvector.XVector(dataclasses.replace(VALID, axis_name=axis_name))
+
+    encoders.check_training_ignores_padding_and_devices(make, small[1], 5)
+
+
 def test_bfloat16(small):
     encoders.check_bfloat16(*small, 5)
 
@@ -114,6 +159,8 @@ def test_overfits(small):
 def test_errors_name_the_field():
     with pytest.raises(ValueError, match=r"embedding_layer is 'tdnn8'"):
         xvector.XVectorConfig(embedding_layer="tdnn8")
+    with pytest.raises(ValueError, match="padding='zeros': choose same or valid"):
+        xvector.XVectorConfig(padding="zeros")
     with pytest.raises(ValueError, match="odd kernel_size"):
         xvector.XVectorConfig(frame_layers=((8, 4, 1),))
     with pytest.raises(ValueError, match="is empty"):
