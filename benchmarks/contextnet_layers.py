@@ -1,19 +1,13 @@
 """Seconds of ContextNet training steps (encoder forward, backward, Adam), and of its layers.
 
-    python -m benchmarks.contextnet_layers                      # the encoder
-    python -m benchmarks.contextnet_layers --torch torchenv/bin/python   # beside PyTorch
+    python -m benchmarks.contextnet_layers
 
-With `--torch` (see contextnet_pytorch.py) both frameworks take turns, one process at a time, and
-the ratio of the medians is printed: on a shared machine only the ratio means anything.
+Beside PyTorch: `python -m benchmarks.training_speed --labels=0`.
 """
 
 import argparse
 import functools
 import json
-import pathlib
-import statistics
-import subprocess
-import sys
 import time
 
 
@@ -72,32 +66,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--torch", help="Python interpreter of an environment with PyTorch")
     args = parser.parse_args()
-    if not args.torch:
-        sizes = (args.alpha, args.rows, args.frames, args.steps, args.dtype)
-        print(json.dumps(encoder_step_seconds(*sizes)))
-        return
-    common = [f"--{name}={getattr(args, name)}" for name in ("alpha", "rows", "frames", "steps")]
-    peer = pathlib.Path(__file__).with_name("contextnet_pytorch.py")
-    commands = {
-        "jax": [sys.executable, "-m", "benchmarks.contextnet_layers", f"--dtype={args.dtype}"],
-        "torch": [args.torch, str(peer)],
-    }
-    seconds = {name: [] for name in commands}
-    for _ in range(args.rounds):
-        for name, command in commands.items():
-            done = subprocess.run([*command, *common], capture_output=True, text=True, check=True)
-            report = json.loads(done.stdout.splitlines()[-1])
-            print(report, flush=True)
-            seconds[name] += report["seconds"]
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    print(
-        f"median seconds per step: jax {medians['jax']:.3f}, torch {medians['torch']:.3f}; "
-        f"torch / jax = {medians['torch'] / medians['jax']:.2f}"
-    )
+    sizes = (args.alpha, args.rows, args.frames, args.steps, args.dtype)
+    print(json.dumps(encoder_step_seconds(*sizes)))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,23 @@
-"""ContextNet's encoder in PyTorch (`torch==2.13.0`), the peer of the speed comparisons.
+"""ContextNet with a transducer in PyTorch (`torch==2.13.0`), the peer of training_speed.py.
 
 The same table as `asr.contextnet`, in PyTorch's own idiom: `[b, d, l]`, `nn.Conv1d`,
 `nn.BatchNorm1d`. Its batch normalisation does not leave padded frames out (one native kernel, an
-advantage in speed), so both give the same numbers where no row is padded. Needs neither JAX nor
-this project; run it in an environment of its own:
-
-    python -m venv torchenv && torchenv/bin/pip install torch==2.13.0
-    torchenv/bin/python benchmarks/contextnet_pytorch.py --alpha 0.5 --rows 8 --frames 1000
-
-prints the seconds of training steps (forward, backward, Adam) as one JSON object.
+advantage in speed), so both give the same numbers where no row is padded. Needs only PyTorch,
+NumPy, workers.py and speaker_pytorch.py; training_speed.py starts it with the folder of the
+problem.
 """
 
-import argparse
-import json
-import resource
-import time
+import os
+import pathlib
+import sys
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from benchmarks import workers
+from benchmarks.speaker_pytorch import affine, statistics
 
 
 class ConvUnit(nn.Module):
@@ -37,6 +36,11 @@ class ConvUnit(nn.Module):
         mask = torch.arange(x.shape[2])[None, None, :] < lengths[:, None, None]
         x = self.pointwise(self.depthwise(x * mask))
         return functional.silu(self.norm(x)), -(-lengths // self.stride)
+
+    def load(self, arrays, name: str) -> None:
+        affine(self.depthwise, arrays, f"{name}/depthwise")
+        affine(self.pointwise, arrays, f"{name}/pointwise")
+        statistics(self.norm, arrays, f"{name}/norm")
 
 
 class SqueezeExcite(nn.Module):
@@ -84,6 +88,15 @@ class Block(nn.Module):
             y = y + self.norm(self.projection(x))
         return functional.silu(y), new_lengths
 
+    def load(self, arrays, name: str) -> None:
+        for j, unit in enumerate(self.convs):
+            unit.load(arrays, f"{name}/conv_{j}")
+        affine(self.se.squeeze, arrays, f"{name}/se/squeeze")
+        affine(self.se.excite, arrays, f"{name}/se/excite")
+        if self.projection is not None:
+            affine(self.projection, arrays, f"{name}/residual/projection")
+            statistics(self.norm, arrays, f"{name}/residual/norm")
+
 
 class Encoder(nn.Module):
     """`[b, l, f]`, lengths -> `[b, n, d]`, lengths."""
@@ -103,6 +116,11 @@ class Encoder(nn.Module):
             x, lengths = block(x, lengths)
         return x.transpose(1, 2), lengths
 
+    def load(self, arrays) -> None:
+        """Copies weights named as in `asr.contextnet`, statistics too."""
+        for i, block in enumerate(self.blocks):
+            block.load(arrays, f"encoder/block_{i}")
+
 
 def contextnet_table(alpha: float) -> list[tuple[int, int, int, int, bool]]:
     """(convs, channels, kernel, stride, residual) of C0 to C22, arXiv 2005.03191, table 1."""
@@ -115,13 +133,8 @@ def contextnet_table(alpha: float) -> list[tuple[int, int, int, int, bool]]:
     return blocks
 
 
-def build_encoder(alpha: float, features: int = 80) -> Encoder:
-    """ContextNet S, M or L (alpha 0.5, 1, 2); `.channels` is the width of the output."""
-    return Encoder(contextnet_table(alpha), features)
-
-
 class Transducer(nn.Module):
-    """Encoder, one LSTM of 640, joint of 640; `forward` is the mean loss of the batch.
+    """Encoder, one LSTM of 640, joint of 640; `arcs` are the log-probabilities of the lattice.
 
     The loss is what PyTorch without an extension offers: logits of the whole lattice, log-softmax,
     and the forward variables diagonal by diagonal under autograd.
@@ -129,14 +142,16 @@ class Transducer(nn.Module):
 
     def __init__(self, alpha: float, vocab_size: int, features: int = 80, width: int = 640):
         super().__init__()
-        self.encoder = build_encoder(alpha, features)
+        self.encoder = Encoder(contextnet_table(alpha), features)
         self.embedding = nn.Embedding(vocab_size, width)
         self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.lstm.bias_hh_l0.requires_grad_(False)  # a second bias: stays 0
         self.from_encoder = nn.Linear(self.encoder.channels, width)
         self.from_prediction = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, vocab_size)
 
-    def forward(self, x, lengths, labels, label_lengths):
+    def arcs(self, x, lengths, labels):
+        """Those of blank `[b, l, u + 1]` and of the next label `[b, l, u]`, and the lengths."""
         encoded, lengths = self.encoder(x, lengths)
         predicted, _ = self.lstm(self.embedding(functional.pad(labels, (1, 0))))
         hidden = self.from_encoder(encoded)[:, :, None] + self.from_prediction(predicted)[:, None]
@@ -144,7 +159,19 @@ class Transducer(nn.Module):
         blank = log_probs[..., 0]
         index = labels[:, None, :, None].expand(-1, log_probs.shape[1], -1, 1)
         label = log_probs[:, :, :-1].gather(3, index)[..., 0]
-        return -lattice(blank, label, lengths, label_lengths).mean()
+        return blank, label, lengths
+
+    def load(self, arrays) -> None:
+        """Copies weights named as in `asr.prediction`."""
+        name = "prediction/params"
+        self.embedding.weight.copy_(torch.from_numpy(arrays[f"{name}/embedding/embedding"]))
+        self.lstm.weight_ih_l0.copy_(torch.from_numpy(arrays[f"{name}/lstm_0/input_kernel"].T))
+        self.lstm.weight_hh_l0.copy_(torch.from_numpy(arrays[f"{name}/lstm_0/recurrent_kernel"].T))
+        self.lstm.bias_ih_l0.copy_(torch.from_numpy(arrays[f"{name}/lstm_0/bias"]))
+        self.lstm.bias_hh_l0.zero_()
+        affine(self.from_encoder, arrays, "joint/params/encoder_projection")
+        affine(self.from_prediction, arrays, "joint/params/prediction_projection")
+        affine(self.output, arrays, "joint/params")
 
 
 def lattice(blank, label, lengths, label_lengths):
@@ -170,50 +197,54 @@ def lattice(blank, label, lengths, label_lengths):
     return final + blank[every, last, label_lengths]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--alpha", type=float, default=0.5)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=1000)
-    parser.add_argument(
-        "--labels", type=int, default=0, help="train the transducer, not its encoder"
-    )
-    parser.add_argument("--vocab", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    x = torch.randn(args.rows, args.frames, 80)
-    lengths = torch.full((args.rows,), args.frames)
-    if args.labels:
-        model = Transducer(args.alpha, args.vocab)
-        labels = torch.randint(1, args.vocab, (args.rows, args.labels))
-        inputs = (x, lengths, labels, torch.full((args.rows,), args.labels))
-    else:
-        model, inputs = build_encoder(args.alpha), (x, lengths)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    seconds, losses = [], []
-    for _ in range(args.steps + 2):
-        start = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        out = model(*inputs)
-        loss = out if args.labels else out[0].square().mean()
+class Peer:
+    """The answers to the commands, by name; `compiled`: by torch.compile in its default mode."""
+
+    def __init__(self, folder: pathlib.Path):
+        problem, arrays = np.load(folder / "problem.npz"), np.load(folder / "weights.npz")
+        names = ("features", "lengths", "labels", "label_lengths")
+        self.inputs = [torch.from_numpy(problem[name]).contiguous() for name in names]
+        self.with_labels = "joint/params/kernel" in arrays
+        self.model = Transducer(float(problem["alpha"]), int(problem["vocab_size"]))
+        trained = self.model if self.with_labels else self.model.encoder
+        with torch.no_grad():
+            self.model.encoder.load(arrays)
+            if self.with_labels:
+                self.model.load(arrays)
+        self.parameters = [p for p in trained.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=1e-3, fused=True)
+        # The loop over diagonals stays eager: unrolled it takes minutes to compile.
+        network = self.model.arcs if self.with_labels else self.model.encoder
+        self.networks = {False: network, True: torch.compile(network)}
+        self.square = torch.randn(workers.GEMM_SIZE, workers.GEMM_SIZE)
+
+    def describe(self) -> dict:
+        count = sum(p.numel() for p in self.parameters)
+        return {"framework": f"torch {torch.__version__}", "parameters": count}
+
+    def peak_mib(self) -> float:
+        return workers.peak_mib()
+
+    def gemm(self) -> None:
+        torch.mm(self.square, self.square)
+
+    def train(self, compiled: bool) -> float:
+        """One step; its loss."""
+        features, lengths, labels, label_lengths = self.inputs
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.with_labels:
+            blank, label, lengths = self.networks[compiled](features, lengths, labels)
+            loss = -lattice(blank, label, lengths, label_lengths).mean()
+        else:
+            loss = self.networks[compiled](features, lengths)[0].square().mean()
         loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-        seconds.append(time.perf_counter() - start)
-    print(
-        json.dumps(
-            {
-                "framework": f"torch {torch.__version__}",
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "seconds": seconds[2:],
-                "losses": losses,
-                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            }
-        )
-    )
+        self.optimizer.step()
+        return loss.item()
+
+
+def main() -> None:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    workers.serve(Peer(pathlib.Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

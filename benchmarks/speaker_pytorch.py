@@ -4,23 +4,20 @@ The networks, front end, loss and optimizer of `speaker.model` with kind "xvecto
 AAM-softmax, in PyTorch's own idiom: `[b, d, l]`, `nn.Conv1d`, `nn.BatchNorm1d`, channels-last
 pictures for `nn.Conv2d`, `torch.stft`, fused Adam. It has no masks: rows of a batch are taken for
 equally long, which saves it work; padded utterances then get other embeddings than alone. Needs
-neither JAX nor this project:
-
-    python -m venv torchenv && torchenv/bin/pip install torch==2.13.0 numpy
-
-It is started by speaker_speed.py with the folder of the problem and answers each command read from
-stdin (a line of JSON) with a line of JSON.
+only PyTorch, NumPy and workers.py; speaker_speed.py starts it with the folder of the problem.
 """
 
 import json
+import os
 import pathlib
 import sys
-import time
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from benchmarks import workers
 
 HOP, WINDOW, FFT = 160, 400, 512
 
@@ -71,13 +68,11 @@ def statistics(norm, arrays, name: str) -> None:
 
 
 class XVector(nn.Module):
-    """Waveforms `[b, t]` -> embeddings `[b, 512]` (tdnn7)."""
+    """Log-mel `[b, m, l]` -> embeddings `[b, 512]` (tdnn7)."""
 
-    def __init__(self, bank: torch.Tensor, table, embedding_size: int):
+    def __init__(self, inputs: int, table, embedding_size: int):
         super().__init__()
-        self.front_end = LogMel(bank)
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        inputs = bank.shape[1]
         for channels, kernel, dilation in table:
             padding = dilation * (kernel - 1) // 2
             self.convs.append(
@@ -89,9 +84,7 @@ class XVector(nn.Module):
         self.norm6 = nn.BatchNorm1d(embedding_size, affine=False)
         self.tdnn7 = nn.Linear(embedding_size, embedding_size)
 
-    def forward(self, audio):
-        with torch.no_grad():  # nothing before the first weight needs a gradient
-            x = self.front_end(audio)
+    def forward(self, x):
         for conv, norm in zip(self.convs, self.norms):
             x = norm(functional.relu(conv(x)))
         variance, mean = torch.var_mean(x, 2, correction=0)
@@ -140,11 +133,10 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Waveforms `[b, t]` -> embeddings `[b, 256]`."""
+    """Log-mel `[b, m, l]` -> embeddings `[b, 256]`."""
 
-    def __init__(self, bank: torch.Tensor, num_blocks, widths, embedding_size: int):
+    def __init__(self, bands: int, num_blocks, widths, embedding_size: int):
         super().__init__()
-        self.front_end = LogMel(bank)
         self.stem = NormalizedConv(1, widths[0], 3, 1)
         self.blocks, inputs = nn.ModuleDict(), widths[0]
         for stage, (count, width) in enumerate(zip(num_blocks, widths), 1):
@@ -152,14 +144,12 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 1 and i == 1 else 1
                 self.blocks[f"stage{stage}_block{i}"] = Block(inputs, width, stride)
                 inputs = width
-        bins = -(-bank.shape[1] // 2 ** (len(widths) - 1))
+        bins = -(-bands // 2 ** (len(widths) - 1))
         self.embedding = nn.Linear(2 * inputs * bins, embedding_size)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, audio):
-        with torch.no_grad():
-            x = self.front_end(audio)[:, None].to(memory_format=torch.channels_last)
-        x = functional.relu(self.stem(x))
+    def forward(self, x):
+        x = functional.relu(self.stem(x[:, None].to(memory_format=torch.channels_last)))
         for block in self.blocks.values():
             x = block(x)
         variance, mean = torch.var_mean(x, 3, correction=0)  # [b, channels, bins]
@@ -196,76 +186,75 @@ class AamSoftmax(nn.Module):
 
 
 class Peer:
-    """The answers to the commands, by name."""
+    """The answers to the commands, by name; `compiled`: by torch.compile in its default mode."""
 
     def __init__(self, folder: pathlib.Path):
         problem = np.load(folder / "problem.npz")
         settings = json.loads((folder / "problem.json").read_text("utf-8"))
         self.audio, self.labels = (torch.from_numpy(problem[k]) for k in ("audio", "labels"))
         self.utterances = [torch.from_numpy(x) for x in np.split(problem["long"], problem["ends"])]
-        self.batch_rows = settings["extract_rows"]
-        bank = torch.from_numpy(problem["bank"])
+        self.front_end = LogMel(torch.from_numpy(problem["bank"]))
         size = settings["embedding_size"]
         network = {"xvector": XVector, "resnet": ResNet}[settings["network"]]
-        self.model = network(bank, *settings["shape"], size)
+        self.model = network(problem["bank"].shape[1], *settings["shape"], size)
         self.head = AamSoftmax(settings["classes"], size, settings["margin"], settings["scale"])
         arrays = np.load(folder / "weights.npz")
         with torch.no_grad():
             self.model.load(arrays)
             self.head.weights.copy_(torch.from_numpy(arrays["head/weights"]))
+        self.compiled_model = torch.compile(self.model, dynamic=True)  # recordings differ in length
+        self.compiled_loss = torch.compile(self.loss, dynamic=False)
         self.learning_rate, self.steps = settings["learning_rate"], 0
         self.parameters = [*self.model.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.Adam(
             self.parameters, betas=settings["betas"], eps=settings["eps"], fused=True
         )
+        self.square = torch.randn(workers.GEMM_SIZE, workers.GEMM_SIZE)
 
     def describe(self) -> dict:
         count = sum(p.numel() for p in self.parameters)
         return {"framework": f"torch {torch.__version__}", "parameters": count}
 
+    def gemm(self) -> None:
+        torch.mm(self.square, self.square)
+
+    def loss(self, features, labels):
+        return self.head(self.model(features), labels)
+
     @torch.inference_mode()
-    def embed(self, audio) -> np.ndarray:
-        return self.model.eval()(audio).numpy()
+    def embed(self, audio, compiled: bool = False) -> np.ndarray:
+        self.model.eval()
+        model = self.compiled_model if compiled else self.model
+        return model(self.front_end(audio)).numpy()
 
-    def check(self) -> dict:
-        return {"embeddings": self.embed(self.audio[:8]).tolist()}
+    def check(self, compiled: bool) -> list:
+        return self.embed(self.audio[:8], compiled).tolist()
 
-    def train(self, steps: int) -> dict:
+    def train(self, compiled: bool) -> float:
+        """One step; its loss."""
         self.model.train()
-        seconds, losses = [], []
-        for _ in range(steps):
-            start = time.perf_counter()
-            for group in self.optimizer.param_groups:  # a warm-up of one step, as ours
-                group["lr"] = self.learning_rate if self.steps else 0.0
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self.head(self.model(self.audio), self.labels)
-            loss.backward()
-            self.optimizer.step()
-            losses.append(float(loss.detach()))
-            self.steps += 1
-            seconds.append(time.perf_counter() - start)
-        return {"seconds": seconds, "losses": losses}
+        for group in self.optimizer.param_groups:  # a warm-up of one step, as ours
+            group["lr"] = self.learning_rate if self.steps else 0.0
+        self.steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():  # nothing before the first weight needs a gradient
+            features = self.front_end(self.audio)
+        loss = (self.compiled_loss if compiled else self.loss)(features, self.labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
 
-    def extract_single(self) -> dict:
-        start = time.perf_counter()
-        for x in self.utterances:
-            self.embed(x[None])
-        return {"seconds": [time.perf_counter() - start]}
-
-    def extract_padded(self) -> dict:
-        start = time.perf_counter()
-        for i in range(0, len(self.utterances), self.batch_rows):
-            rows = self.utterances[i : i + self.batch_rows]
-            self.embed(nn.utils.rnn.pad_sequence(rows, batch_first=True))
-        return {"seconds": [time.perf_counter() - start]}
+    def extract(self, rows: int, by_length: bool, compiled: bool) -> None:
+        """Embeddings of all recordings, `rows` at a time, padded to the longest of them."""
+        utterances = sorted(self.utterances, key=len) if by_length else self.utterances
+        for i in range(0, len(utterances), rows):
+            batch = utterances[i : i + rows]
+            self.embed(nn.utils.rnn.pad_sequence(batch, batch_first=True), compiled)
 
 
 def main() -> None:
-    torch.set_num_threads(int(sys.argv[2]))
-    peer = Peer(pathlib.Path(sys.argv[1]))
-    for line in sys.stdin:
-        name, *arguments = json.loads(line)
-        print(json.dumps(getattr(peer, name)(*arguments)), flush=True)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    workers.serve(Peer(pathlib.Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@
 Training: `--rows` waveforms of 2 s, front end, network (x-vector: tdnn 512 and 1500, embedding 512;
 ResNet34: 32 to 256 channels, embedding 256), 1,000 classes, backward, Adam; ours is the trainer's
 own step. Extraction: recordings of 2 to 10 s (log-normal, median 4 s), ours in length buckets by
-the evaluation step, PyTorch one at a time and in batches padded to the longest (without masks, so
-that padding changes its embeddings; ours are those of the recording alone). Both processes get the
-same weights and audio and live through all rounds; prints how far their embeddings and losses are
-apart, then medians over all rounds.
+the evaluation step, PyTorch one at a time and in batches padded to the longest, as they come and
+sorted by length (without masks, so that padding changes its embeddings; ours are those of the
+recording alone). PyTorch runs eagerly and by torch.compile (default mode). Both processes get the
+same weights, audio, cores and malloc settings and live through all rounds; prints how far their
+embeddings and losses are apart, then medians over all rounds.
 """
 
 import argparse
@@ -18,16 +19,15 @@ import contextlib
 import json
 import os
 import pathlib
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from common import app, evaluation, parallel, trainer
+from benchmarks import workers
+from common import evaluation, parallel, trainer
 from common.data import buckets
 from speaker import settings, task
 
@@ -39,7 +39,8 @@ def make_config(network: str):
     """The defaults of the project but Adam at a constant rate, more buckets."""
     config = settings.default_config()
     config.model.kind = network
-    config.data.num_buckets = 8  # a second of compilation each; padding falls from 22 to 8 %
+    config.data.num_buckets = 8  # at most: a second of compilation each
+    config.data.eval_batch_seconds = 20.0  # a bucket holds a full batch at least: few if it is long
     config.optimizer.update({"schedule": "constant", "warmup_steps": 1, "learning_rate": 1e-3})
     return config
 
@@ -63,7 +64,6 @@ def make_problem(folder: pathlib.Path, args: argparse.Namespace) -> None:
     )
     known = {
         "classes": args.classes,
-        "extract_rows": args.extract_rows,
         "network": args.network,
         "shape": (encoder.frame_layers,)
         if args.network == "xvector"
@@ -127,16 +127,21 @@ class Ours:
             max_total=round(self.config.data.eval_batch_seconds * RATE),
             rows_multiple_of=1,
         )
-        self.chosen = buckets.assign(self.shapes, sizes)
+        self.chosen = buckets.assign(self.shapes, sizes, len(self.utterances))
         self.padding = buckets.padding_share(self.shapes, sizes, "audio")
+        self.square = jax.random.normal(jax.random.key(0), (workers.GEMM_SIZE,) * 2)
+        self.product = jax.jit(jnp.matmul)
 
     def describe(self) -> dict:
-        count = sum(x.size for x in jax.tree.leaves(self.state.params))
         return {
             "framework": f"jax {jax.__version__}",
-            "parameters": count,
+            "parameters": sum(x.size for x in jax.tree.leaves(self.state.params)),
+            "buckets": [(shape.rows, shape.lengths["audio"] / RATE) for shape in self.shapes],
             "padding": self.padding,
         }
+
+    def gemm(self) -> None:
+        self.product(self.square, self.square).block_until_ready()
 
     def embed(self, batch) -> np.ndarray:
         batch = {**batch, "index": np.zeros(len(batch["mask"]), np.int32)}
@@ -144,22 +149,16 @@ class Ours:
         _, outputs = self.eval_step(self.state.eval_variables, batch)
         return np.asarray(outputs["embedding"])
 
-    def check(self) -> dict:
-        first = {k: v[:8] for k, v in self.batch.items() if k != "label"}
-        return {"embeddings": self.embed(first).tolist()}
+    def check(self) -> list:
+        return self.embed({k: v[:8] for k, v in self.batch.items() if k != "label"}).tolist()
 
-    def train(self, steps: int) -> dict:
-        seconds, losses = [], []
-        for _ in range(steps):
-            start = time.perf_counter()
-            batch = parallel.global_batch(self.batch, self.mesh)
-            self.state, sums = self.train_step(self.state, batch)
-            losses.append(float(sums["loss"].total / sums["loss"].count))
-            seconds.append(time.perf_counter() - start)
-        return {"seconds": seconds, "losses": losses}
+    def train(self) -> float:
+        """One step; its loss."""
+        batch = parallel.global_batch(self.batch, self.mesh)
+        self.state, sums = self.train_step(self.state, batch)
+        return float(sums["loss"].total / sums["loss"].count)
 
-    def extract_buckets(self) -> dict:
-        start = time.perf_counter()
+    def extract(self) -> None:
         for number, shape in enumerate(self.shapes):
             places = np.flatnonzero(self.chosen == number)
             for i in range(0, len(places), shape.rows):
@@ -169,87 +168,60 @@ class Ours:
                     lengths[row] = len(self.utterances[place])
                     audio[row, : lengths[row]] = self.utterances[place]
                 self.embed({"audio": audio, "audio_lengths": lengths, "mask": lengths > 0})
-        return {"seconds": [time.perf_counter() - start]}
-
-
-class Worker:
-    """A process that answers commands; only one of them computes at a time."""
-
-    def __init__(self, stack: contextlib.ExitStack, command: list[str]):
-        self.process = stack.enter_context(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        )
-        stack.callback(self.process.stdin.close)
-
-    def __call__(self, *command) -> dict:
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit(f"{self.process.args[0]} died; its messages are above.")
-        return json.loads(answer)
-
-
-def answer_commands(folder: pathlib.Path) -> None:
-    app.keep_memory()
-    jax.config.update("jax_enable_compilation_cache", False)
-    ours = Ours(folder)
-    for line in sys.stdin:
-        name, *arguments = json.loads(line)
-        print(json.dumps(getattr(ours, name)(*arguments)), flush=True)
 
 
 def measure(args: argparse.Namespace, folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
     make_problem(folder, args)
     this = [sys.executable, "-m", "benchmarks.speaker_speed", "--child", str(folder)]
-    workers = {"ours": Worker(stack, this)}
-    about = {"ours": workers["ours"]("describe")}  # by now it has written the weights
-    jobs = [("ours", "train"), ("ours", "extract_buckets")]
+    running = {"ours": workers.Worker(stack, this)}
+    about = running["ours"]("describe")  # by now it has written the weights
+    shapes = ", ".join(f"{rows} x {seconds:.1f} s" for rows, seconds in about["buckets"])
     print(
-        f"{args.network}, {os.cpu_count()} cores, {args.rows} x {CROP_SECONDS:g} s, "
-        f"{args.classes} classes; {args.utterances} recordings of 2 to 10 s, "
-        f"{100 * about['ours']['padding']:.0f} % padding"
+        f"{args.network}, {len(os.sched_getaffinity(0))} cores, {args.rows} x {CROP_SECONDS:g} s, "
+        f"{args.classes} classes; {args.utterances} recordings of 2 to 10 s in "
+        f"{len(about['buckets'])} buckets ({shapes}), {100 * about['padding']:.0f} % padding"
     )
-    checked = {"ours": workers["ours"]("check")}
-    first = {"ours": workers["ours"]("train", 3)["losses"]}
+    print(f"ours: {about['framework']}, {about['parameters']:,} parameters")
+    jobs = [make_job(args, "ours", "train", "", ()), make_job(args, "ours", "extract", "", ())]
+    jobs.append(workers.gemm("ours"))
     if args.torch_python:
-        peer = [args.torch_python, "benchmarks/speaker_pytorch.py", str(folder), str(args.threads)]
-        workers["torch"] = Worker(stack, peer)
-        about["torch"] = workers["torch"]("describe")
-        jobs += [("torch", "train"), ("torch", "extract_single"), ("torch", "extract_padded")]
-        checked["torch"] = workers["torch"]("check")
-        first["torch"] = workers["torch"]("train", 3)["losses"]
-        ours, theirs = (np.array(checked[name]["embeddings"]) for name in ("ours", "torch"))
+        peer = [args.torch_python, "-m", "benchmarks.speaker_pytorch", str(folder)]
+        running["torch"] = workers.Worker(stack, peer)
+        about = running["torch"]("describe")
+        print(f"torch: {about['framework']}, {about['parameters']:,} parameters")
+        compare(running["ours"], running["torch"])
+        for compiled in (False, True):
+            how = "compiled" if compiled else "eager"
+            jobs.append(make_job(args, "torch", "train", how, (compiled,)))
+            for name, rows, by_length in (
+                ("one by one", 1, False),
+                (f"{args.extract_rows} padded", args.extract_rows, False),
+                (f"{args.extract_rows} by length", args.extract_rows, True),
+            ):
+                options = (rows, by_length, compiled)
+                jobs.append(make_job(args, "torch", "extract", f"{how}, {name}", options))
+        jobs.append(workers.gemm("torch"))
+    workers.report(workers.alternate(running, jobs, args.rounds))
+
+
+def make_job(args: argparse.Namespace, who: str, what: str, how: str, options) -> workers.Job:
+    amount, times = (args.rows, args.steps) if what == "train" else (args.utterances, 1)
+    return workers.Job(who, what, how, (what, *options), amount, "utterances", times)
+
+
+def compare(ours: workers.Worker, peer: workers.Worker) -> None:
+    """Ends the run if the networks are not the same function; prints losses of the first steps."""
+    embeddings = np.array(ours("check"))
+    for name, others in (("eager", peer("check", False)), ("compiled", peer("check", True))):
+        difference = np.abs(embeddings - np.array(others)).max()
         print(
-            f"embeddings differ by {np.abs(ours - theirs).max():.1e} at most (their deviation is "
-            f"{ours.std():.2f}); losses of 3 steps: {first['ours']} and {first['torch']}"
+            f"embeddings of torch, {name}, differ by {difference:.1e} at most (their deviation is "
+            f"{embeddings.std():.2f})"
         )
-        if not np.allclose(ours, theirs, atol=1e-4):
+        if not difference < 1e-4:
             sys.exit("The two networks are not the same function.")
-    for name in workers:
-        print(f"{name}: {about[name]['framework']}, {about[name]['parameters']:,} parameters")
-    for name, job in jobs:  # compiles, warms up
-        if job != "train":
-            workers[name](job)
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
-    for _ in range(args.rounds):
-        for job in sorted(jobs, key=lambda job: job[1]):  # alternating
-            name, what = job
-            arguments = (args.steps,) if what == "train" else ()
-            seconds[job] += workers[name](what, *arguments)["seconds"]
-    rates = {}
-    for (name, what), values in seconds.items():
-        count = args.rows if what == "train" else args.utterances
-        median = statistics.median(values)
-        rates[name, what] = count / median
-        print(
-            f"{name:6s} {what:16s} {count / median:7.1f} utterances/s  "
-            f"({median:.3f} s, min {min(values):.3f}, max {max(values):.3f}, {len(values)} times)"
-        )
-    for name, what in jobs:
-        if name == "torch":
-            own = rates["ours", "train" if what == "train" else "extract_buckets"]
-            print(f"ours is {own / rates[name, what]:.2f} times as fast as {name} {what}")
+    losses = [ours("train") for _ in range(3)], [peer("train", False) for _ in range(3)]
+    print(f"losses of 3 steps: {losses[0]} and {losses[1]}")
 
 
 def main() -> None:
@@ -261,13 +233,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="training steps in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--utterances", type=int, default=192)
-    parser.add_argument("--extract_rows", type=int, default=32, help="of PyTorch's padded batches")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
+    parser.add_argument("--extract_rows", type=int, default=8, help="of PyTorch's batches")
+    parser.add_argument("--cores", type=int, help="of both; default: all")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        answer_commands(pathlib.Path(args.child))
+        jax.config.update("jax_enable_compilation_cache", False)
+        workers.serve(Ours(pathlib.Path(args.child)))
         return
+    workers.use_cores(args.cores)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         measure(args, pathlib.Path(folder), stack)
 

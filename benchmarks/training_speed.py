@@ -3,77 +3,136 @@
     python -m venv torchenv && torchenv/bin/pip install torch==2.13.0 numpy
     python -m benchmarks.training_speed --torch_python=torchenv/bin/python
 
-Both train alpha = 0.5 on `rows` utterances of `frames` random log-mel frames: forward, transducer
-loss, backward, Adam. Prints audio seconds per second (100 frames a second), medians over all steps
-of all rounds, and peak memory of each process.
+Both train alpha = 0.5 on one batch, `rows` utterances of `frames` random log-mel frames each: as
+batches of one length they have the same shapes and no padding on both sides. Forward, transducer
+loss, backward, Adam, from the same weights; both mask what would be padding. PyTorch runs eagerly
+and with network and joint by torch.compile (default mode). Ends if the losses of the first steps
+differ; prints medians over all steps of all rounds and peak memory of each process.
 """
 
 import argparse
-import json
+import contextlib
 import os
-import resource
-import statistics
-import subprocess
+import pathlib
 import sys
-import time
+import tempfile
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from asr import contextnet, prediction, transducer
-from common import app
+from benchmarks import workers
 
 
-def ours(args: argparse.Namespace) -> dict:
-    """Times our step in this process."""
-    encoder = contextnet.ContextNet(contextnet.contextnet(args.alpha))
-    predictor = prediction.PredictionNetwork(args.vocab, 640, 640)
-    joint = prediction.JointNetwork(640, args.vocab)
-    keys = jax.random.split(jax.random.key(0), 5)
-    x = jax.random.normal(keys[0], (args.rows, args.frames, 80))
-    lengths = jnp.full((args.rows,), args.frames)
-    labels = jax.random.randint(keys[1], (args.rows, max(args.labels, 1)), 1, args.vocab)
-    label_lengths = jnp.full((args.rows,), args.labels)
-    variables = encoder.init(keys[2], x[:1], lengths[:1], train=False)
-    encoded = jax.eval_shape(lambda: encoder.apply(variables, x, lengths, train=False)[0])
-    params = {"encoder": variables["params"]}
-    if args.labels:
-        params["prediction"] = predictor.init(keys[3], labels)
-        predicted = jnp.zeros((1, 1, 640))
-        params["joint"] = joint.init(keys[4], jnp.zeros((1, 1, encoded.shape[2])), predicted)
+class Ours:
+    """The answers to the commands, by name."""
 
-    def loss(params, statistics):
-        both = {"params": params["encoder"], "batch_stats": statistics}
-        (y, n), new = encoder.apply(both, x, lengths, train=True, mutable=["batch_stats"])
-        if not args.labels:
-            return jnp.mean(jnp.square(y)), new["batch_stats"]
-        inputs = joint.apply(params["joint"], y, predictor.apply(params["prediction"], labels))
-        rows = transducer.rnnt_loss(*inputs, labels, n, label_lengths)
-        return jnp.mean(rows), new["batch_stats"]
+    def __init__(self, folder: pathlib.Path):
+        problem = np.load(folder / "problem.npz")
+        names = ("features", "lengths", "labels", "label_lengths")
+        self.inputs = tuple(jnp.asarray(problem[name]) for name in names)
+        x, lengths, labels, label_lengths = self.inputs
+        with_labels, vocab_size = bool(label_lengths.any()), int(problem["vocab_size"])
+        encoder = contextnet.ContextNet(contextnet.contextnet(float(problem["alpha"])))
+        predictor = prediction.PredictionNetwork(vocab_size, 640, 640)
+        joint = prediction.JointNetwork(640, vocab_size)
+        keys = jax.random.split(jax.random.key(0), 3)
+        variables = encoder.init(keys[0], x[:1], lengths[:1], train=False)
+        params = {"encoder": variables["params"]}
+        if with_labels:
+            encoded = jax.eval_shape(lambda: encoder.apply(variables, x, lengths, train=False)[0])
+            params["prediction"] = predictor.init(keys[1], labels)
+            both = jnp.zeros((1, 1, encoded.shape[2])), jnp.zeros((1, 1, 640))
+            params["joint"] = joint.init(keys[2], *both)
+        named = jax.tree.leaves_with_path({**params, "statistics": variables["batch_stats"]})
+        arrays = {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in named}
+        arrays = {name.replace("statistics/", "encoder/"): leaf for name, leaf in arrays.items()}
+        np.savez(folder / "weights.npz", **arrays)
 
-    tx = optax.adam(1e-3)
+        def loss(params, statistics, x, lengths, labels, label_lengths):
+            both = {"params": params["encoder"], "batch_stats": statistics}
+            (y, n), new = encoder.apply(both, x, lengths, train=True, mutable=["batch_stats"])
+            if not with_labels:
+                return jnp.mean(jnp.square(y)), new["batch_stats"]
+            inputs = joint.apply(params["joint"], y, predictor.apply(params["prediction"], labels))
+            rows = transducer.rnnt_loss(*inputs, labels, n, label_lengths)
+            return jnp.mean(rows), new["batch_stats"]
 
-    def step(params, statistics, opt_state):
-        (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(params, statistics)
-        updates, opt_state = tx.update(grads, opt_state)
-        return optax.apply_updates(params, updates), statistics, opt_state, value
+        tx = optax.adam(1e-3)
 
-    step = jax.jit(step, donate_argnums=(0, 1, 2))
-    state = (params, variables["batch_stats"], tx.init(params))
-    seconds, losses = [], []
-    for _ in range(args.steps + 2):
-        start = time.perf_counter()
-        *state, value = jax.block_until_ready(step(*state))
-        losses.append(float(value))
-        seconds.append(time.perf_counter() - start)
-    return {
-        "framework": f"jax {jax.__version__}",
-        "parameters": contextnet.count_parameters(state[0]),
-        "seconds": seconds[2:],
-        "losses": losses,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+        def step(params, statistics, opt_state, inputs):
+            gradient = jax.value_and_grad(loss, has_aux=True)
+            (value, statistics), grads = gradient(params, statistics, *inputs)
+            updates, opt_state = tx.update(grads, opt_state)
+            return optax.apply_updates(params, updates), statistics, opt_state, value
+
+        # The batch is an argument: as a constant its masks would be folded away.
+        self.step = jax.jit(step, donate_argnums=(0, 1, 2))
+        self.state = (params, variables["batch_stats"], tx.init(params))
+        self.square = jax.random.normal(jax.random.key(1), (workers.GEMM_SIZE,) * 2)
+        self.product = jax.jit(jnp.matmul)
+
+    def describe(self) -> dict:
+        count = contextnet.count_parameters(self.state[0])
+        return {"framework": f"jax {jax.__version__}", "parameters": count}
+
+    def peak_mib(self) -> float:
+        return workers.peak_mib()
+
+    def gemm(self) -> None:
+        self.product(self.square, self.square).block_until_ready()
+
+    def train(self) -> float:
+        """One step; its loss."""
+        *self.state, value = jax.block_until_ready(self.step(*self.state, self.inputs))
+        return float(value)
+
+
+def make_problem(folder: pathlib.Path, args: argparse.Namespace) -> None:
+    """The batch for both."""
+    rng = np.random.default_rng(0)
+    np.savez(
+        folder / "problem.npz",
+        alpha=args.alpha,
+        vocab_size=args.vocab,
+        features=rng.standard_normal((args.rows, args.frames, 80), np.float32),
+        lengths=np.full(args.rows, args.frames),
+        labels=rng.integers(1, args.vocab, (args.rows, max(args.labels, 1))),
+        label_lengths=np.full(args.rows, args.labels),
+    )
+
+
+def measure(args: argparse.Namespace, folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
+    make_problem(folder, args)
+    this = [sys.executable, "-m", "benchmarks.training_speed", "--child", str(folder)]
+    running = {"ours": workers.Worker(stack, this)}
+    about = {"ours": running["ours"]("describe")}  # by now it has written the weights
+    amount = args.rows * args.frames / 100
+    timing = (amount, "audio s", args.steps)
+    jobs = [workers.Job("ours", "train", "", ("train",), *timing), workers.gemm("ours")]
+    if args.torch_python:
+        peer = [args.torch_python, "-m", "benchmarks.contextnet_pytorch", str(folder)]
+        running["torch"] = workers.Worker(stack, peer)
+        about["torch"] = running["torch"]("describe")
+        for how, compiled in (("eager", False), ("compiled", True)):
+            jobs.append(workers.Job("torch", "train", how, ("train", compiled), *timing))
+        jobs.append(workers.gemm("torch"))
+        losses = [running["ours"]("train") for _ in range(2)]
+        others = [running["torch"]("train", False), running["torch"]("train", True)]
+        print(f"losses of 2 steps: {losses} and {others} (the second compiled)")
+        if not np.allclose(losses, others, rtol=1e-3):
+            sys.exit("The two networks are not the same function.")
+    cores = len(os.sched_getaffinity(0))
+    print(f"{cores} cores, {args.rows} x {args.frames / 100:g} s, {args.labels} labels")
+    timings = workers.alternate(running, jobs, args.rounds)
+    for name, worker in running.items():
+        print(
+            f"{name}: {about[name]['framework']}, {about[name]['parameters']:,} parameters, "
+            f"peak {worker('peak_mib'):.0f} MiB"
+        )
+    workers.report(timings)
 
 
 def main() -> None:
@@ -84,38 +143,18 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--labels", type=int, default=40, help="0: the encoder alone")
     parser.add_argument("--vocab", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--cores", type=int, help="of both; default: all")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        app.keep_memory()
-        print(json.dumps(ours(args)))
+        jax.config.update("jax_enable_compilation_cache", False)
+        workers.serve(Ours(pathlib.Path(args.child)))
         return
-    names = ("alpha", "rows", "frames", "labels", "vocab", "steps")
-    options = [f"--{name}={getattr(args, name)}" for name in names]
-    commands = {"ours": [sys.executable, "-m", "benchmarks.training_speed", "--child", *options]}
-    if args.torch_python:
-        commands["torch"] = [args.torch_python, "benchmarks/contextnet_pytorch.py", *options]
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    last = {}
-    for _ in range(args.rounds):
-        for name, command in commands.items():
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            last[name] = json.loads(done.stdout.splitlines()[-1])
-            seconds[name] += last[name]["seconds"]
-    audio = args.rows * args.frames / 100
-    print(f"{os.cpu_count()} cores, {args.rows} x {args.frames / 100:g} s, {args.labels} labels")
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        print(
-            f"{name:6s} {last[name]['framework']:14s} {last[name]['parameters']:>11,} parameters  "
-            f"{median:.3f} s a step (min {min(values):.3f}, max {max(values):.3f})  "
-            f"{audio / median:6.1f} audio s/s  peak {last[name]['peak_mib']:.0f} MiB"
-        )
-    if "torch" in seconds:
-        ratio = statistics.median(seconds["torch"]) / statistics.median(seconds["ours"])
-        print(f"ours is {ratio:.2f} times as fast")
+    workers.use_cores(args.cores)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        measure(args, pathlib.Path(folder), stack)
 
 
 if __name__ == "__main__":
