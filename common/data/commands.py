@@ -75,15 +75,12 @@ def _cat(words: Sequence[str], sample_rate_hz: int) -> Decoding:
 def _flac(words: Sequence[str], sample_rate_hz: int) -> Decoding:
     letters = [f"-{x}" for w in words for x in (w[1:] if re.fullmatch("-[cds]+", w) else "")]
     others = [w for w in words if not re.fullmatch("-[cds]+", w)]
-    silent = ("--silent", "--totally-silent")
-    found = _read([*letters, *others], dict.fromkeys(("-c", "-d", "-s", *silent), 0) | _FLAC_LONG)
+    names = ("-c", "-d", "-s", "--stdout", "--decode", "--silent", "--totally-silent")
+    found = _read([*letters, *others], dict.fromkeys(names, 0))
     options = {word.option for word in found}
     if not (options & {"-d", "--decode"} and options & {"-c", "--stdout"}):
         raise ValueError("without -c and -d it does not decode to a pipe")
     return Decoding(_only_file(found))
-
-
-_FLAC_LONG = {"--stdout": 0, "--decode": 0}
 
 
 def _sph2pipe(words: Sequence[str], sample_rate_hz: int) -> Decoding:
@@ -130,8 +127,7 @@ def _sox(words: Sequence[str], sample_rate_hz: int) -> Decoding:
     harmless["-V"] = 0
     names = {"-t": 1, "--type": 1, "-r": 1, "--rate": 1, "-c": 1, "--channels": 1, "-s": 0}
     names |= {"-b": 1, "--bits": 1, "-e": 1, "--encoding": 1}
-    found, effects = [], []
-    rest = list(words)
+    found, rest = [], list(words)
     while rest and sum(not word.option for word in found) < 2:
         take = 2 if names.get(rest[0]) else 1
         found += _read(rest[:take], {**harmless, **names})
