@@ -1,7 +1,8 @@
 """Kaldi data folders: wav.scp (with segments) or feats.scp, utt2spk, spk2utt, and what goes along.
 
 Formats: https://kaldi-asr.org/doc/data_prep.html. A line is an id, blanks, and the rest. What an
-scp file would have Kaldi run in a shell is refused, never run.
+scp file would have Kaldi run in a shell is never run: commands of a wav.scp that only decode are
+understood (see commands.py), others are refused.
 """
 
 import dataclasses
@@ -13,11 +14,12 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from common.data import ark, columns, records, tables
+from common.data import ark, columns, commands, records, tables
 
 _IN_ARCHIVE = re.compile(r".+:\d+")
+_Place = TypeVar("_Place")
 
 
 class _Row(NamedTuple):
@@ -31,6 +33,7 @@ class _Row(NamedTuple):
     duration: float | None = None
     num_frames: int | None = None
     vad: str | None = None
+    channel: str | int | None = None
     problem: str | None = None
 
 
@@ -63,6 +66,7 @@ def read_folders(
     *,
     hop_ms: float | int | None = None,
     vad: bool = False,
+    sample_rate_hz: int = 0,
 ) -> KaldiFolders:
     """The utterances of several data folders, in their order, as one source.
 
@@ -72,13 +76,14 @@ def read_folders(
       hop_ms: None reads recordings: wav.scp, and segments where there is one. Otherwise features,
         feats.scp, whose frames are so far apart; with utt2num_frames their number is checked.
       vad: gives the decisions of vad.scp beside the features.
+      sample_rate_hz: at which recordings will be read: no command of wav.scp may go below it.
 
     A relative path in an scp file starts from the current directory, as in Kaldi, or where nothing
     is there, from the folder. An utterance of which utt2spk, or the list of recordings or features,
     knows nothing, or a table has two lines that differ, becomes a record with a "problem": indexing
     rejects and names it, and the second of an id that two folders have.
-    Raises records.DataError: missing folder or file, damaged line, a command in an scp file,
-    utt2spk and spk2utt that differ, or utt2spk and features that have nothing in common.
+    Raises records.DataError: missing folder or file, damaged line, a command that does more than
+    decode, utt2spk and spk2utt that differ, or utt2spk and features that have nothing in common.
     """
     if isinstance(names, str):
         raise TypeError(f"names must be a sequence of folders, not the string {names!r}")
@@ -91,15 +96,17 @@ def read_folders(
                 f"There is no folder {folder}. config.data.root holds the Kaldi data folders that "
                 "config.data.train and config.data.eval name."
             )
-        rows.append(_read_folder(folder, hop_ms, vad))
+        rows.append(_read_folder(folder, hop_ms, vad, sample_rate_hz))
     return KaldiFolders(", ".join(map(str, folders)), itertools.chain.from_iterable(rows), hop_ms)
 
 
-def _read_folder(folder: pathlib.Path, hop_ms: float | None, vad: bool) -> list[_Row]:
+def _read_folder(
+    folder: pathlib.Path, hop_ms: float | None, vad: bool, sample_rate_hz: int
+) -> list[_Row]:
     repeated: dict[str, str] = {}
     speakers = _read_speakers(folder, repeated)
     if hop_ms is None:
-        listed = _read_recordings(folder, repeated)
+        listed = _read_recordings(folder, sample_rate_hz, repeated)
     else:
         listed = _read_features(folder, vad, repeated)
     name = "feats.scp" if hop_ms is not None else "wav.scp"
@@ -152,7 +159,9 @@ def _read_speakers(folder: pathlib.Path, repeated: dict[str, str]) -> dict[str, 
     return speakers
 
 
-def _read_recordings(folder: pathlib.Path, repeated: dict[str, str]) -> dict[str, _Row]:
+def _read_recordings(
+    folder: pathlib.Path, sample_rate_hz: int, repeated: dict[str, str]
+) -> dict[str, _Row]:
     """What wav.scp lists, cut as segments say."""
     path = folder / "wav.scp"
     if not path.is_file():
@@ -161,9 +170,9 @@ def _read_recordings(folder: pathlib.Path, repeated: dict[str, str]) -> dict[str
             f"{folder} has no wav.scp. {hint if (folder / 'feats.scp').is_file() else ''}"
             "A data folder of recordings needs wav.scp and utt2spk."
         )
-    places = _read_scp(path, _recording_place(folder), repeated)
+    places = _read_scp(path, _recording_place(folder, sample_rate_hz), repeated)
     if not (folder / "segments").is_file():
-        return {key: _Row(key, place, None) for key, place in places.items()}
+        return {key: _Row(key, p.path, None, channel=p.channel) for key, p in places.items()}
     found, path = {}, folder / "segments"
     for key, value in _read_table(path, repeated).items():
         fields = value.split()
@@ -177,13 +186,15 @@ def _read_recordings(folder: pathlib.Path, repeated: dict[str, str]) -> dict[str
                 f"{_place(path, key)}: {key} has {value!r}, not: recording, start and end in "
                 "seconds. Repair the line (channels are not supported)."
             )
-        place = places.get(recording, "")
+        place, channel = places.get(recording, ("", None))
         problem = None if place else f"missing recording ({recording} is not in wav.scp)"
         problem = repeated.get(recording) or problem
         if start < 0 or (end != -1 and end <= start):
             problem = f"empty segment ({start:g} to {end:g} s)"
         duration = None if end == -1 else end - start  # -1: to the end of the recording
-        found[key] = _Row(key, place, None, start=start, duration=duration, problem=problem)
+        found[key] = _Row(
+            key, place, None, start=start, duration=duration, channel=channel, problem=problem
+        )
     return found
 
 
@@ -221,38 +232,44 @@ def _read_features(folder: pathlib.Path, vad: bool, repeated: dict[str, str]) ->
 
 
 def _read_scp(
-    path: pathlib.Path, place: Callable[[str], str], repeated: dict[str, str]
-) -> dict[str, str]:
+    path: pathlib.Path, place: Callable[[str], _Place], repeated: dict[str, str]
+) -> dict[str, _Place]:
     """Id -> place of an scp file."""
     listed = _read_table(path, repeated)
-    commands = [(key, value) for key, value in listed.items() if ark.is_command(value)]
-    if commands:
-        raise records.DataError(
-            f"{path}: {len(commands)} of {len(listed)} lines are commands, which are not run; the "
-            f"first: {' '.join(commands[0])} Write what they give to files (for instance by "
-            "wav-copy or copy-feats) and list those."
-        )
-    places = {}
+    places, refused = {}, []
     for key, value in listed.items():
         try:
             places[key] = place(value)
         except ValueError as error:
-            raise records.DataError(
-                f"{_place(path, key)}: {key} {value!r} {error}. Repair the line."
-            ) from error
+            if not ark.is_command(value):
+                raise records.DataError(
+                    f"{_place(path, key)}: {key} {value!r} {error}. Repair the line."
+                ) from error
+            refused.append(f"{key} {value} ({error})")
+    if refused:
+        raise records.DataError(
+            f"{path}: {len(refused)} of {len(listed)} lines are commands that do more than decode "
+            f"a recording, which are not run; the first: {refused[0]}. Write what they give to "
+            "files (for instance by wav-copy or copy-feats) and list those."
+        )
     return places
 
 
-def _recording_place(folder: pathlib.Path) -> Callable[[str], str]:
+def _recording_place(
+    folder: pathlib.Path, sample_rate_hz: int
+) -> Callable[[str], commands.Decoding]:
     there = _finder(folder)
 
-    def place(value: str) -> str:
+    def place(value: str) -> commands.Decoding:
         if value == "-":
             raise ValueError("names no file")
+        if ark.is_command(value):
+            decoding = commands.parse(value, sample_rate_hz)
+            return decoding._replace(path=there(decoding.path))
         found = there(value)
         if _IN_ARCHIVE.fullmatch(value) and not os.path.exists(found):  # noqa: PTH110
             raise ValueError("is a recording inside an archive; write it to a file by wav-copy")
-        return found
+        return commands.Decoding(found)
 
     return place
 

@@ -5,7 +5,7 @@ A source is a lazy sequence of records. A record is a mapping with
   audio        path of an audio file, or the samples themselves (f32 in [-1, 1] or int16)
   sample_rate  int, only beside samples
   start, duration  the stretch of `audio` that is meant, in seconds; optional, None: to the end
-  channel      int, optional: the channel of `audio` that is meant, whatever the config says
+  channel      int or "mean", optional: that of `audio` which is meant, whatever the config says
   text, speaker  str, optional
   path         str, optional: what lists call the recording instead of its id
   video, face  paths, optional: looked at by a task's own inspection (see indexing.py)

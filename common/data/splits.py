@@ -143,7 +143,10 @@ def open_source(
     beside them which frames hold speech.
     """
     if data.kind == "kaldi":
-        return kaldi.read_folders(data.root, list(names), hop_ms=hop_ms, vad=vad)
+        rate = data.sample_rate_hz
+        return kaldi.read_folders(
+            data.root, list(names), hop_ms=hop_ms, vad=vad, sample_rate_hz=rate
+        )
     if hop_ms is not None:
         raise errors.UserError(
             f"config.features.kind=given needs data with features: config.data.kind=kaldi, not "

@@ -37,6 +37,7 @@ def get_config(argument: str = "5994") -> ConfigDict:
     config.optimizer.boundaries = tuple(steps * k for k in (1000, 1500, 1750))
     config.update({"seed": 1234, "total_steps": 2000 * steps, "log_every": steps})
     config.update({"evaluate_every": 10 * steps, "checkpoint_every": 10 * steps})
+    config.keep_every = 10 * steps  # none is deleted, so that --checkpoint=N finds each, as there
     if argument == "debug":
         quickstart.shrink(config)
     return config

@@ -257,7 +257,7 @@ def test_commands_are_refused_and_not_run(folder, tmp_path):
     write_speakers(tmp_path / "test", SPEAKERS)
     rows = {"ann-1": f"{tmp_path}/test/ann-1.wav", "ann-2": f"touch {ran} |", "bob-1": "false |"}
     put(tmp_path / "test" / "wav.scp", rows)
-    message = r"wav.scp: 2 of 3 lines are commands, which are not run; the first: ann-2 touch .* \|"
+    message = r"wav.scp: 2 of 3 lines are commands .* not run; the first: ann-2 touch .* \|"
     with pytest.raises(records.DataError, match=message):
         kaldi.read_folders(tmp_path, ["test"])
     put(folder / "feats.scp", {"ann-1": f"touch {ran} |"})

@@ -75,6 +75,11 @@ def test_every_experiment_has_a_debug_size_and_refuses_other_arguments(name):
         load(name, "large")
 
 
+def test_every_checkpoint_of_the_kaldi_example_stays():
+    config = load("kaldi_example", "1280")
+    assert config.keep_every == config.checkpoint_every == config.evaluate_every == 100
+
+
 @pytest.mark.parametrize("name", ["voxceleb_resnet34", "voxceleb_ecapa"])
 def test_a_step_of_the_full_size_gives_a_state_of_the_same_shape(tmp_path, name):
     (tmp_path / "speakers.txt").write_text("".join(f"{i:04d}\n" for i in range(5994)))
