@@ -54,17 +54,17 @@ def fit(
     *,
     quality_names: Sequence[str] = (),
     p_target: float = 0.5,
-    ridge: float = 1e-6,
 ) -> Calibration:
     """Logistic regression with the two kinds of trial weighted to `p_target`, by L-BFGS.
 
     Minimises p mean_targets log(1 + exp(-(llr + logit p))) + (1 - p) mean_nontargets
     log(1 + exp(llr + logit p)) (Brümmer and du Preez 2006; Brümmer and de Villiers, The BOSARIS
     toolkit, 2013, arXiv:1304.2865), for p = 0.5 Cllr itself; a small p looks after few false
-    alarms. The problem is convex, so there is one answer and no seed. `ridge` times half the
-    squared weights (of inputs scaled to unit deviation) keeps them finite where the trials are
-    perfectly separable; else it changes a weight in its fourth digit or a later one (the third at
-    p = 0.01). Fit on trials of other speakers than those to be judged.
+    alarms. The problem is convex, so there is one answer and no seed. Labels are smoothed as in
+    Platt, Probabilistic outputs for support vector machines, 1999: n trials of a kind count as
+    wrong with the share 1 / (n + 2). So the ratios of separable trials stay near log(n + 1), and
+    other fits to many trials hardly change. Fit on trials of other speakers than those to be
+    judged.
 
     Raises ScoreError as `detection.check` does; CalibrationError where a higher score does not mean
     the same speaker, or quality is not finite.
@@ -91,17 +91,14 @@ def fit(
             )
     centre, scale = inputs.mean(0), inputs.std(0)
     standard = (inputs - centre) / scale
-    sign = np.where(is_target, 1.0, -1.0)
-    weight = np.where(is_target, p_target / is_target.sum(), (1 - p_target) / (~is_target).sum())
+    weight, doubt = _weights(is_target, p_target)
     prior = scipy.special.logit(p_target)
 
     def objective(parameters):
-        margins = sign * (standard @ parameters[:-1] + parameters[-1] + prior)
-        value = -weight @ scipy.special.log_expit(margins)
-        slopes = -weight * sign * scipy.special.expit(-margins)
+        logits = standard @ parameters[:-1] + parameters[-1] + prior
+        slopes = weight * (scipy.special.expit(logits) - np.where(is_target, 1 - doubt, doubt))
         gradient = np.append(slopes @ standard, slopes.sum())
-        gradient[:-1] += ridge * parameters[:-1]
-        return value + ridge / 2 * parameters[:-1] @ parameters[:-1], gradient
+        return _cost(logits, is_target, weight, doubt), gradient
 
     found = scipy.optimize.minimize(
         objective,
@@ -123,6 +120,19 @@ def fit(
         tuple(quality_names),
         tuple(float(w) for w in weights[1:]),
     )
+
+
+def _weights(is_target, p_target):
+    """The weight of each trial, and the share to which it counts as one of the other kind."""
+    counts = np.where(is_target, np.count_nonzero(is_target), np.count_nonzero(~is_target))
+    return np.where(is_target, p_target, 1 - p_target) / counts, 1 / (counts + 2)
+
+
+def _cost(logits, is_target, weight, doubt):
+    """Weighted cross-entropy, nats."""
+    right = np.where(is_target, logits, -logits)
+    costs = (1 - doubt) * np.logaddexp(0, -right) + doubt * np.logaddexp(0, right)
+    return weight @ costs
 
 
 def quality_measures(

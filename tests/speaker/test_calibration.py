@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from speaker import calibration, detection
 
@@ -47,15 +48,16 @@ def test_is_the_minimum_of_the_weighted_cross_entropy():
     rng = np.random.default_rng(0)
     quality = rng.normal(size=(1200, 2)) * [1, 30] + [0, 100]
     p = 0.1
-    fitted = calibration.fit(
-        llrs, is_target, quality, quality_names=("a", "b"), p_target=p, ridge=0.0
-    )
+    fitted = calibration.fit(llrs, is_target, quality, quality_names=("a", "b"), p_target=p)
 
     def cost(slope, offset, a, b):
         logits = slope * llrs + offset + quality @ np.array([a, b]) + math.log(p / (1 - p))
-        return p * np.mean(np.logaddexp(0, -logits[is_target])) + (1 - p) * np.mean(
-            np.logaddexp(0, logits[~is_target])
-        )
+        cross = 0.0
+        for kind, share, sign in ((is_target, p, 1), (~is_target, 1 - p, -1)):
+            wrong, right = (np.logaddexp(0, s * sign * logits[kind]).mean() for s in (1, -1))
+            n = np.count_nonzero(kind)  # a trial of the other label at every score: Platt
+            cross += share * ((n + 1) * right + wrong) / (n + 2)
+        return cross
 
     found = np.array([fitted.slope, fitted.offset, *fitted.quality_weights])
     least = cost(*found)
@@ -117,12 +119,27 @@ def test_probability_is_bayes_rule():
         assert is_target[inside].mean() == pytest.approx(p[inside].mean(), abs=error)
 
 
-def test_separable_trials_stay_finite():
-    scores, is_target = np.array([0.1, 0.2, 0.7, 0.9]), np.array([False, False, True, True])
-    fitted = calibration.fit(scores, is_target)
-    llrs = fitted(scores)
-    assert np.all(np.isfinite(llrs))
-    assert llrs[1] < -3 < 3 < llrs[2]
+@pytest.mark.parametrize(("num_target", "num_nontarget"), [(2, 2), (15, 100), (3000, 40_000)])
+def test_separable_trials_are_no_surer_than_their_number_allows(num_target, num_nontarget):
+    """Platt's targets: at two scores that tell everything, ratios of log(n + 1) exactly."""
+    is_target = np.arange(num_target + num_nontarget) < num_target
+    found = calibration.fit(np.where(is_target, 0.7, 0.1), is_target)(np.array([0.1, 0.7]))
+    expected = [-math.log(num_nontarget + 1), math.log(num_target + 1)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_fit_to_many_trials_hardly_changes():
+    """Maximum likelihood alone, by another method, from the same trials."""
+    llrs, is_target = ratios(4)
+
+    def cost(line):
+        right = np.where(is_target, 1, -1) * (line[0] * llrs + line[1])
+        return np.logaddexp(0, -right).mean()
+
+    found = scipy.optimize.minimize(cost, [1.0, 0.0], method="Nelder-Mead", tol=1e-8).x
+    fitted = calibration.fit(llrs, is_target)
+    assert fitted.slope == pytest.approx(found[0], rel=0.004)
+    assert fitted.offset == pytest.approx(found[1], abs=0.004)
 
 
 def test_what_cannot_be_calibrated_is_refused():
