@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Int
 from common import errors
 from speaker import detection
 
+VOICE_MEASURES = ("score_per_recording", "one_per_recording")
+
 
 class CalibrationError(errors.UserError, ValueError):
     """No calibration can be had from these trials; the message says why."""
@@ -166,6 +168,16 @@ def quality_measures(
         names += [f"min_log_{name}", f"max_log_{name}"]
         columns += [np.minimum(left, right), np.maximum(left, right)]
     return tuple(names), np.stack(columns, axis=1).astype(np.float64)
+
+
+def voice_measures(
+    scores: Float[np.ndarray, "n"], counts: Int[np.ndarray, "n"]
+) -> Float[np.ndarray, "n 2"]:
+    """VOICE_MEASURES: slope and offset become linear in 1 / recordings of the enrolled voice.
+
+    The mean of more recordings has higher cosines, and those of one kind of trial spread less.
+    """
+    return np.stack([scores / counts, 1 / counts], axis=1)
 
 
 def probability(llrs: Float[np.ndarray, "..."], p_target: float) -> Float[np.ndarray, "..."]:

@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,12 +29,36 @@ Recording = io.PathLike | bytes | Num[np.ndarray, "t *c"]
 class Decision:
     """What the evaluation of a checkpoint left for deciding by its cosine scores.
 
-    `source` says in words where it was fitted.
+    `calibration` is that of pairs of recordings, `voices` that of a recording and the mean of
+    several; None where an earlier version evaluated, or on speakers of one recording. `source`
+    says in words where they were fitted.
     """
 
     calibration: calibration.Calibration
     eer_threshold: float
     source: str
+    voices: calibration.Calibration | None = None
+
+    def ratios(
+        self, scores: Float[np.ndarray, "n"], counts: Int[np.ndarray, "n"]
+    ) -> Float[np.ndarray, "n"]:
+        """Natural-log likelihood ratios of cosines with means of so many recordings."""
+        pairs = self.calibration(scores)
+        if self.voices is None:
+            return pairs
+        measures = calibration.voice_measures(scores, counts)
+        return np.where(counts == 1, pairs, self.voices(scores, measures))
+
+
+def decision(said: Mapping[str, Any], source: str) -> Decision:
+    """From what `evaluation.measure` left."""
+    voices = None
+    if "voices" in said:
+        slope, offset, *weights = said["voices"]
+        names = calibration.VOICE_MEASURES
+        voices = calibration.Calibration(slope, offset, 0.5, names, tuple(weights))
+    pairs = calibration.Calibration(said["slope"], said["offset"], said["p_target"])
+    return Decision(pairs, said["eer_threshold"], source, voices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,11 +218,10 @@ class Embedder:
         said = meta.get("report", {}).get(split)
         if not said:
             return None
-        fitted = calibration.Calibration(said["slope"], said["offset"], said["p_target"])
         source = f"{said['trials']} trials of the split {split!r} at step {meta['evaluated']}"
         if meta["evaluated"] != self.step:
             source += f", not at step {self.step} itself"
-        return Decision(fitted, said["eer_threshold"], source)
+        return decision(said, source)
 
     def open(self, source: records.Source, folder: pathlib.Path) -> splits.Split:
         """Validates the recordings of a source; what is unusable goes to folder/rejected.tsv.

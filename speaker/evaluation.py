@@ -15,6 +15,8 @@ from speaker import backend, bootstrap, calibration, data, detection, trials
 log = logging.getLogger(__name__)
 
 RESAMPLES = 200  # of the speakers, for the intervals
+VOICE_SIZES = (1, 2, 3, 5)  # recordings of the voices that are drawn to calibrate `identify`
+VOICE_DRAWS = 5000  # of each size
 
 
 class Measured(NamedTuple):
@@ -62,7 +64,11 @@ def measure(
     scalars = summary.flat()
     if bounds:
         scalars["eer_low"], scalars["eer_high"] = bounds["eer"]
-    return Measured(scalars, lines, _decision(scores, target), np.flatnonzero(both), scores)
+    decision = _decision(scores, target)
+    known = scored & (speakers != "")
+    if decision:
+        decision |= _voices(embeddings[known], speakers[known])
+    return Measured(scalars, lines, decision, np.flatnonzero(both), scores)
 
 
 def as_text(wanted: trials.LocatedTrials, found: Measured, ids: Sequence[str]) -> str:
@@ -89,6 +95,52 @@ def _decision(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
         "eer_threshold": detection.eer_threshold(detection.error_curve(scores, target)),
         "trials": len(scores),
     }
+
+
+def _voices(embeddings: np.ndarray, speakers: np.ndarray) -> dict[str, Any]:
+    """What `identify` needs to decide by the cosine with the mean of several recordings."""
+    drawn = [draw_voices(speakers, size, VOICE_DRAWS) for size in VOICE_SIZES]
+    drawn = [trials for trials in drawn if trials is not None]
+    if len(drawn) < 2:
+        log.info("Too few recordings a speaker to calibrate voices of several.")
+        return {}
+    rows, scores = backend.length_normalise(embeddings), []
+    for voices, own, other in drawn:
+        means = backend.length_normalise(rows[voices].mean(1))
+        scores += [np.einsum("kd,kd->k", means, rows[test]) for test in (own, other)]
+    scores = np.concatenate(scores)
+    counts = np.repeat([voices.shape[1] for voices, _, _ in drawn], 2 * VOICE_DRAWS)
+    target = np.tile(np.arange(2 * VOICE_DRAWS) < VOICE_DRAWS, len(drawn))
+    try:
+        measures = calibration.voice_measures(scores, counts)
+        names = calibration.VOICE_MEASURES
+        fitted = calibration.fit(scores, target, measures, quality_names=names)
+    except (calibration.CalibrationError, detection.ScoreError) as error:
+        log.info("Voices of several recordings cannot be calibrated: %s", error)
+        return {}
+    return {"voices": [fitted.slope, fitted.offset, *fitted.quality_weights]}
+
+
+def draw_voices(
+    speakers: Shaped[np.ndarray, "n"], size: int, count: int
+) -> tuple[Int[np.ndarray, "k s"], Int[np.ndarray, "k"], Int[np.ndarray, "k"]] | None:
+    """`count` voices of `size` recordings, for each another one of its speaker and one of another.
+
+    Speakers are drawn equally often, the same ones in every call. None where no speaker has
+    recordings enough, or there is no other.
+    """
+    rng = np.random.default_rng(0)
+    names, number, counts = np.unique(speakers, return_inverse=True, return_counts=True)
+    members = [np.flatnonzero(number == i) for i in np.flatnonzero(counts > size)]
+    if not members or len(names) < 2:
+        return None
+    voices, own, other = np.empty((count, size), np.int64), *np.empty((2, count), np.int64)
+    for i in range(count):
+        chosen = rng.permutation(members[rng.integers(len(members))])[: size + 1]
+        voices[i], own[i], other[i] = chosen[:-1], chosen[-1], chosen[-1]
+        while number[other[i]] == number[own[i]]:
+            other[i] = rng.integers(len(speakers))
+    return voices, own, other
 
 
 def _agrees(speakers: np.ndarray, enrol: np.ndarray, test: np.ndarray, target: np.ndarray) -> bool:
