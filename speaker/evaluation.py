@@ -1,5 +1,6 @@
 """What an evaluation compares, and the figures that come of it."""
 
+import base64
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -10,11 +11,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from common import errors
 from common.data import splits
-from speaker import backend, bootstrap, calibration, data, detection, trials
+from speaker import backend, bootstrap, calibration, data, detection, score_norm, trials
 
 log = logging.getLogger(__name__)
 
 RESAMPLES = 200  # of the speakers, for the intervals
+COHORT = "train-cohort"  # evaluated like a split, before the others
+COHORT_RECORDINGS = 5  # of each speaker of a cohort at most
 VOICE_SIZES = (1, 2, 3, 5)  # recordings of the voices that are drawn to calibrate `identify`
 VOICE_DRAWS = 5000  # of each size
 
@@ -35,8 +38,9 @@ def measure(
     scored: Bool[np.ndarray, "n"],
     wanted: trials.LocatedTrials,
     speakers: Shaped[np.ndarray, "n"],
+    cohort: Float[np.ndarray, "c d"] | None = None,
 ) -> Measured:
-    """The trials of one list by cosine.
+    """The trials of one list by cosine, with AS-norm against a cohort if there is one.
 
     `scored` are the recordings that have an embedding. Intervals by resampling the speakers, where
     the labels of the trials follow from them.
@@ -46,7 +50,7 @@ def measure(
     # The other rows are zeros, which have no cosine.
     used, places = np.unique(np.concatenate([enrol, test]), return_inverse=True)
     rows = embeddings[used]
-    scores = backend.cosine_trials(rows, rows, places[: len(enrol)], places[len(enrol) :])
+    scores = _scores(rows, rows, places[: len(enrol)], places[len(enrol) :], cohort)
     target = wanted.is_target[both]
     summary, bounds = detection.summarise(scores, target), {}
     # A list may compare recordings whose speakers nobody wrote down.
@@ -55,7 +59,8 @@ def measure(
             scores, target, speakers[enrol], speakers[test], num_resamples=RESAMPLES
         )
         bounds = bootstrap.intervals(drawn)
-    lines = [detection.describe(summary, bounds)]
+    norm = "" if cohort is None else f"AS-norm against {len(cohort)} speakers: "
+    lines = [norm + detection.describe(summary, bounds)]
     if not both.all():
         lines.append(
             f"{int((~both).sum())} trials left out: recordings without an embedding (unreadable, "
@@ -67,7 +72,7 @@ def measure(
     decision = _decision(scores, target)
     known = scored & (speakers != "")
     if decision:
-        decision |= _voices(embeddings[known], speakers[known])
+        decision |= _voices(embeddings[known], speakers[known], cohort)
     return Measured(scalars, lines, decision, np.flatnonzero(both), scores)
 
 
@@ -79,6 +84,16 @@ def as_text(wanted: trials.LocatedTrials, found: Measured, ids: Sequence[str]) -
         kind = "target" if wanted.is_target[place] else "nontarget"
         lines.append(f"{enrol}\t{test}\t{score:.6f}\t{kind}\n")
     return "".join(lines)
+
+
+def pack(means: Float[np.ndarray, "c d"]) -> list[str]:
+    """Rows of float32 as JSON values; `unpack` reads them."""
+    return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in means]
+
+
+def unpack(rows: Sequence[str]) -> Float[np.ndarray, "c d"]:
+    """The rows that `pack` wrote."""
+    return np.stack([np.frombuffer(base64.b64decode(row), "<f4") for row in rows])
 
 
 def _decision(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
@@ -97,7 +112,22 @@ def _decision(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _voices(embeddings: np.ndarray, speakers: np.ndarray) -> dict[str, Any]:
+def _scores(enrol, test, enrol_index, test_index, cohort):
+    rows = (enrol, test, enrol_index, test_index)
+    scores = backend.cosine_trials(*rows)
+    return scores if cohort is None else score_norm.as_norm(scores, *rows, cohort)
+
+
+def cohort_places(speakers: Shaped[np.ndarray, "n"], most: int) -> Int[np.ndarray, "k"]:
+    """At most COHORT_RECORDINGS recordings each of at most `most` speakers, evenly spread."""
+    names, number = np.unique(speakers, return_inverse=True)
+    members = [np.flatnonzero(number == i) for i in _spread(len(names), most)]
+    return np.sort(np.concatenate([m[_spread(len(m), COHORT_RECORDINGS)] for m in members]))
+
+
+def _voices(
+    embeddings: np.ndarray, speakers: np.ndarray, cohort: np.ndarray | None
+) -> dict[str, Any]:
     """What `identify` needs to decide by the cosine with the mean of several recordings."""
     drawn = [draw_voices(speakers, size, VOICE_DRAWS) for size in VOICE_SIZES]
     drawn = [trials for trials in drawn if trials is not None]
@@ -106,8 +136,8 @@ def _voices(embeddings: np.ndarray, speakers: np.ndarray) -> dict[str, Any]:
         return {}
     rows, scores = backend.length_normalise(embeddings), []
     for voices, own, other in drawn:
-        means = backend.length_normalise(rows[voices].mean(1))
-        scores += [np.einsum("kd,kd->k", means, rows[test]) for test in (own, other)]
+        means, each = rows[voices].mean(1), np.arange(len(voices))
+        scores += [_scores(means, rows, each, test, cohort) for test in (own, other)]
     scores = np.concatenate(scores)
     counts = np.repeat([voices.shape[1] for voices, _, _ in drawn], 2 * VOICE_DRAWS)
     target = np.tile(np.arange(2 * VOICE_DRAWS) < VOICE_DRAWS, len(drawn))

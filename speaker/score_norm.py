@@ -65,6 +65,20 @@ def cohort_statistics(
     return CohortStatistics(mean, deviation)
 
 
+def as_norm(
+    scores: Float[np.ndarray, "k"],
+    enrol: Float[np.ndarray, "m d"],
+    test: Float[np.ndarray, "n d"],
+    enrol_index: Int[np.ndarray, "k"],
+    test_index: Int[np.ndarray, "k"],
+    cohort: Float[np.ndarray, "c d"],
+) -> Float[np.ndarray, "k"]:
+    """AS-norm of cosines against the nearest quarter of a cohort."""
+    top_k = max(len(cohort) // 4, 2)
+    sides = (cohort_statistics(rows, cohort, top_k=top_k) for rows in (enrol, test))
+    return normalise(scores, *sides, enrol_index, test_index)
+
+
 def normalise(
     scores: Float[np.ndarray, "k"],
     enrol: CohortStatistics,

@@ -147,9 +147,11 @@ def identify(
     """
     names, models, counts = voices.models()
     decision = embedder.decision
-    (scores,) = backend.cosine_matrix(embedder.embed_files([recording]), models)
+    rows = embedder.embed_files([recording])
     if decision is None:
+        scores = backend.cosine_matrix(models, rows)[:, 0]
         return [(names[i], float(scores[i]), None) for i in np.argsort(-scores, kind="stable")]
+    scores = decision.scores(models, rows)[:, 0]
     (shares,) = posteriors(decision.ratios(scores, counts)[None], p_known)
     known = [*zip(names, scores.tolist()), (UNKNOWN, None)]
     return [(*known[i], float(shares[i])) for i in np.argsort(-shares, kind="stable")]
