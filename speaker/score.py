@@ -1,6 +1,7 @@
-"""Scores a list of trials on embeddings, and says how good the scores are.
+"""Scores lists of trials on embeddings, and says how good the scores are.
 
     python -m speaker.score --trials=trials.txt --embeddings=eval_vectors
+    python -m speaker.score --trials o.txt e.txt h.txt --embeddings=vox1 --out=scores.txt
     python -m speaker.score --trials=trials.txt --embeddings=eval_vectors --out=scores.txt
         --backend=plda --lda-dim=128 --train-embeddings=train_vectors
         --norm=asnorm --cohort=train_vectors
@@ -9,6 +10,9 @@ Trials are `1 enrol test` or `enrol test target` lines. Embeddings are what spea
 (its folder), or .npz, .ark, .scp, .txt files. With --enrolment (spk2utt) the enrolled side names
 speakers with several utterances. Lists match the embeddings by their ids: the lists of VoxCeleb,
 which name files, those of data of kind voxceleb, or of recordings whose ids are their paths.
+
+Several lists share embeddings, back end and cohort: each has figures of its own after its name,
+--out becomes scores.<list>.txt, --det shows all their curves.
 
 Printed are EER, minDCF and minCllr, actDCF and Cllr where scores are likelihood ratios (plda,
 --calibrate-on, --calibrate), and with --utt2spk intervals over the speakers.
@@ -94,7 +98,11 @@ def _check_options(args: argparse.Namespace) -> None:
     ):
         if wrong:
             raise errors.UserError(message)
-    for path in (args.out, args.det):
+    names = [path.stem for path in args.trials]
+    if len(set(names)) < len(names):
+        raise errors.UserError("--trials: two lists of one name; give them different names.")
+    outs = [_out(args, name) for name in names] if args.out else []
+    for path in (*outs, args.det):
         if path is not None:
             files.check_output(path)
     if args.det:
@@ -209,15 +217,15 @@ def _warn_of_shared(listed: trials.Trials, other: trials.Trials) -> None:
     shared = {*listed.enrol_ids, *listed.test_ids} & {*other.enrol_ids, *other.test_ids}
     if shared:
         log.warning(
-            "%d ids are in --trials and in --calibrate-on: actDCF and Cllr flatter. Calibrate on "
-            "other speakers.",
-            len(shared),
+            "%s: %d ids are in --calibrate-on too: actDCF and Cllr flatter. Calibrate on other "
+            "speakers.",
+            *(listed.path, len(shared)),
         )
 
 
 def _work(args: argparse.Namespace) -> None:
     _check_options(args)
-    listed = trials.read_trials(args.trials)
+    lists = {path.stem: trials.read_trials(path) for path in args.trials}
     other = trials.read_trials(args.calibrate_on) if args.calibrate_on else None
     speakers = vectors.read_speakers(args.utt2spk) if args.utt2spk else None
     enrolment = trials.read_enrolment(args.enrolment) if args.enrolment else None
@@ -227,44 +235,61 @@ def _work(args: argparse.Namespace) -> None:
     _check_size("--enrol-embeddings", enrol[1], size)
     fitted = _back_end(args, size)
     cohort = _cohort(args, fitted, size) if args.norm else None
-    located, scores = _scored(args, listed, fitted, cohort, enrol, test, enrolment)
-    target, calibrated = located.is_target, ""
-    if args.calibrate or other is not None:
-        paths = (args.enrol_embeddings or args.embeddings, args.embeddings)
-        names, quality = _quality(args, paths, enrol, test, located)
-        fit_to, calibrated = (scores, target, quality), "these trials themselves"
-        if other is not None:
-            _warn_of_shared(listed, other)
-            sets = (enrol, test)
-            if args.calibrate_embeddings:
-                paths = (args.calibrate_embeddings,) * 2
-                sets = (vectors.read(args.calibrate_embeddings),) * 2
-                _check_size("--calibrate-embeddings", sets[0][1], size)
-            there, found = _scored(args, other, fitted, cohort, *sets, enrolment)
-            _, measured = _quality(args, paths, *sets, there)
-            fit_to = (found, there.is_target, measured)
-            calibrated = f"{len(found)} trials of {args.calibrate_on}"
-        scores = calibration.fit(*fit_to, quality_names=names)(scores, quality)
-        calibrated += f", with {', '.join(names)}" if names else ""
-    are_llrs = bool(calibrated) or (args.backend == "plda" and not args.norm)
-    bounds = {}
-    if speakers is not None:
-        pairs = scoring.trial_speakers(listed, located, speakers, enrolment, enrol[0])
-        bounds = bootstrap.intervals(bootstrap.resample(scores, target, *pairs, are_llrs=are_llrs))
-    print(detection.describe(detection.summarise(scores, target, are_llrs=are_llrs), bounds))
-    if calibrated:
-        flatter = ": actDCF and Cllr flatter" if args.calibrate else ""
-        print(f"Calibrated on {calibrated}{flatter}.")
-    if len(located.kept) < len(listed):
-        print(f"{len(listed) - len(located.kept)} of {len(listed)} trials left out: unknown ids.")
-    if args.out:
-        names = zip(listed.enrol_index[located.kept], listed.test_index[located.kept], scores)
-        lines = [f"{listed.enrol_ids[i]} {listed.test_ids[j]} {s:.9g}\n" for i, j, s in names]
-        files.write_text(args.out, "".join(lines))
+    paths = (args.enrol_embeddings or args.embeddings, args.embeddings)
+    calibrate = calibrated = None
+    if other is not None:
+        there_paths, sets = paths, (enrol, test)
+        if args.calibrate_embeddings:
+            there_paths = (args.calibrate_embeddings,) * 2
+            sets = (vectors.read(args.calibrate_embeddings),) * 2
+            _check_size("--calibrate-embeddings", sets[0][1], size)
+        there, scores = _scored(args, other, fitted, cohort, *sets, enrolment)
+        names, quality = _quality(args, there_paths, *sets, there)
+        calibrate = calibration.fit(scores, there.is_target, quality, quality_names=names)
+        calibrated = f"{len(scores)} trials of {args.calibrate_on}"
+    curves = {}
+    for name, listed in lists.items():
+        located, scores = _scored(args, listed, fitted, cohort, enrol, test, enrolment)
+        target = located.is_target
+        if args.calibrate or other is not None:
+            names, quality = _quality(args, paths, enrol, test, located)
+            if args.calibrate:
+                calibrate = calibration.fit(scores, target, quality, quality_names=names)
+                calibrated = "these trials themselves"
+            else:
+                _warn_of_shared(listed, other)
+            scores = calibrate(scores, quality)
+        are_llrs = calibrate is not None or (args.backend == "plda" and not args.norm)
+        bounds = {}
+        if speakers is not None:
+            pairs = scoring.trial_speakers(listed, located, speakers, enrolment, enrol[0])
+            drawn = bootstrap.resample(scores, target, *pairs, are_llrs=are_llrs)
+            bounds = bootstrap.intervals(drawn)
+        summary = detection.summarise(scores, target, are_llrs=are_llrs)
+        title = f"{name}: " if len(lists) > 1 else ""
+        print(title + detection.describe(summary, bounds))
+        if calibrated:
+            flatter = ": actDCF and Cllr flatter" if args.calibrate else ""
+            used = f", with {', '.join(names)}" if names else ""
+            print(f"{title}Calibrated on {calibrated}{used}{flatter}.")
+        if len(located.kept) < len(listed):
+            left = len(listed) - len(located.kept)
+            print(f"{title}{left} of {len(listed)} trials left out: unknown ids.")
+        if args.out:
+            rows = zip(listed.enrol_index[located.kept], listed.test_index[located.kept], scores)
+            lines = [f"{listed.enrol_ids[i]} {listed.test_ids[j]} {s:.9g}\n" for i, j, s in rows]
+            files.write_text(_out(args, name), "".join(lines))
+        curves[name] = detection.error_curve(scores, target)
     if args.det:
         from speaker import det
 
-        det.save_det(args.det, {args.trials.stem: detection.error_curve(scores, target)})
+        det.save_det(args.det, curves)
+
+
+def _out(args: argparse.Namespace, name: str) -> pathlib.Path:
+    """The file of a list's scores: `--out`, with the list's name in it if there are several."""
+    several = len(args.trials) > 1
+    return args.out.with_stem(f"{args.out.stem}.{name}") if several else args.out
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -279,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def path(text: str) -> pathlib.Path:
         return pathlib.Path(text).expanduser()
 
-    add("--trials", required=True, type=path, metavar="FILE", help="pairs of ids of embeddings")
+    add("--trials", required=True, type=path, nargs="+", metavar="FILE", help="pairs of ids")
     add("--embeddings", required=True, type=path, metavar="E", help="of the tested side")
     add("--enrol-embeddings", type=path, metavar="E", help="of the other side; default: the same")
     add("--enrolment", type=path, metavar="SPK2UTT", help="models and their utterances")
@@ -307,7 +332,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add("--utt2spk", type=path, metavar="FILE", help="of the trials, for intervals")
     add("--allow-unknown", action="store_true", help="leave out trials without embeddings")
-    add("--out", type=path, metavar="FILE", help="`enrol test score` lines")
+    add(
+        "--out",
+        type=path,
+        metavar="FILE",
+        help="`enrol test score` lines; of several lists OUT.<list>.txt",
+    )
     add("--det", type=path, metavar="PNG", help="plot of both kinds of error")
     args = parser.parse_args(argv)
     app.command("speaker.score", lambda: _work(args))

@@ -88,6 +88,42 @@ def test_cosines_in_the_order_of_the_trials(data, scores_of):
     np.testing.assert_array_equal(again[2], found)
 
 
+def test_several_lists_at_once(data, scores_of, tmp_path, command, capsys, monkeypatch):
+    """Each has what it has alone, embeddings are read once, and one calibration serves all."""
+    lines = (data.root / "trials").read_text().splitlines(keepends=True)
+    parts = [data.root / "first.txt", data.root / "second.txt"]
+    for part, path in enumerate(parts):
+        path.write_text("".join(lines[part::2]))
+    options = [
+        "--calibrate-on",
+        data.root / "kaldi_trials",
+        "--utt2spk",
+        data.root / "eval/utt2spk",
+    ]
+    alone = [scores_of(*options, trials=path.name) for path in parts]
+    read, original = [], vectors.read
+    monkeypatch.setattr(vectors, "read", lambda path: read.append(path) or original(path))
+    seen = {}
+    fake = types.ModuleType("speaker.det")
+    fake.plot_format, fake.save_det = lambda path: "png", lambda path, curves: seen.update(curves)
+    monkeypatch.setitem(sys.modules, "speaker.det", fake)
+    monkeypatch.setattr("speaker.det", fake, raising=False)
+    options += ["--det", tmp_path / "d.png", "--embeddings", data.root / "eval"]
+    score.main([*map(str, ["--trials", *parts, *options, "--out", tmp_path / "s.txt"])])
+    said = capsys.readouterr().out.splitlines()
+    assert len(read) == 1
+    for name, (text, fields, _) in zip(("first", "second"), alone):
+        assert [line for line in said if line.startswith(name)] == [
+            f"{name}: {line}" for line in text.splitlines()
+        ]
+        written = (tmp_path / f"s.{name}.txt").read_text().splitlines()
+        assert [line.split() for line in written] == fields
+    assert list(seen) == ["first", "second"]
+    assert not (tmp_path / "s.txt").exists()
+    twice = ("--trials", parts[0], tmp_path / "first.txt", "--embeddings", data.root / "eval")
+    assert "two lists of one name" in failure(score.main, *twice)
+
+
 def test_what_is_subtracted(data, scores_of):
     """The training mean by default; that of --center; nothing."""
     train = data.root / "train"
@@ -236,7 +272,7 @@ def test_calibration_on_other_trials(data, others, scores_of, caplog):
     assert caplog.text == ""
     # The same trials are said to flatter.
     scores_of("--calibrate-on", data.root / "trials")
-    assert "48 ids are in --trials and in --calibrate-on" in caplog.text
+    assert "trials: 48 ids are in --calibrate-on too" in caplog.text
 
 
 def test_calibration_sees_normalised_scores(data, others, scores_of):
