@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, Num
 from common import cache, errors, parallel, trained
 from common.audio import io, vad
 from common.data import ark, indexing, records, splits
-from speaker import backend, calibration, data, evaluation, score_norm
+from speaker import backend, data, evaluation
 from speaker import task as speaker_task
 
 Recording = io.PathLike | bytes | Num[np.ndarray, "t *c"]
@@ -35,10 +35,10 @@ class Decision:
     says in words where they were fitted.
     """
 
-    calibration: calibration.Calibration
+    calibration: backend.Calibration
     eer_threshold: float
     source: str
-    voices: calibration.Calibration | None = None
+    voices: backend.Calibration | None = None
     cohort: Float[np.ndarray, "c d"] | None = None
 
     def scores(
@@ -49,7 +49,7 @@ class Decision:
         if self.cohort is None:
             return cosines
         index = np.indices(cosines.shape).reshape(2, -1)
-        found = score_norm.as_norm(cosines.ravel(), enrol, test, *index, self.cohort)
+        found = backend.as_norm(cosines.ravel(), enrol, test, *index, self.cohort)
         return found.reshape(cosines.shape)
 
     def ratios(
@@ -59,7 +59,7 @@ class Decision:
         pairs = self.calibration(scores)
         if self.voices is None:
             return pairs
-        measures = calibration.voice_measures(scores, counts)
+        measures = backend.voice_measures(scores, counts)
         return np.where(counts == 1, pairs, self.voices(scores, measures))
 
 
@@ -68,9 +68,9 @@ def decision(said: Mapping[str, Any], source: str, cohort: Sequence[str] | None 
     voices = None
     if "voices" in said:
         slope, offset, *weights = said["voices"]
-        names = calibration.VOICE_MEASURES
-        voices = calibration.Calibration(slope, offset, 0.5, names, tuple(weights))
-    pairs = calibration.Calibration(said["slope"], said["offset"], said["p_target"])
+        names = backend.VOICE_MEASURES
+        voices = backend.Calibration(slope, offset, 0.5, names, tuple(weights))
+    pairs = backend.Calibration(said["slope"], said["offset"], said["p_target"])
     means = evaluation.unpack(cohort) if cohort else None
     return Decision(pairs, said["eer_threshold"], source, voices, means)
 
@@ -312,7 +312,7 @@ class Embedder:
             )
         score = self.decision.scores(left[None], right[None])[0]
         ratio = self.decision.calibration(score)
-        probability = calibration.probability(ratio, prior)
+        probability = backend.probability(ratio, prior)
         return Comparison(float(score[0]), float(ratio[0]), float(probability[0]))
 
     def embed_files(self, paths: Sequence[str]) -> Float[np.ndarray, "n d"]:

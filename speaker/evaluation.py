@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from common import errors
 from common.data import splits
-from speaker import backend, bootstrap, calibration, data, detection, score_norm, trials
+from speaker import backend, data, metrics, trials
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +52,15 @@ def measure(
     rows = embeddings[used]
     scores = _scores(rows, rows, places[: len(enrol)], places[len(enrol) :], cohort)
     target = wanted.is_target[both]
-    summary, bounds = detection.summarise(scores, target), {}
+    summary, bounds = metrics.summarise(scores, target), {}
     # A list may compare recordings whose speakers nobody wrote down.
     if _agrees(speakers, enrol, test, target):
-        drawn = bootstrap.resample(
+        drawn = metrics.resample(
             scores, target, speakers[enrol], speakers[test], num_resamples=RESAMPLES
         )
-        bounds = bootstrap.intervals(drawn)
+        bounds = metrics.intervals(drawn)
     norm = "" if cohort is None else f"AS-norm against {len(cohort)} speakers: "
-    lines = [norm + detection.describe(summary, bounds)]
+    lines = [norm + metrics.describe(summary, bounds)]
     if not both.all():
         lines.append(
             f"{int((~both).sum())} trials left out: recordings without an embedding (unreadable, "
@@ -99,15 +99,15 @@ def unpack(rows: Sequence[str]) -> Float[np.ndarray, "c d"]:
 def _decision(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     """What `verify` needs to decide by these scores, kept with the checkpoint."""
     try:
-        fitted = calibration.fit(scores, target)
-    except (calibration.CalibrationError, detection.ScoreError) as error:
+        fitted = backend.fit_calibration(scores, target)
+    except (backend.CalibrationError, metrics.ScoreError) as error:
         log.info("The scores cannot be calibrated: %s", error)
         return {}
     return {
         "slope": fitted.slope,
         "offset": fitted.offset,
         "p_target": fitted.p_target,
-        "eer_threshold": detection.eer_threshold(detection.error_curve(scores, target)),
+        "eer_threshold": metrics.eer_threshold(metrics.error_curve(scores, target)),
         "trials": len(scores),
     }
 
@@ -115,7 +115,7 @@ def _decision(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
 def _scores(enrol, test, enrol_index, test_index, cohort):
     rows = (enrol, test, enrol_index, test_index)
     scores = backend.cosine_trials(*rows)
-    return scores if cohort is None else score_norm.as_norm(scores, *rows, cohort)
+    return scores if cohort is None else backend.as_norm(scores, *rows, cohort)
 
 
 def cohort_places(speakers: Shaped[np.ndarray, "n"], most: int) -> Int[np.ndarray, "k"]:
@@ -142,10 +142,10 @@ def _voices(
     counts = np.repeat([voices.shape[1] for voices, _, _ in drawn], 2 * VOICE_DRAWS)
     target = np.tile(np.arange(2 * VOICE_DRAWS) < VOICE_DRAWS, len(drawn))
     try:
-        measures = calibration.voice_measures(scores, counts)
-        names = calibration.VOICE_MEASURES
-        fitted = calibration.fit(scores, target, measures, quality_names=names)
-    except (calibration.CalibrationError, detection.ScoreError) as error:
+        measures = backend.voice_measures(scores, counts)
+        names = backend.VOICE_MEASURES
+        fitted = backend.fit_calibration(scores, target, measures, quality_names=names)
+    except (backend.CalibrationError, metrics.ScoreError) as error:
         log.info("Voices of several recordings cannot be calibrated: %s", error)
         return {}
     return {"voices": [fitted.slope, fitted.offset, *fitted.quality_weights]}

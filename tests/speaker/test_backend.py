@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sklearn.discriminant_analysis
 
-from speaker import backend, detection
+from speaker import backend, metrics
 
 
 def speakers_in_noise(seed=0, num_speakers=20, per_speaker=6, d=10):
@@ -67,7 +67,7 @@ def test_lda_whitens_within_speakers_and_helps():
     for transform in (backend.fit_mean(x), backend.fit_lda(x, speaker, 6)):
         z = transform(test)
         scores = backend.cosine_trials(z, z, i, j)
-        rates.append(detection.eer(detection.error_curve(scores, is_target)))
+        rates.append(metrics.eer(metrics.error_curve(scores, is_target)))
     assert rates[1] < 0.7 * rates[0]
 
 
