@@ -32,14 +32,13 @@ class EmbeddingError(errors.UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transform:
-    """x -> (x - mean) @ projection, then to unit length if `normalise`.
+    """x -> (x - mean) @ projection, then to unit length.
 
     mean f64[d]; projection f64[d, p], the identity for mean subtraction alone.
     """
 
     mean: Float[np.ndarray, "d"]
     projection: Float[np.ndarray, "d p"]
-    normalise: bool = True
 
     def __call__(self, embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n p"]:
         """Transformed rows in float64. Raises EmbeddingError for rows that cannot be scaled."""
@@ -48,8 +47,7 @@ class Transform:
                 f"this transform takes embeddings of {len(self.mean)} dimensions, got "
                 f"{embeddings.shape[1]}. Use the model that it was fitted with."
             )
-        projected = (embeddings - self.mean) @ self.projection
-        return length_normalise(projected) if self.normalise else projected
+        return length_normalise((embeddings - self.mean) @ self.projection)
 
 
 def length_normalise(embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
@@ -70,26 +68,22 @@ def length_normalise(embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, 
     return embeddings / lengths
 
 
-def fit_mean(embeddings: Float[np.ndarray, "n d"], *, normalise: bool = True) -> Transform:
+def fit_mean(embeddings: Float[np.ndarray, "n d"]) -> Transform:
     """Subtracts the mean embedding of a training set."""
     mean = np.mean(embeddings, axis=0, dtype=np.float64)
-    return Transform(mean, np.eye(len(mean)), normalise)
+    return Transform(mean, np.eye(len(mean)))
 
 
 def fit_lda(
     embeddings: Float[np.ndarray, "n d"],
     speakers: Shaped[np.ndarray, "n"],
     dimensions: int,
-    *,
-    shrinkage: float | int | str | None = None,
-    normalise: bool = True,
 ) -> Transform:
     """Fisher's linear discriminants, fitted by scikit-learn, `dimensions` of them.
 
     In the new coordinates the covariance within speakers (over n) is the identity, and directions
-    come in falling order of the variance between speakers. `shrinkage` in [0, 1] pulls the
-    covariance within speakers to a multiple of the identity, which few data need; "auto" chooses
-    it (Ledoit and Wolf). Takes five times the memory of the embeddings in float64.
+    come in falling order of the variance between speakers. Takes five times the memory of the
+    embeddings in float64.
 
     Raises EmbeddingError when there are too few speakers, utterances or dimensions.
     """
@@ -106,9 +100,7 @@ def fit_lda(
         raise EmbeddingError(
             f"LDA needs speakers with several utterances, but each of the {num_speakers} has one."
         )
-    discriminants = sklearn.discriminant_analysis.LinearDiscriminantAnalysis(
-        solver="svd" if shrinkage is None else "eigen", shrinkage=shrinkage
-    )
+    discriminants = sklearn.discriminant_analysis.LinearDiscriminantAnalysis()
     with warnings.catch_warnings():  # collinear dimensions are dropped, which is what is wanted
         warnings.filterwarnings("ignore", "Variables are collinear")
         # A speaker with one utterance says nothing about the covariance within; that is no fault.
@@ -120,7 +112,7 @@ def fit_lda(
             f"LDA finds only {projection.shape[1]} directions that tell the speakers apart, not "
             f"{dimensions}: the embeddings span few dimensions. Set fewer dimensions."
         )
-    return Transform(embeddings.mean(0), projection, normalise)
+    return Transform(embeddings.mean(0), projection)
 
 
 def speaker_means(

@@ -128,28 +128,19 @@ def eer_rocch(curve: ErrorCurve) -> float:
     return eer(convex_hull(curve))
 
 
-def min_dcf(
-    curve: ErrorCurve,
-    p_target: float,
-    *,
-    cost_miss: float | int = 1,
-    cost_fa: float | int = 1,
-) -> float:
+def min_dcf(curve: ErrorCurve, p_target: float) -> float:
     """Lowest detection cost over all thresholds, divided by that of the better trivial decision.
 
-    DCF = (cost_miss p_target P_miss + cost_fa (1 - p_target) P_fa) / min(cost_miss p_target,
-    cost_fa (1 - p_target)) (NIST SRE 2016 evaluation plan); in [0, 1].
+    DCF = (p_target P_miss + (1 - p_target) P_fa) / min(p_target, 1 - p_target) (NIST SRE 2016
+    evaluation plan, both costs 1); in [0, 1].
     """
-    return float(_dcf(curve.p_miss, curve.p_fa, p_target, cost_miss, cost_fa).min())
+    return float(_dcf(curve.p_miss, curve.p_fa, p_target).min())
 
 
-def _dcf(p_miss, p_fa, p_target, cost_miss, cost_fa):
+def _dcf(p_miss, p_fa, p_target):
     if not 0 < p_target < 1:
         raise ValueError(f"p_target is a probability between 0 and 1, got {p_target}")
-    if cost_miss <= 0 or cost_fa <= 0:
-        raise ValueError(f"costs are positive, got {cost_miss} and {cost_fa}")
-    miss, fa = cost_miss * p_target, cost_fa * (1 - p_target)
-    return (miss * p_miss + fa * p_fa) / min(miss, fa)
+    return (p_target * p_miss + (1 - p_target) * p_fa) / min(p_target, 1 - p_target)
 
 
 def error_rates(
@@ -161,25 +152,20 @@ def error_rates(
     return float(1 - accepted[is_target].mean()), float(accepted[~is_target].mean())
 
 
-def bayes_threshold(p_target: float, cost_miss: float | int = 1, cost_fa: float | int = 1) -> float:
+def bayes_threshold(p_target: float) -> float:
     """The log-likelihood ratio (natural) from which on accepting has the lower expected cost."""
-    return float(np.log(cost_fa / cost_miss) - scipy.special.logit(p_target))
+    return float(-scipy.special.logit(p_target))
 
 
 def act_dcf(
-    llrs: Float[np.ndarray, "n"],
-    is_target: Bool[np.ndarray, "n"],
-    p_target: float,
-    *,
-    cost_miss: float | int = 1,
-    cost_fa: float | int = 1,
+    llrs: Float[np.ndarray, "n"], is_target: Bool[np.ndarray, "n"], p_target: float
 ) -> float:
     """Normalised cost of deciding natural-log likelihood ratios at Bayes' threshold.
 
     Cost as in `min_dcf` and at least that; the difference is what calibration loses. May exceed 1.
     """
-    rates = error_rates(llrs, is_target, bayes_threshold(p_target, cost_miss, cost_fa))
-    return float(_dcf(*rates, p_target, cost_miss, cost_fa))
+    rates = error_rates(llrs, is_target, bayes_threshold(p_target))
+    return float(_dcf(*rates, p_target))
 
 
 def cllr(llrs: Float[np.ndarray, "n"], is_target: Bool[np.ndarray, "n"]) -> float:
@@ -376,23 +362,18 @@ def resample(
     return values
 
 
-def interval(values: Float[np.ndarray, "r"], confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of resampled values; (NaN, NaN) if none is a number."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+def interval(values: Float[np.ndarray, "r"]) -> tuple[float, float]:
+    """95 % percentile interval of resampled values; (NaN, NaN) if none is a number."""
     values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan")
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(values, [tail, 100 - tail])
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
-def intervals(
-    values: Mapping[str, Float[np.ndarray, "r"]], confidence: float = 0.95
-) -> dict[str, tuple[float, float]]:
+def intervals(values: Mapping[str, Float[np.ndarray, "r"]]) -> dict[str, tuple[float, float]]:
     """`interval` of every metric, as `describe` takes them."""
-    return {name: interval(v, confidence) for name, v in values.items()}
+    return {name: interval(v) for name, v in values.items()}
 
 
 def _check_speakers(is_target, enrol_speakers, test_speakers):

@@ -33,7 +33,7 @@ from speaker import backend, metrics, plda, trials, vectors
 log = logging.getLogger(__name__)
 
 _TOP_K = 300  # of the cohort, without --top-k
-MOST_LDA = 200  # dimensions if nobody says how many, as Kaldi's recipe for VoxCeleb has
+_MOST_LDA = 200  # dimensions if nobody says how many, as Kaldi's recipe for VoxCeleb has
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def fit_back_end(
         return BackEnd(backend.Transform(mean, np.eye(size)), None)
     embeddings, speakers = train
     if kind == "lda" or (kind == "plda" and dimensions is not None):
-        most = min(MOST_LDA, size, len(set(speakers)) - 1)
+        most = min(_MOST_LDA, size, len(set(speakers)) - 1)
         wanted = most if dimensions is None else dimensions
         fitted = backend.fit_lda(embeddings, np.array(speakers), wanted)
     else:
@@ -498,7 +498,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--lda-dim",
         type=int,
         metavar="N",
-        help=f"lda: default at most {MOST_LDA}; plda: none",
+        help=f"lda: default at most {_MOST_LDA}; plda: none",
     )
     add("--center", metavar="E|none", help="mean to subtract; default: the training set's")
     add("--norm", choices=("asnorm", "snorm"))
