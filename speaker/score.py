@@ -411,6 +411,11 @@ def _warn_of_shared(listed: trials.Trials, other: trials.Trials) -> None:
 def _work(args: argparse.Namespace) -> None:
     _check_options(args)
     lists = {path.stem: trials.read_trials(path) for path in args.trials}
+    for path, listed in zip(args.trials, lists.values()):
+        try:
+            metrics.check(np.zeros(len(listed)), listed.is_target)
+        except metrics.ScoreError as error:
+            raise errors.UserError(f"{path}: {error}") from None
     other = trials.read_trials(args.calibrate_on) if args.calibrate_on else None
     speakers = vectors.read_speakers(args.utt2spk) if args.utt2spk else None
     enrolment = trials.read_enrolment(args.enrolment) if args.enrolment else None

@@ -118,6 +118,13 @@ def test_several_lists_at_once(data, scores_of, tmp_path, command, capsys, monke
     assert not (tmp_path / "s.txt").exists()
     twice = ("--trials", parts[0], tmp_path / "first.txt", "--embeddings", data.root / "eval")
     assert "two lists of one name" in failure(score.main, *twice)
+    (data.root / "third.txt").write_text("0 e0-0 e1-0\n")
+    mixed = ("--trials", parts[0], data.root / "third.txt", "--embeddings", data.root / "eval")
+    said = failure(score.main, *mixed)
+    assert said.startswith(
+        f"speaker.score: {data.root}/third.txt: none of the 1 trials is a target"
+    )
+    assert not capsys.readouterr().out  # said before any list is scored
 
 
 def test_what_is_subtracted(data, scores_of):
