@@ -20,7 +20,7 @@ import numpy as np
 
 from common import app
 from common.data import records, splits
-from speaker import backend, bootstrap, detection, embed, plda, scoring, trials
+from speaker import backend, embed, metrics, plda, score, trials
 
 BACK_ENDS = ("cosine", "AS-norm", "LDA", "PLDA")
 
@@ -45,20 +45,20 @@ def embed_source(
     return ids, speakers, backend.length_normalise(found.embeddings)
 
 
-def fitted(kind: str, train: TrainingSet, dimensions: int) -> scoring.BackEnd:
+def fitted(kind: str, train: TrainingSet, dimensions: int) -> score.BackEnd:
     """The back end of a row of the table."""
     centred = backend.fit_mean(train.embeddings)
     if kind in ("cosine", "AS-norm"):
-        return scoring.BackEnd(centred, None)
+        return score.BackEnd(centred, None)
     projected = backend.fit_lda(train.embeddings, train.speakers, dimensions)
     if kind == "LDA":
-        return scoring.BackEnd(projected, None)
-    return scoring.BackEnd(projected, plda.train(projected(train.embeddings), train.speakers))
+        return score.BackEnd(projected, None)
+    return score.BackEnd(projected, plda.train(projected(train.embeddings), train.speakers))
 
 
 def rows(
     embedder: embed.Embedder, args: argparse.Namespace
-) -> Iterator[tuple[str, str, detection.Summary, tuple[float, float]]]:
+) -> Iterator[tuple[str, str, metrics.Summary, tuple[float, float]]]:
     """(list, back end, figures, interval of the EER) of one run."""
     source = splits.open_source(embedder.config.data, embedder.config.data.train)
     _, speakers, embeddings = embed_source(embedder, source)
@@ -71,21 +71,21 @@ def rows(
         ids, _, found = embed_source(embedder, records.RecordList(path, files))
         for kind in BACK_ENDS:
             back_end = fitted(kind, train, args.lda_dim)
-            sides, located = scoring.sides(
+            sides, located = score.sides(
                 listed, back_end, (ids, found), (ids, found), None, allow_unknown=False
             )
-            scores = scoring.score(back_end, sides)
+            scores = score.score(back_end, sides)
             if kind == "AS-norm":
                 others = (back_end.transform(cohort), counts)
-                scores = scoring.normalise(back_end, sides, scores, others, args.top_k)
+                scores = score.normalise(back_end, sides, scores, others, args.top_k)
             of = [pathlib.PurePath(name).parts[args.speaker] for name in ids]
             left, right = (np.asarray(of)[i] for i in (located.enrol_index, located.test_index))
-            drawn = bootstrap.resample(scores, located.is_target, left, right, num_resamples=1000)
-            bounds = bootstrap.intervals(drawn)["eer"]
+            drawn = metrics.resample(scores, located.is_target, left, right, num_resamples=1000)
+            bounds = metrics.intervals(drawn)["eer"]
             yield (
                 pathlib.Path(path).stem,
                 kind,
-                detection.summarise(scores, located.is_target),
+                metrics.summarise(scores, located.is_target),
                 bounds,
             )
 

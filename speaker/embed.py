@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int, Num
 from common import cache, errors, parallel, trained
 from common.audio import io, vad
 from common.data import ark, indexing, records, splits
-from speaker import backend, calibration, data
+from speaker import backend, data, evaluation
 from speaker import task as speaker_task
 
 Recording = io.PathLike | bytes | Num[np.ndarray, "t *c"]
@@ -28,18 +29,56 @@ Recording = io.PathLike | bytes | Num[np.ndarray, "t *c"]
 class Decision:
     """What the evaluation of a checkpoint left for deciding by its cosine scores.
 
-    `source` says in words where it was fitted.
+    `calibration` is that of pairs of recordings, `voices` that of a recording and the mean of
+    several; None where an earlier version evaluated, or on speakers of one recording. With a
+    `cohort`, means of training speakers, they are those of normalised scores (AS-norm). `source`
+    says in words where they were fitted.
     """
 
-    calibration: calibration.Calibration
+    calibration: backend.Calibration
     eer_threshold: float
     source: str
+    voices: backend.Calibration | None = None
+    cohort: Float[np.ndarray, "c d"] | None = None
+
+    def scores(
+        self, enrol: Float[np.ndarray, "m d"], test: Float[np.ndarray, "n d"]
+    ) -> Float[np.ndarray, "m n"]:
+        """What is calibrated, of every pair of rows."""
+        cosines = backend.cosine_matrix(enrol, test)
+        if self.cohort is None:
+            return cosines
+        index = np.indices(cosines.shape).reshape(2, -1)
+        found = backend.as_norm(cosines.ravel(), enrol, test, *index, self.cohort)
+        return found.reshape(cosines.shape)
+
+    def ratios(
+        self, scores: Float[np.ndarray, "n"], counts: Int[np.ndarray, "n"]
+    ) -> Float[np.ndarray, "n"]:
+        """Natural-log likelihood ratios of cosines with means of so many recordings."""
+        pairs = self.calibration(scores)
+        if self.voices is None:
+            return pairs
+        measures = backend.voice_measures(scores, counts)
+        return np.where(counts == 1, pairs, self.voices(scores, measures))
+
+
+def decision(said: Mapping[str, Any], source: str, cohort: Sequence[str] | None = None) -> Decision:
+    """From what `evaluation.measure` left, and the cohort that it used, packed."""
+    voices = None
+    if "voices" in said:
+        slope, offset, *weights = said["voices"]
+        names = backend.VOICE_MEASURES
+        voices = backend.Calibration(slope, offset, 0.5, names, tuple(weights))
+    pairs = backend.Calibration(said["slope"], said["offset"], said["p_target"])
+    means = evaluation.unpack(cohort) if cohort else None
+    return Decision(pairs, said["eer_threshold"], source, voices, means)
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two recordings: the cosine of their embeddings, the natural-log likelihood ratio that the
-    calibration makes of it, and the probability of one speaker; None where nothing calibrated."""
+    """Two recordings: their score (`Decision.scores`; a cosine), the natural-log likelihood ratio
+    that the calibration makes of it, and the probability of one speaker; None without one."""
 
     score: float
     ratio: float | None
@@ -193,11 +232,13 @@ class Embedder:
         said = meta.get("report", {}).get(split)
         if not said:
             return None
-        fitted = calibration.Calibration(said["slope"], said["offset"], said["p_target"])
         source = f"{said['trials']} trials of the split {split!r} at step {meta['evaluated']}"
         if meta["evaluated"] != self.step:
             source += f", not at step {self.step} itself"
-        return Decision(fitted, said["eer_threshold"], source)
+        cohort = meta["report"].get(evaluation.COHORT, {}).get("means")
+        if cohort and meta["evaluated"] != self.step:
+            return None  # another network's: no scores like those that were calibrated
+        return decision(said, source, cohort)
 
     def open(self, source: records.Source, folder: pathlib.Path) -> splits.Split:
         """Validates the recordings of a source; what is unusable goes to folder/rejected.tsv.
@@ -265,11 +306,13 @@ class Embedder:
     ) -> Comparison:
         """How alike two recordings are. Raises io.AudioError as `load` does."""
         left, right = self._embed_few([self.load(one, rate) for one in (first, second)])
-        score = backend.cosine_matrix(left[None], right[None])[0]
         if self.decision is None:
-            return Comparison(float(score[0]), None, None)
+            return Comparison(
+                float(backend.cosine_matrix(left[None], right[None])[0, 0]), None, None
+            )
+        score = self.decision.scores(left[None], right[None])[0]
         ratio = self.decision.calibration(score)
-        probability = calibration.probability(ratio, prior)
+        probability = backend.probability(ratio, prior)
         return Comparison(float(score[0]), float(ratio[0]), float(probability[0]))
 
     def embed_files(self, paths: Sequence[str]) -> Float[np.ndarray, "n d"]:

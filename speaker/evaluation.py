@@ -1,5 +1,6 @@
 """What an evaluation compares, and the figures that come of it."""
 
+import base64
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -10,11 +11,15 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from common import errors
 from common.data import splits
-from speaker import backend, bootstrap, calibration, data, detection, trials
+from speaker import backend, data, metrics, trials
 
 log = logging.getLogger(__name__)
 
 RESAMPLES = 200  # of the speakers, for the intervals
+COHORT = "train-cohort"  # evaluated like a split, before the others
+COHORT_RECORDINGS = 5  # of each speaker of a cohort at most
+VOICE_SIZES = (1, 2, 3, 5)  # recordings of the voices that are drawn to calibrate `identify`
+VOICE_DRAWS = 5000  # of each size
 
 
 class Measured(NamedTuple):
@@ -33,8 +38,9 @@ def measure(
     scored: Bool[np.ndarray, "n"],
     wanted: trials.LocatedTrials,
     speakers: Shaped[np.ndarray, "n"],
+    cohort: Float[np.ndarray, "c d"] | None = None,
 ) -> Measured:
-    """The trials of one list by cosine.
+    """The trials of one list by cosine, with AS-norm against a cohort if there is one.
 
     `scored` are the recordings that have an embedding. Intervals by resampling the speakers, where
     the labels of the trials follow from them.
@@ -44,16 +50,17 @@ def measure(
     # The other rows are zeros, which have no cosine.
     used, places = np.unique(np.concatenate([enrol, test]), return_inverse=True)
     rows = embeddings[used]
-    scores = backend.cosine_trials(rows, rows, places[: len(enrol)], places[len(enrol) :])
+    scores = _scores(rows, rows, places[: len(enrol)], places[len(enrol) :], cohort)
     target = wanted.is_target[both]
-    summary, bounds = detection.summarise(scores, target), {}
+    summary, bounds = metrics.summarise(scores, target), {}
     # A list may compare recordings whose speakers nobody wrote down.
     if _agrees(speakers, enrol, test, target):
-        drawn = bootstrap.resample(
+        drawn = metrics.resample(
             scores, target, speakers[enrol], speakers[test], num_resamples=RESAMPLES
         )
-        bounds = bootstrap.intervals(drawn)
-    lines = [detection.describe(summary, bounds)]
+        bounds = metrics.intervals(drawn)
+    norm = "" if cohort is None else f"AS-norm against {len(cohort)} speakers: "
+    lines = [norm + metrics.describe(summary, bounds)]
     if not both.all():
         lines.append(
             f"{int((~both).sum())} trials left out: recordings without an embedding (unreadable, "
@@ -62,7 +69,11 @@ def measure(
     scalars = summary.flat()
     if bounds:
         scalars["eer_low"], scalars["eer_high"] = bounds["eer"]
-    return Measured(scalars, lines, _decision(scores, target), np.flatnonzero(both), scores)
+    decision = _decision(scores, target)
+    known = scored & (speakers != "")
+    if decision:
+        decision |= _voices(embeddings[known], speakers[known], cohort)
+    return Measured(scalars, lines, decision, np.flatnonzero(both), scores)
 
 
 def as_text(wanted: trials.LocatedTrials, found: Measured, ids: Sequence[str]) -> str:
@@ -75,20 +86,91 @@ def as_text(wanted: trials.LocatedTrials, found: Measured, ids: Sequence[str]) -
     return "".join(lines)
 
 
+def pack(means: Float[np.ndarray, "c d"]) -> list[str]:
+    """Rows of float32 as JSON values; `unpack` reads them."""
+    return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in means]
+
+
+def unpack(rows: Sequence[str]) -> Float[np.ndarray, "c d"]:
+    """The rows that `pack` wrote."""
+    return np.stack([np.frombuffer(base64.b64decode(row), "<f4") for row in rows])
+
+
 def _decision(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     """What `verify` needs to decide by these scores, kept with the checkpoint."""
     try:
-        fitted = calibration.fit(scores, target)
-    except (calibration.CalibrationError, detection.ScoreError) as error:
+        fitted = backend.fit_calibration(scores, target)
+    except (backend.CalibrationError, metrics.ScoreError) as error:
         log.info("The scores cannot be calibrated: %s", error)
         return {}
     return {
         "slope": fitted.slope,
         "offset": fitted.offset,
         "p_target": fitted.p_target,
-        "eer_threshold": detection.eer_threshold(detection.error_curve(scores, target)),
+        "eer_threshold": metrics.eer_threshold(metrics.error_curve(scores, target)),
         "trials": len(scores),
     }
+
+
+def _scores(enrol, test, enrol_index, test_index, cohort):
+    rows = (enrol, test, enrol_index, test_index)
+    scores = backend.cosine_trials(*rows)
+    return scores if cohort is None else backend.as_norm(scores, *rows, cohort)
+
+
+def cohort_places(speakers: Shaped[np.ndarray, "n"], most: int) -> Int[np.ndarray, "k"]:
+    """At most COHORT_RECORDINGS recordings each of at most `most` speakers, evenly spread."""
+    names, number = np.unique(speakers, return_inverse=True)
+    members = [np.flatnonzero(number == i) for i in _spread(len(names), most)]
+    return np.sort(np.concatenate([m[_spread(len(m), COHORT_RECORDINGS)] for m in members]))
+
+
+def _voices(
+    embeddings: np.ndarray, speakers: np.ndarray, cohort: np.ndarray | None
+) -> dict[str, Any]:
+    """What `identify` needs to decide by the cosine with the mean of several recordings."""
+    drawn = [draw_voices(speakers, size, VOICE_DRAWS) for size in VOICE_SIZES]
+    drawn = [trials for trials in drawn if trials is not None]
+    if len(drawn) < 2:
+        log.info("Too few recordings a speaker to calibrate voices of several.")
+        return {}
+    rows, scores = backend.length_normalise(embeddings), []
+    for voices, own, other in drawn:
+        means, each = rows[voices].mean(1), np.arange(len(voices))
+        scores += [_scores(means, rows, each, test, cohort) for test in (own, other)]
+    scores = np.concatenate(scores)
+    counts = np.repeat([voices.shape[1] for voices, _, _ in drawn], 2 * VOICE_DRAWS)
+    target = np.tile(np.arange(2 * VOICE_DRAWS) < VOICE_DRAWS, len(drawn))
+    try:
+        measures = backend.voice_measures(scores, counts)
+        names = backend.VOICE_MEASURES
+        fitted = backend.fit_calibration(scores, target, measures, quality_names=names)
+    except (backend.CalibrationError, metrics.ScoreError) as error:
+        log.info("Voices of several recordings cannot be calibrated: %s", error)
+        return {}
+    return {"voices": [fitted.slope, fitted.offset, *fitted.quality_weights]}
+
+
+def draw_voices(
+    speakers: Shaped[np.ndarray, "n"], size: int, count: int
+) -> tuple[Int[np.ndarray, "k s"], Int[np.ndarray, "k"], Int[np.ndarray, "k"]] | None:
+    """`count` voices of `size` recordings, for each another one of its speaker and one of another.
+
+    Speakers are drawn equally often, the same ones in every call. None where no speaker has
+    recordings enough, or there is no other.
+    """
+    rng = np.random.default_rng(0)
+    names, number, counts = np.unique(speakers, return_inverse=True, return_counts=True)
+    members = [np.flatnonzero(number == i) for i in np.flatnonzero(counts > size)]
+    if not members or len(names) < 2:
+        return None
+    voices, own, other = np.empty((count, size), np.int64), *np.empty((2, count), np.int64)
+    for i in range(count):
+        chosen = rng.permutation(members[rng.integers(len(members))])[: size + 1]
+        voices[i], own[i], other[i] = chosen[:-1], chosen[-1], chosen[-1]
+        while number[other[i]] == number[own[i]]:
+            other[i] = rng.integers(len(speakers))
+    return voices, own, other
 
 
 def _agrees(speakers: np.ndarray, enrol: np.ndarray, test: np.ndarray, target: np.ndarray) -> bool:

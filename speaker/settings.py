@@ -31,6 +31,9 @@ def default_config() -> ConfigDict:
             "test_trials": "",  # of the splits in `test`, which may be several: "test+enroll"
             "allow_unknown_trials": False,  # of recordings that are not there, or are unusable
             "max_trials": 200_000,  # an evaluation without a trial list: of all pairs
+            # AS-norm in evaluations, and in what decides by them: against the means of so many
+            # training speakers, of each at most five recordings, embedded before. 0: none.
+            "cohort": 0,
         }
     )
     config.features = ConfigDict(

@@ -13,10 +13,10 @@ import numpy as np
 
 from common import errors, files, metrics, package, parallel, sections, state, steps
 from common.audio import augment
-from common.data import splits
+from common.data import records, splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
-from speaker import data, evaluation, head, margin_schedules, model, trials
+from speaker import backend, data, evaluation, head, margin_schedules, model, trials
 from speaker import settings as settings_lib
 
 log = logging.getLogger(__name__)
@@ -204,6 +204,37 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
             )
         return self._trials[split]
 
+    def eval_data(self, *, test: bool = False) -> dict[str, Any]:
+        """Evaluation batches by split; before them those of the cohort, if there is to be one."""
+        found = super().eval_data(test=test)
+        if not (found and self.config.data.cohort):
+            return found
+        if evaluation.COHORT not in self._made:
+            self._made[evaluation.COHORT] = data.eval_batches(self._cohort_split, self.config)
+        return {evaluation.COHORT: self._made[evaluation.COHORT], **found}
+
+    @functools.cached_property
+    def _cohort_split(self) -> splits.Split:
+        split, most = self.train_split, self.config.data.cohort
+        if most < 2:
+            raise errors.UserError(f"config.data.cohort={most}: name two speakers at least, or 0.")
+        places = evaluation.cohort_places(np.array(data.speakers_of(split)), most)
+        index = records.Index(
+            split.index.positions[places], split.index.lengths[places], split.index.rate_hz
+        )
+        return splits.Split(evaluation.COHORT, split.source, index)
+
+    @functools.cached_property
+    def _cohort(self) -> dict[str, np.ndarray]:
+        return {}  # "means" of its speakers by the network that is being evaluated
+
+    def _report_cohort(self, embeddings: np.ndarray, scored: np.ndarray) -> Report:
+        rows = backend.length_normalise(embeddings[scored])
+        speakers = np.array(self._cohort_split.speakers)[scored]
+        _, means, _ = backend.speaker_means(rows, speakers)
+        self._cohort["means"] = means = means.astype(np.float32)
+        return Report({}, meta={"means": evaluation.pack(means)})
+
     def report(
         self,
         split: str,
@@ -214,7 +245,8 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
 
         The figures of its first list stand under their own names, those of others after the list's.
         """
-        positions = self.parts[split].index.positions
+        part = self._cohort_split if split == evaluation.COHORT else self.parts[split]
+        positions = part.index.positions
         real = np.concatenate([batch["mask"] for batch in outputs])
         found = np.concatenate([batch["index"] for batch in outputs])[real]
         embeddings = np.zeros((len(positions), outputs[0]["embedding"].shape[1]), np.float32)
@@ -223,18 +255,19 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
         places = np.searchsorted(positions, found)
         embeddings[places] = np.concatenate([batch["embedding"] for batch in outputs])[real]
         scored[places] = True
-        speakers = np.asarray(self.parts[split].speakers)
-        scalars, lines, meta, listed, ids = {}, [], {}, {}, self.parts[split].ids
+        if split == evaluation.COHORT:
+            return self._report_cohort(embeddings, scored)
+        speakers, cohort = np.asarray(part.speakers), self._cohort.get("means")
+        scalars, lines, meta, listed, ids = {}, [], {}, {}, part.ids
         for number, (name, wanted) in enumerate(self.trials(split).items()):
-            measured = evaluation.measure(embeddings, scored, wanted, speakers)
+            measured = evaluation.measure(embeddings, scored, wanted, speakers, cohort)
             lines += [f"{split} {name}{': ' if name else ''}{line}" for line in measured.lines]
             values = measured.scalars.items()
             scalars |= {f"{name}_{key}" if number else key: value for key, value in values}
             meta = meta or measured.decision
             file = files.safe_name(f"{split}.{name}" if name else split)
             listed[f"{file}.scores"] = evaluation.as_text(wanted, measured, ids)
-        over = self.parts[split].identity
-        return Report(scalars, lines, meta=meta, files=listed, over=over)
+        return Report(scalars, lines, meta=meta, files=listed, over=part.identity)
 
 
 def make_task(config: Any, workdir: pathlib.Path) -> SpeakerTask:

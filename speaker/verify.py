@@ -26,11 +26,13 @@ def prior(text: str) -> float:
 def verify(embedder: embed.Embedder, first: str, second: str, p_target: float) -> list[str]:
     """What the command prints. Raises io.AudioError for a file that cannot be used."""
     found, decision = embedder.compare(first, second, prior=p_target), embedder.decision
-    lines = [f"score        {found.score:.4f}  (cosine)"]
+    norm = "" if decision is None or decision.cohort is None else ", AS-norm"
+    lines = [f"score        {found.score:.4f}  (cosine{norm})"]
     if decision is None:
         lines.append(
             "There is no verdict: the checkpoint holds no calibration. Its evaluation could not "
-            "fit one, or an earlier version saved it; evaluations while training save one."
+            "fit one, was at another step (with a cohort), or an earlier version saved it; "
+            "evaluations while training save one."
         )
         return lines
     verdict = "same speaker" if found.probability >= 0.5 else "different speakers"

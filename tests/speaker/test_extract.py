@@ -187,6 +187,6 @@ def test_from_training_to_scores(run, tmp_path):
     done = start("verify", *trained, *pair, code=1)
     assert done.stderr.splitlines()[-1].endswith("absent.wav: no such file")
     voices = ("--voices", tmp_path / "voices.npz")
-    start("enroll", *trained, *voices, "ann", *run.files("ann-3"))
-    done = start("identify", *trained, *voices, *run.files("ann-4"))
+    start("voices", "add", *trained, *voices, "ann", *run.files("ann-3"))
+    done = start("voices", "identify", *trained, *voices, *run.files("ann-4"))
     assert done.stdout.split("\t")[1] == "ann"

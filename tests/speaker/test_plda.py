@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from speaker import detection, plda
+from speaker import metrics, plda
 
 D = 4
 
@@ -113,11 +113,11 @@ def test_scores_are_calibrated_and_more_enrolment_helps():
     for n in (1, 3):
         counts = np.full(300, n)
         llrs = plda.score_matrix(truth, x[:, :n].mean(1), x[:, 3], enrol_counts=counts).ravel()
-        costs.append(detection.cllr(llrs, is_target))
-        assert costs[-1] - detection.min_cllr(detection.error_curve(llrs, is_target)) < 0.03
+        costs.append(metrics.cllr(llrs, is_target))
+        assert costs[-1] - metrics.min_cllr(metrics.error_curve(llrs, is_target)) < 0.03
     assert costs[1] < costs[0] - 0.05
     averaged = plda.score_matrix(truth, x[:, :3].mean(1), x[:, 3]).ravel()
-    assert detection.cllr(averaged, is_target) > costs[1]
+    assert metrics.cllr(averaged, is_target) > costs[1]
 
 
 def test_unusable_data_are_refused():

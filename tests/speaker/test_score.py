@@ -1,14 +1,13 @@
 """`python -m speaker.score` against direct computations, on embeddings drawn at random."""
 
 import re
-import sys
 import types
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from speaker import bootstrap, calibration, detection, score, scoring, vectors
+from speaker import backend, metrics, score, vectors
 from tests.speaker.conftest import failure
 
 DIM = 6
@@ -78,14 +77,54 @@ def test_cosines_in_the_order_of_the_trials(data, scores_of):
     expected = [rows[i] @ rows[j] for i, j in data.pairs]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert [f[:2] for f in fields] == [[data.ids[i], data.ids[j]] for i, j in data.pairs]
-    curve = detection.error_curve(np.array(expected), data.same)
-    assert eer_of(text) == pytest.approx(detection.eer(curve), abs=1e-4)
-    assert f"minDCF(0.05) {detection.min_dcf(curve, 0.05):.3f}" in text
+    curve = metrics.error_curve(np.array(expected), data.same)
+    assert eer_of(text) == pytest.approx(metrics.eer(curve), abs=1e-4)
+    assert f"minDCF(0.05) {metrics.min_dcf(curve, 0.05):.3f}" in text
     assert "(72 target, 1056 non-target trials)" in text
     assert "actDCF" not in text
     again = scores_of(trials="kaldi_trials")
     assert again[0] == text
     np.testing.assert_array_equal(again[2], found)
+
+
+def test_several_lists_at_once(data, scores_of, tmp_path, command, capsys, monkeypatch):
+    """Each has what it has alone, embeddings are read once, and one calibration serves all."""
+    lines = (data.root / "trials").read_text().splitlines(keepends=True)
+    parts = [data.root / "first.txt", data.root / "second.txt"]
+    for part, path in enumerate(parts):
+        path.write_text("".join(lines[part::2]))
+    options = [
+        "--calibrate-on",
+        data.root / "kaldi_trials",
+        "--utt2spk",
+        data.root / "eval/utt2spk",
+    ]
+    alone = [scores_of(*options, trials=path.name) for path in parts]
+    read, original = [], vectors.read
+    monkeypatch.setattr(vectors, "read", lambda path: read.append(path) or original(path))
+    seen = {}
+    monkeypatch.setattr(metrics, "save_det", lambda path, curves: seen.update(curves))
+    options += ["--det", tmp_path / "d.png", "--embeddings", data.root / "eval"]
+    score.main([*map(str, ["--trials", *parts, *options, "--out", tmp_path / "s.txt"])])
+    said = capsys.readouterr().out.splitlines()
+    assert len(read) == 1
+    for name, (text, fields, _) in zip(("first", "second"), alone):
+        assert [line for line in said if line.startswith(name)] == [
+            f"{name}: {line}" for line in text.splitlines()
+        ]
+        written = (tmp_path / f"s.{name}.txt").read_text().splitlines()
+        assert [line.split() for line in written] == fields
+    assert list(seen) == ["first", "second"]
+    assert not (tmp_path / "s.txt").exists()
+    twice = ("--trials", parts[0], tmp_path / "first.txt", "--embeddings", data.root / "eval")
+    assert "two lists of one name" in failure(score.main, *twice)
+    (data.root / "third.txt").write_text("0 e0-0 e1-0\n")
+    mixed = ("--trials", parts[0], data.root / "third.txt", "--embeddings", data.root / "eval")
+    said = failure(score.main, *mixed)
+    assert said.startswith(
+        f"speaker.score: {data.root}/third.txt: none of the 1 trials is a target"
+    )
+    assert not capsys.readouterr().out  # said before any list is scored
 
 
 def test_what_is_subtracted(data, scores_of):
@@ -134,7 +173,7 @@ def test_plda_scores_are_the_ratios_of_the_model(data, scores_of):
     """Against densities, with the model fitted on its own data, means of two utterances too."""
     train_ids, train, speakers = draw("t", 60, 6, 0)
     assert len(train_ids) == len(speakers)
-    fitted = scoring.fit_back_end("plda", None, (train, speakers), None, DIM)
+    fitted = score.fit_back_end("plda", None, (train, speakers), None, DIM)
     text, _, found = scores_of("--backend", "plda", "--train-embeddings", data.root / "train")
     rows = unit(data.rows - train.mean(0, dtype=np.float64))
     model = fitted.model
@@ -155,14 +194,14 @@ def test_plda_scores_are_the_ratios_of_the_model(data, scores_of):
 def test_enrolled_counts_reach_plda(data):
     """The mean of four utterances says more than one utterance in the same place."""
     _, train, speakers = draw("t", 60, 6, 0)
-    fitted = scoring.fit_back_end("plda", 3, (train, speakers), None, DIM)
+    fitted = score.fit_back_end("plda", 3, (train, speakers), None, DIM)
     assert len(fitted.model.mean) == 3
     rows = fitted.transform(data.rows[:2])
     zero = np.zeros(1, np.int64)
 
     def at(count):
-        sides = scoring.Sides(rows[:1], np.array([count]), rows[1:], zero, zero)
-        return scoring.score(fitted, sides)[0]
+        sides = score.Sides(rows[:1], np.array([count]), rows[1:], zero, zero)
+        return score.score(fitted, sides)[0]
 
     assert abs(at(4) - at(1)) > 0.01
 
@@ -171,7 +210,7 @@ def test_lda_whitens_what_differs_within_speakers(data, scores_of):
     train = ("--train-embeddings", data.root / "train")
     plain, lda = (eer_of(scores_of(*train, "--backend", b)[0]) for b in ("cosine", "lda"))
     assert lda < plain
-    fitted = scoring.fit_back_end("lda", 2, draw("t", 60, 6, 0)[1:], np.ones(DIM), DIM)
+    fitted = score.fit_back_end("lda", 2, draw("t", 60, 6, 0)[1:], np.ones(DIM), DIM)
     assert fitted.transform(data.rows).shape == (48, 2)
     np.testing.assert_array_equal(fitted.transform.mean, np.ones(DIM))
 
@@ -202,10 +241,10 @@ def test_normalised_plda_is_no_ratio_until_calibrated(data, scores_of):
     assert "  Cllr" not in text
     text, _, found = scores_of(*options, "--calibrate")
     assert "Calibrated on these trials themselves" in text
-    curve = detection.error_curve(found, data.same)
-    cllr = detection.cllr(found, data.same)
+    curve = metrics.error_curve(found, data.same)
+    cllr = metrics.cllr(found, data.same)
     assert f"  Cllr {cllr:.3f}" in text
-    assert detection.min_cllr(curve) <= cllr < 1.2 * detection.min_cllr(curve) + 0.02
+    assert metrics.min_cllr(curve) <= cllr < 1.2 * metrics.min_cllr(curve) + 0.02
 
 
 @pytest.fixture
@@ -229,14 +268,14 @@ def test_calibration_on_other_trials(data, others, scores_of, caplog):
     """Fitted there, applied here, whatever these trials are."""
     options = ("--calibrate-on", others.path, "--calibrate-embeddings", data.root / "train")
     text, _, found = scores_of(*options)
-    fitted = calibration.fit(cosines(others.rows, others.pairs), others.same)
+    fitted = backend.fit_calibration(cosines(others.rows, others.pairs), others.same)
     np.testing.assert_allclose(found, fitted(cosines(data.rows, data.pairs)), atol=1e-4)
     assert f"Calibrated on 885 trials of {others.path}." in text
     assert "actDCF(0.01)" in text
     assert caplog.text == ""
     # The same trials are said to flatter.
     scores_of("--calibrate-on", data.root / "trials")
-    assert "48 ids are in --trials and in --calibrate-on" in caplog.text
+    assert "trials: 48 ids are in --calibrate-on too" in caplog.text
 
 
 def test_calibration_sees_normalised_scores(data, others, scores_of):
@@ -270,7 +309,7 @@ def test_quality_is_of_magnitudes_and_of_durations_where_known(data, others, sco
             scored.append((cosines(rows, np.stack([i, j], 1)), np.stack(columns, 1)))
         (there, there_quality), (here, here_quality) = scored
         names = "abcd"[: there_quality.shape[1]]
-        return calibration.fit(there, others.same, there_quality, quality_names=names)(
+        return backend.fit_calibration(there, others.same, there_quality, quality_names=names)(
             here, here_quality
         )
 
@@ -320,8 +359,8 @@ def test_speakers_are_looked_for_beside_a_file_too(data, scores_of, caplog):
 def test_intervals_are_those_of_the_speakers(data, scores_of):
     text, _, found = scores_of("--utt2spk", data.root / "eval" / "utt2spk")
     owner = np.array([name.split("-")[0] for name in data.ids])
-    drawn = bootstrap.resample(found, data.same, owner[data.pairs[:, 0]], owner[data.pairs[:, 1]])
-    low, high = bootstrap.interval(drawn["eer"])
+    drawn = metrics.resample(found, data.same, owner[data.pairs[:, 0]], owner[data.pairs[:, 1]])
+    low, high = metrics.interval(drawn["eer"])
     assert f"[{100 * low:.2f}, {100 * high:.2f}]" in text
 
 
@@ -366,16 +405,12 @@ def test_unknown_ids_stop_or_are_left_out(data, scores_of, command, caplog):
 
 def test_a_plot_is_drawn_from_the_curve(data, scores_of, tmp_path, monkeypatch):
     drawn = {}
-    fake = types.ModuleType("speaker.det")
-    fake.save_det = lambda path, curves: drawn.update({"path": path, **curves})
-    fake.plot_format = lambda path: "png"
-    monkeypatch.setitem(sys.modules, "speaker.det", fake)
-    import speaker
-
-    monkeypatch.setattr(speaker, "det", fake, raising=False)
+    monkeypatch.setattr(
+        metrics, "save_det", lambda path, curves: drawn.update({"path": path, **curves})
+    )
     _, _, found = scores_of("--det", tmp_path / "det.png")
     assert drawn["path"] == tmp_path / "det.png"
-    expected = detection.error_curve(found, data.same)
+    expected = metrics.error_curve(found, data.same)
     np.testing.assert_allclose(drawn["trials"].p_miss, expected.p_miss, atol=1e-12)
 
 

@@ -12,7 +12,7 @@ from common import evaluation as evaluation_lib
 from common import state as state_lib
 from common.data import buckets, pipeline, records, speech, splits
 from configs.speaker import quickstart
-from speaker import data, evaluation, head
+from speaker import data, embed, evaluation, head
 from speaker import task as speaker_task
 from tests.common import restoring
 
@@ -487,6 +487,52 @@ def test_a_trial_list_is_used(trained, tmp_path, corpus):
     twice = make_task(corpus, tmp_path, **{"data.trials": f"{lists},{tmp_path / 'more.txt'}"})
     with pytest.raises(errors.UserError, match="two trial lists of one name"):
         twice.trials("dev")
+
+
+def test_scores_are_normalised_against_training_speakers(trained, tmp_path, corpus):
+    """AS-norm in a loop, with the two nearest of three speakers; what is kept says the same."""
+    _, state, _ = trained
+    task = make_task(corpus, tmp_path, **{"data.cohort": 3})
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    step = evaluation_lib.make_eval_step(task, task.config, mesh)
+    reports, embeddings = {}, {}
+    for split, batches in task.eval_data().items():
+        reports[split] = evaluation_lib.evaluate(task, step, state.variables, split, batches, mesh)
+        for batch in batches:
+            rows = jax.device_get(step(state.variables, parallel.global_batch(batch, mesh))[1])
+            for place, row in zip(rows["index"][rows["mask"]], rows["embedding"][rows["mask"]]):
+                embeddings[split, corpus.ids[place]] = row / np.linalg.norm(row)
+    assert list(reports) == ["train-cohort", "dev"]
+    assert reports["dev"].lines[0].startswith("dev AS-norm against 3 speakers: EER")
+    cohort = [
+        np.mean([row for (split, name), row in embeddings.items()
+                 if split == "train-cohort" and name.startswith(speaker)], axis=0)
+        for speaker in SPEAKERS[:3]
+    ]  # fmt: skip
+    cohort = [row / np.linalg.norm(row) for row in cohort]
+
+    def expected(*pair):
+        score = pair[0] @ pair[1]
+        nearest = [np.sort([row @ other for other in cohort])[-2:] for row in pair]
+        return np.mean([(score - n.mean()) / n.std() for n in nearest])
+
+    fields = [line.split("\t") for line in reports["dev"].files["dev.scores"].splitlines()]
+    rows = [[embeddings["dev", name] for name in line[:2]] for line in fields]
+    found = np.array([float(line[2]) for line in fields])
+    np.testing.assert_allclose(found, [expected(*pair) for pair in rows], rtol=2e-3, atol=2e-3)
+    decision = embed.decision(reports["dev"].meta, "", reports["train-cohort"].meta["means"])
+    again = [float(decision.scores(a[None], b[None])[0, 0]) for a, b in rows[:5]]
+    np.testing.assert_allclose(again, found[:5], rtol=2e-3, atol=2e-3)
+    with pytest.raises(errors.UserError, match="two speakers at least"):
+        make_task(corpus, tmp_path, **{"data.cohort": 1}).eval_data()
+
+
+def test_a_cohort_is_bounded_and_spread():
+    speakers = np.repeat([f"s{i}" for i in range(6)], [1, 9, 2, 5, 3, 20])
+    places = evaluation.cohort_places(speakers, 3)
+    assert np.unique(speakers[places], return_counts=True)[1].tolist() == [1, 2, 3]
+    assert set(speakers[places]) == {"s0", "s2", "s4"}
+    assert len(evaluation.cohort_places(speakers, 100)) == 1 + 5 + 2 + 5 + 3 + 5
 
 
 def test_a_trial_list_may_name_files(tmp_path, corpus):

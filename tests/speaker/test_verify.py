@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.audio import io
-from speaker import embed, verify
+from speaker import embed, evaluation, verify
 from tests.speaker.conftest import RATE_HZ, failure, voice
 
 
@@ -61,6 +61,30 @@ def test_without_a_calibration_there_is_a_score_only(run, tmp_path, command, cap
     text = capsys.readouterr().out
     assert set(answers(text)) == {"score"}
     assert "There is no verdict: the checkpoint holds no calibration." in text
+
+
+def test_scores_are_normalised_where_normalised_ones_were_calibrated(
+    run, tmp_path, command, capsys
+):
+    folder = tmp_path / "run"
+    shutil.copytree(run.workdir, folder)
+    path = folder / "checkpoints" / "60" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    files = run.files("ann-3", "ann-6")
+    rows = embed.Embedder(folder).embed_files([*files, *run.files("bob-0", "cid-0", "dee-0")])
+    rows = rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True)
+    meta["report"]["train-cohort"] = {"means": evaluation.pack(rows[2:].astype(np.float32))}
+    del meta["checksum"], meta["data"]  # as earlier versions wrote it
+    path.write_text(json.dumps(meta))
+    verify.main(["--workdir", str(folder), *files])
+    text = capsys.readouterr().out
+    nearest = [np.sort(rows[2:] @ row)[-2:] for row in rows[:2]]
+    score = np.mean([(rows[0] @ rows[1] - n.mean()) / n.std() for n in nearest])
+    assert answers(text)["score"] == pytest.approx(score, rel=2e-3)
+    assert "(cosine, AS-norm)" in text
+    meta["evaluated"] = 40  # of other weights, and so is the cohort
+    path.write_text(json.dumps(meta))
+    assert embed.Embedder(folder).decision is None
 
 
 def test_useless_audio_is_one_message(run, tmp_path, command):

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from speaker import backend, detection, plda, score_norm
+from speaker import backend, metrics, plda
 
 
 def parts(seed=0):
@@ -18,8 +18,8 @@ def test_equals_a_loop(top_k):
     enrol, test, cohort = parts()
     i, j = (index.ravel() for index in np.indices((9, 5)))
     raw = backend.cosine_matrix(enrol, test).ravel()
-    sides = [score_norm.cohort_statistics(x, cohort, top_k=top_k, block=4) for x in (enrol, test)]
-    got = score_norm.normalise(raw, *sides, i, j)
+    sides = [backend.cohort_statistics(x, cohort, top_k=top_k, block=4) for x in (enrol, test)]
+    got = backend.normalise_scores(raw, *sides, i, j)
 
     def standardised(score, x):
         scores = sorted(x @ c / np.linalg.norm(x) / np.linalg.norm(c) for c in cohort)[
@@ -35,8 +35,8 @@ def test_equals_a_loop(top_k):
 
 def test_block_size_changes_nothing():
     enrol, _, cohort = parts()
-    one = score_norm.cohort_statistics(enrol, cohort, top_k=5, block=1)
-    all_rows = score_norm.cohort_statistics(enrol, cohort, top_k=5)
+    one = backend.cohort_statistics(enrol, cohort, top_k=5, block=1)
+    all_rows = backend.cohort_statistics(enrol, cohort, top_k=5)
     np.testing.assert_allclose(one.mean, all_rows.mean, rtol=1e-12)
     np.testing.assert_allclose(one.deviation, all_rows.deviation, rtol=1e-12)
 
@@ -45,7 +45,7 @@ def test_plda_scores_are_normalised_alike():
     enrol, _, cohort = parts()
     model = plda.Plda(np.zeros(6), np.eye(6), 0.5 * np.eye(6))
     counts = np.full(len(enrol), 3)
-    got = score_norm.cohort_statistics(
+    got = backend.cohort_statistics(
         cohort,
         enrol,
         top_k=4,
@@ -71,11 +71,11 @@ def test_helps_where_one_threshold_does_not_fit_two_channels():
     i, j = np.triu_indices(240, 1)
     i, j = i[channel[i] == channel[j]], j[channel[i] == channel[j]]
     raw = backend.cosine_trials(x, x, i, j)
-    rates = [detection.eer(detection.error_curve(raw, speaker[i] == speaker[j]))]
+    rates = [metrics.eer(metrics.error_curve(raw, speaker[i] == speaker[j]))]
     for top_k in (None, 100):
-        side = score_norm.cohort_statistics(x, cohort, top_k=top_k)
-        scores = score_norm.normalise(raw, side, side, i, j)
-        rates.append(detection.eer(detection.error_curve(scores, speaker[i] == speaker[j])))
+        side = backend.cohort_statistics(x, cohort, top_k=top_k)
+        scores = backend.normalise_scores(raw, side, side, i, j)
+        rates.append(metrics.eer(metrics.error_curve(scores, speaker[i] == speaker[j])))
     plain, s_norm, as_norm = rates
     # The whole cohort mixes both channels, its top scores are of the channel at hand.
     assert as_norm < s_norm
@@ -85,6 +85,6 @@ def test_helps_where_one_threshold_does_not_fit_two_channels():
 def test_cohort_limits_are_named():
     enrol, _, cohort = parts()
     with pytest.raises(backend.EmbeddingError, match=r"top 300 needs .* it has 40"):
-        score_norm.cohort_statistics(enrol, cohort)
+        backend.cohort_statistics(enrol, cohort)
     with pytest.raises(backend.EmbeddingError, match="all alike, first those of row 0"):
-        score_norm.cohort_statistics(enrol, np.repeat(cohort[:1], 5, axis=0), top_k=None)
+        backend.cohort_statistics(enrol, np.repeat(cohort[:1], 5, axis=0), top_k=None)

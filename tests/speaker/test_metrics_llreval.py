@@ -8,7 +8,7 @@ from llreval import bayes_error_rate, pav_rocch
 from llreval import cllr as cross_entropy
 from scipy.special import logit
 
-from speaker import detection
+from speaker import metrics
 
 
 def draw(seed, num_target, num_nontarget, gap, levels):
@@ -21,23 +21,23 @@ def draw(seed, num_target, num_nontarget, gap, levels):
 
 def compare(scores, is_target):
     """All that both compute; scores are taken for natural-log likelihood ratios."""
-    curve, pav = detection.error_curve(scores, is_target), pav_rocch.PAV(scores, is_target * 1)
+    curve, pav = metrics.error_curve(scores, is_target), pav_rocch.PAV(scores, is_target * 1)
     hull = pav_rocch.ROCCH(pav)
     # Theirs is searched for numerically: minimize_scalar stops 1.5e-8 (relative) from the place.
-    assert detection.eer_rocch(curve) == pytest.approx(hull.EER(), rel=1e-6, abs=1e-8)
-    log_odds = logit(np.sort(detection.P_TARGETS))
+    assert metrics.eer_rocch(curve) == pytest.approx(hull.EER(), rel=1e-6, abs=1e-8)
+    log_odds = logit(np.sort(metrics.P_TARGETS))
     rates, trivial, _, _ = bayes_error_rate.fast_Bayes_error_rate(
         scores, is_target, log_odds, return_der_Pmiss_Pfa=True
     )
-    for p, odds, rate, default in zip(sorted(detection.P_TARGETS), log_odds, rates, trivial):
+    for p, odds, rate, default in zip(sorted(metrics.P_TARGETS), log_odds, rates, trivial):
         best = hull.Bayes_error_rate(float(odds))
-        assert detection.min_dcf(curve, p) == pytest.approx(best / default, rel=1e-11)
-        actual = detection.act_dcf(scores, is_target, p)
+        assert metrics.min_dcf(curve, p) == pytest.approx(best / default, rel=1e-11)
+        actual = metrics.act_dcf(scores, is_target, p)
         assert actual == pytest.approx(rate / default, rel=1e-9)
     targets, nontargets = scores[is_target], scores[~is_target]
-    ours = detection.cllr(scores, is_target)
+    ours = metrics.cllr(scores, is_target)
     assert ours == pytest.approx(cross_entropy.cllr(targets, nontargets), rel=1e-12)
-    assert detection.min_cllr(curve) == pytest.approx(cross_entropy.min_cllr(pav), rel=1e-11)
+    assert metrics.min_cllr(curve) == pytest.approx(cross_entropy.min_cllr(pav), rel=1e-11)
 
 
 @pytest.mark.parametrize("levels", [0, 4, 1])

@@ -1,4 +1,4 @@
-"""Detection metrics from scored trials: EER, DCF, Cllr, DET curve, all from one sort.
+"""Detection metrics of scored trials: EER, DCF, Cllr, their intervals by speakers, DET plots.
 
 A trial is accepted when its score is at or above the threshold. P_miss is the share of target
 trials rejected, P_fa the share of non-target trials accepted, both fractions. n trials cost one
@@ -7,16 +7,21 @@ not NaN.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.optimize
 import scipy.special
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
-from common import errors
+from common import errors, files
 
 P_TARGETS = (0.05, 0.01, 0.001)
+_FORMATS = ("png", "pdf", "svg")
+# Rates in %, those of NIST's plots and beyond for good and for poor systems.
+_TICKS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 90, 95, 99)
 
 
 class ScoreError(errors.UserError, ValueError):
@@ -123,28 +128,19 @@ def eer_rocch(curve: ErrorCurve) -> float:
     return eer(convex_hull(curve))
 
 
-def min_dcf(
-    curve: ErrorCurve,
-    p_target: float,
-    *,
-    cost_miss: float | int = 1,
-    cost_fa: float | int = 1,
-) -> float:
+def min_dcf(curve: ErrorCurve, p_target: float) -> float:
     """Lowest detection cost over all thresholds, divided by that of the better trivial decision.
 
-    DCF = (cost_miss p_target P_miss + cost_fa (1 - p_target) P_fa) / min(cost_miss p_target,
-    cost_fa (1 - p_target)) (NIST SRE 2016 evaluation plan); in [0, 1].
+    DCF = (p_target P_miss + (1 - p_target) P_fa) / min(p_target, 1 - p_target) (NIST SRE 2016
+    evaluation plan, both costs 1); in [0, 1].
     """
-    return float(_dcf(curve.p_miss, curve.p_fa, p_target, cost_miss, cost_fa).min())
+    return float(_dcf(curve.p_miss, curve.p_fa, p_target).min())
 
 
-def _dcf(p_miss, p_fa, p_target, cost_miss, cost_fa):
+def _dcf(p_miss, p_fa, p_target):
     if not 0 < p_target < 1:
         raise ValueError(f"p_target is a probability between 0 and 1, got {p_target}")
-    if cost_miss <= 0 or cost_fa <= 0:
-        raise ValueError(f"costs are positive, got {cost_miss} and {cost_fa}")
-    miss, fa = cost_miss * p_target, cost_fa * (1 - p_target)
-    return (miss * p_miss + fa * p_fa) / min(miss, fa)
+    return (p_target * p_miss + (1 - p_target) * p_fa) / min(p_target, 1 - p_target)
 
 
 def error_rates(
@@ -156,25 +152,20 @@ def error_rates(
     return float(1 - accepted[is_target].mean()), float(accepted[~is_target].mean())
 
 
-def bayes_threshold(p_target: float, cost_miss: float | int = 1, cost_fa: float | int = 1) -> float:
+def bayes_threshold(p_target: float) -> float:
     """The log-likelihood ratio (natural) from which on accepting has the lower expected cost."""
-    return float(np.log(cost_fa / cost_miss) - scipy.special.logit(p_target))
+    return float(-scipy.special.logit(p_target))
 
 
 def act_dcf(
-    llrs: Float[np.ndarray, "n"],
-    is_target: Bool[np.ndarray, "n"],
-    p_target: float,
-    *,
-    cost_miss: float | int = 1,
-    cost_fa: float | int = 1,
+    llrs: Float[np.ndarray, "n"], is_target: Bool[np.ndarray, "n"], p_target: float
 ) -> float:
     """Normalised cost of deciding natural-log likelihood ratios at Bayes' threshold.
 
     Cost as in `min_dcf` and at least that; the difference is what calibration loses. May exceed 1.
     """
-    rates = error_rates(llrs, is_target, bayes_threshold(p_target, cost_miss, cost_fa))
-    return float(_dcf(*rates, p_target, cost_miss, cost_fa))
+    rates = error_rates(llrs, is_target, bayes_threshold(p_target))
+    return float(_dcf(*rates, p_target))
 
 
 def cllr(llrs: Float[np.ndarray, "n"], is_target: Bool[np.ndarray, "n"]) -> float:
@@ -245,7 +236,7 @@ class Summary:
     cllr: float | None
 
     def flat(self) -> dict[str, float]:
-        """Name -> value for metrics.jsonl; `bootstrap.resample` has some of the names."""
+        """Name -> value for metrics.jsonl; `resample` has some of the names."""
         figures = {"eer": self.eer, "eer_rocch": self.eer_rocch, "min_cllr": self.min_cllr}
         figures |= {f"min_dcf_{p:g}": value for p, value in self.min_dcf.items()}
         figures |= {f"act_dcf_{p:g}": value for p, value in self.act_dcf.items()}
@@ -292,3 +283,213 @@ def describe(summary: Summary, intervals: Mapping[str, tuple[float, float]] | No
         parts += [shown("Cllr", "cllr", summary.cllr)]
     counts = f"({summary.num_target} target, {summary.num_nontarget} non-target trials)"
     return "  ".join([*parts, counts])
+
+
+def resample(
+    scores: Float[np.ndarray, "n"],
+    is_target: Bool[np.ndarray, "n"],
+    enrol_speakers: Shaped[np.ndarray, "n"],
+    test_speakers: Shaped[np.ndarray, "n"],
+    *,
+    p_targets: Sequence[float] = P_TARGETS,
+    are_llrs: bool = False,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Float[np.ndarray, "r"]]:
+    """Each metric under `num_resamples` draws of the speakers: "eer", "min_dcf_0.01", ...
+
+    Trials that share a speaker err together, on either side, so drawing trials gives intervals that
+    are far too narrow for other speakers. Here speakers are drawn with replacement, for both sides
+    at once: a target trial counts as often as its speaker was drawn (subsets bootstrap: Bolle,
+    Ratha and Pankanti, Error analysis of pattern recognition systems, CVIU 93, 2004), a non-target
+    trial as often as the product over its two speakers (pigeonhole bootstrap: Owen, Annals of
+    Applied Statistics 1, 2007, slightly too wide by construction). The copies of one speaker are
+    never paired with each other as non-targets.
+
+    With `are_llrs` also "act_dcf_<p>" and "cllr". The draws depend on `seed` and on the set of
+    speakers only: for two systems on the same trials subtract their values, `interval` of the
+    difference then tells whether they differ. A draw that leaves one kind of trial without weight
+    gives NaN. Speakers may be any labels; integers are quickest. Time is linear in the trials.
+
+    The lowest cost over thresholds is fitted to each draw, so with few speakers the interval of
+    minDCF leans to low values.
+
+    Raises ScoreError as `check` does, and where labels and speakers contradict.
+    """
+    check(scores, is_target)
+    _check_speakers(is_target, enrol_speakers, test_speakers)
+    speakers, members = np.unique(
+        np.concatenate([enrol_speakers, test_speakers]), return_inverse=True
+    )
+    enrol, test = members.astype(np.int32).reshape(2, -1)
+    order = np.argsort(scores)
+    groups, thresholds = _corners(scores[order], is_target[order])
+    target_rows, nontarget_rows = order[is_target[order]], order[~is_target[order]]
+    target_sums = _GroupSums(groups[is_target[order]], len(thresholds))
+    nontarget_sums = _GroupSums(groups[~is_target[order]], len(thresholds))
+    target_speaker = enrol[target_rows]
+    enrol, test = enrol[nontarget_rows], test[nontarget_rows]
+    costs = {}  # name -> (cost of each target trial, of each non-target trial)
+    if are_llrs:
+        costs = _trial_costs(scores[target_rows], scores[nontarget_rows], p_targets)
+
+    rng = np.random.default_rng(seed)
+    names = ["eer", *(f"min_dcf_{p:g}" for p in p_targets), *costs]
+    values = {name: np.full(num_resamples, np.nan) for name in names}
+    for r in range(num_resamples):
+        drawn = np.bincount(
+            rng.integers(len(speakers), size=len(speakers)), minlength=len(speakers)
+        )
+        drawn = drawn.astype(np.float64)
+        target_weights = drawn[target_speaker]
+        nontarget_weights = drawn[enrol] * drawn[test]
+        targets, nontargets = target_sums(target_weights), nontarget_sums(nontarget_weights)
+        if not targets.any() or not nontargets.any():
+            continue
+        curve = ErrorCurve(
+            np.append(thresholds, np.inf),
+            np.append(0, np.cumsum(targets)) / targets.sum(),
+            np.append(np.cumsum(nontargets[::-1])[::-1], 0) / nontargets.sum(),
+        )
+        values["eer"][r] = eer(curve)
+        for p in p_targets:
+            values[f"min_dcf_{p:g}"][r] = min_dcf(curve, p)
+        for name, (target_costs, nontarget_costs) in costs.items():
+            values[name][r] = (
+                target_weights @ target_costs / targets.sum()
+                + nontarget_weights @ nontarget_costs / nontargets.sum()
+            )
+    return values
+
+
+def interval(values: Float[np.ndarray, "r"]) -> tuple[float, float]:
+    """95 % percentile interval of resampled values; (NaN, NaN) if none is a number."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def intervals(values: Mapping[str, Float[np.ndarray, "r"]]) -> dict[str, tuple[float, float]]:
+    """`interval` of every metric, as `describe` takes them."""
+    return {name: interval(v) for name, v in values.items()}
+
+
+def _check_speakers(is_target, enrol_speakers, test_speakers):
+    wrong = (enrol_speakers == test_speakers) != is_target
+    if np.any(wrong):
+        i = int(np.argmax(wrong))
+        label = "target" if is_target[i] else "non-target"
+        raise ScoreError(
+            f"{np.count_nonzero(wrong)} trials contradict their speakers: trial {i} (from 0) is a "
+            f"{label} trial of speakers {enrol_speakers[i]} and {test_speakers[i]}. Check the "
+            "speaker labels."
+        )
+
+
+def _corners(scores, is_target):
+    """(group of each trial, lowest score of each group); the trials come in ascending order.
+
+    Between two target scores only non-targets lie, and the reverse: along such a run the ROC is a
+    straight line for any weights, so its trials make one group. No metric changes, and millions of
+    non-targets shrink to at most about twice the number of distinct target scores.
+    """
+    first = np.concatenate([[True], scores[1:] != scores[:-1]])
+    starts = np.flatnonzero(first)
+    has_target = np.logical_or.reduceat(is_target, starts)
+    has_nontarget = np.logical_or.reduceat(~is_target, starts)
+    same = (has_target[1:] == has_target[:-1]) & (has_nontarget[1:] == has_nontarget[:-1])
+    mixed = has_target[1:] & has_nontarget[1:]
+    opens = np.concatenate([[True], ~same | mixed])
+    group_of_score = np.cumsum(opens) - 1
+    return group_of_score[np.cumsum(first) - 1], scores[starts[opens]].astype(np.float64)
+
+
+class _GroupSums:
+    """Sums of trial weights a group, for trials sorted by group; quicker than a bincount."""
+
+    def __init__(self, groups, num_groups):
+        self._starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
+        self._present = groups[self._starts]
+        self._num_groups = num_groups
+
+    def __call__(self, weights):
+        sums = np.zeros(self._num_groups)
+        sums[self._present] = np.add.reduceat(weights, self._starts)
+        return sums
+
+
+def _trial_costs(target_llrs, nontarget_llrs, p_targets):
+    """What each trial adds to actDCF and Cllr, which are means over targets and non-targets."""
+    costs = {}
+    for p in p_targets:
+        threshold, scale = bayes_threshold(p), min(p, 1 - p)
+        miss, fa = target_llrs < threshold, nontarget_llrs >= threshold
+        costs[f"act_dcf_{p:g}"] = (miss * (p / scale), fa * ((1 - p) / scale))
+    costs["cllr"] = tuple(
+        -scipy.special.log_expit(x.astype(np.float64)) / (2 * np.log(2))
+        for x in (target_llrs, -nontarget_llrs)
+    )
+    return costs
+
+
+def draw_det(axes: Any, curves: Mapping[str, ErrorCurve]) -> None:
+    """Draws each curve on matplotlib's axes with its equal error rate marked, titles in the legend.
+
+    Coordinates are `probit` of the rates; the marks lie on the curve up to the bend that
+    these axes give to a straight line of the ROC, which many tied scores make visible. The axes
+    show all curves and at least 1 to 40 %. A curve without a point inside (0, 1) x (0, 1), that of
+    a system without errors, is named in the legend and not drawn.
+    """
+    low, high = probit(np.array([0.01, 0.40]))
+    for name, curve in curves.items():
+        p_fa, p_miss = det_points(curve)
+        x, y = probit(p_fa), probit(p_miss)
+        rate = eer(curve)
+        (line,) = axes.plot(x, y, linewidth=1.2, label=f"{name}  (EER {100 * rate:.2f} %)")
+        if 0 < rate < 1:
+            point = probit(np.array([rate]))
+            axes.plot(point, point, "o", markersize=5, color=line.get_color())
+        low = min([low, *x, *y])
+        high = max([high, *x, *y])
+    room = 0.03 * (high - low)
+    ticks = np.array(_TICKS)
+    axes.set_xlabel("false alarm rate (%)")
+    axes.set_ylabel("miss rate (%)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(probit(ticks / 100), [f"{tick:g}" for tick in ticks])
+    axes.set_xlim(low - room, high + room)
+    axes.set_ylim(low - room, high + room)
+    axes.set_aspect("equal")
+    axes.axline((0, 0), slope=1, color="grey", linewidth=0.6, linestyle=":")
+    axes.grid(linewidth=0.4, alpha=0.6)
+    axes.legend(loc="upper right", fontsize="small")
+
+
+def plot_format(path: pathlib.Path) -> str:
+    """png, pdf or svg, by the ending of a name. Raises errors.UserError for any other."""
+    kind = path.suffix[1:].lower()
+    if kind not in _FORMATS:
+        raise errors.UserError(
+            f"{path}: a plot cannot be written as {kind!r}; end the name with .png, .pdf or .svg."
+        )
+    return kind
+
+
+def save_det(path: pathlib.Path | str, curves: Mapping[str, ErrorCurve]) -> None:
+    """Writes the DET plot of named systems; the name's ending says the format (png, pdf, svg).
+
+    The file is there whole or not at all. Raises errors.UserError: no curves, a format that is not
+    known, or a place that cannot be written.
+    """
+    path = pathlib.Path(path)
+    if not curves:
+        raise errors.UserError(f"{path}: there is no curve to draw.")
+    kind = plot_format(path)
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    draw_det(figure.add_subplot(), curves)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=150)

@@ -8,18 +8,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from common import errors
-from speaker import det, detection
+from speaker import metrics
 
 
 def curve(seed, gap=2.0, num_target=200, num_nontarget=2000):
     rng = np.random.default_rng(seed)
     is_target = np.arange(num_target + num_nontarget) < num_target
-    return detection.error_curve(rng.normal(size=len(is_target)) + gap * is_target, is_target)
+    return metrics.error_curve(rng.normal(size=len(is_target)) + gap * is_target, is_target)
 
 
 def drawn(curves):
     axes = Figure().add_subplot()
-    det.draw(axes, curves)
+    metrics.draw_det(axes, curves)
     return axes
 
 
@@ -31,11 +31,11 @@ def test_lines_marks_and_legend_are_those_of_the_curves():
     assert len(lines) == len(marks) == 2
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
     for line, mark, text, (name, found) in zip(lines, marks, texts, curves.items(), strict=True):
-        p_fa, p_miss = detection.det_points(found)
-        np.testing.assert_array_equal(line.get_xdata(), detection.probit(p_fa))
-        np.testing.assert_array_equal(line.get_ydata(), detection.probit(p_miss))
-        rate = detection.eer(found)
-        np.testing.assert_allclose(mark.get_xydata(), detection.probit(np.full((1, 2), rate)))
+        p_fa, p_miss = metrics.det_points(found)
+        np.testing.assert_array_equal(line.get_xdata(), metrics.probit(p_fa))
+        np.testing.assert_array_equal(line.get_ydata(), metrics.probit(p_miss))
+        rate = metrics.eer(found)
+        np.testing.assert_allclose(mark.get_xydata(), metrics.probit(np.full((1, 2), rate)))
         assert mark.get_color() == line.get_color()
         assert text == f"{name}  (EER {100 * rate:.2f} %)"
         for values, (low, high) in (
@@ -49,7 +49,7 @@ def test_ticks_are_normal_deviates_of_their_percentages():
     axes = drawn({"x": curve(0)})
     for axis in (axes.xaxis, axes.yaxis):
         labels = [float(label.get_text()) / 100 for label in axis.get_ticklabels()]
-        np.testing.assert_allclose(axis.get_ticklocs(), detection.probit(np.array(labels)))
+        np.testing.assert_allclose(axis.get_ticklocs(), metrics.probit(np.array(labels)))
     assert 0.05 in labels
 
 
@@ -61,11 +61,11 @@ def test_system_without_errors_is_in_the_legend():
 
 def test_file_is_a_picture(tmp_path):
     path = tmp_path / "new" / "det.png"
-    det.save_det(path, {"cosine": curve(0)})
+    metrics.save_det(path, {"cosine": curve(0)})
     pixels = np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("L"))
     assert min(pixels.shape) > 500
     assert pixels.std() > 5  # not blank
-    det.save_det(str(tmp_path / "det.svg"), {"cosine": curve(0)})
+    metrics.save_det(str(tmp_path / "det.svg"), {"cosine": curve(0)})
     assert "<svg" in (tmp_path / "det.svg").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["det.svg", "new"]
     assert [p.name for p in path.parent.iterdir()] == ["det.png"]
@@ -73,12 +73,12 @@ def test_file_is_a_picture(tmp_path):
 
 def test_mistakes_are_one_message_and_leave_nothing(tmp_path, monkeypatch):
     with pytest.raises(errors.UserError, match="no curve"):
-        det.save_det(tmp_path / "a.png", {})
+        metrics.save_det(tmp_path / "a.png", {})
     with pytest.raises(errors.UserError, match=r"'gif'.*\.png"):
-        det.save_det(tmp_path / "a.gif", {"x": curve(0)})
+        metrics.save_det(tmp_path / "a.gif", {"x": curve(0)})
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.UserError, match="cannot be written"):
-        det.save_det(tmp_path / "file" / "a.png", {"x": curve(0)})
+        metrics.save_det(tmp_path / "file" / "a.png", {"x": curve(0)})
     (tmp_path / "a.png").write_text("before")
 
     def fail(figure, file, **_):
@@ -87,6 +87,6 @@ def test_mistakes_are_one_message_and_leave_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(errors.UserError, match="No space left"):
-        det.save_det(tmp_path / "a.png", {"x": curve(0)})
+        metrics.save_det(tmp_path / "a.png", {"x": curve(0)})
     assert (tmp_path / "a.png").read_text() == "before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "file"]
