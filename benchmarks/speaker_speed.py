@@ -40,7 +40,6 @@ def make_config(network: str):
     config = settings.default_config()
     config.model.kind = network
     config.data.num_buckets = 8  # at most: a second of compilation each
-    config.data.eval_batch_seconds = 20.0  # a bucket holds a full batch at least: few if it is long
     config.optimizer.update({"schedule": "constant", "warmup_steps": 1, "learning_rate": 1e-3})
     return config
 

@@ -9,11 +9,10 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from common.nn import conv, masking, norm
+from common.nn import conv2d, masking, norm
 from speaker import layers, pooling
 
 # Blocks of each stage, and whether they are bottlenecks.
@@ -88,44 +87,6 @@ def resnet(depth: int, width: int = 32, **options: Any) -> ResNetConfig:
     return ResNetConfig(num_blocks, widths, bottleneck, **options)
 
 
-class Conv2D(nn.Module):
-    """A square convolution over time and frequency, without bias: `[b, l, f, c] -> [b, n, g, d]`.
-
-    Output (i, j) is centred on input (i, j) * stride, so that the alignment hangs on the true start
-    of a row and not on its padding; n and g are l and f over the stride, rounded up. The input is 0
-    beyond its true end.
-    """
-
-    features: int
-    kernel_size: int = 3
-    stride: int = 1
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b l f c"]) -> Float[Array, "b n g d"]:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        # He et al. (2015), equation 14: the variance of the gradients is kept through ReLUs.
-        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        kernel = self.param("kernel", init, shape, jnp.float32)
-        before = (self.kernel_size - 1) // 2
-
-        def direct(x: Array, kernel: Array) -> Array:
-            return jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (self.stride, self.stride),
-                [(before, self.kernel_size - 1 - before)] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        saves = self.kernel_size == 3 and self.stride == 1 and x.dtype == jnp.float32
-        if saves and min(shape[2:]) >= conv.MIN_THREE_BY_THREE_CHANNELS:
-            fast = conv.three_by_three
-            return jax.lax.platform_dependent(x, kernel, cpu=fast, default=direct)
-        return direct(x, kernel)
-
-
 class NormalizedConv(nn.Module):
     """BN(conv(x)), the statistics over true frames and all frequencies."""
 
@@ -139,7 +100,10 @@ class NormalizedConv(nn.Module):
     def __call__(self, x: Array, frames: Array, *, train: bool) -> Array:
         """`frames` is the mask of the output, `[b, n, 1]`."""
         config = self.config
-        x = Conv2D(self.features, self.kernel_size, self.stride, config.dtype, name="conv")(x)
+        layer = conv2d.Conv2D(
+            self.features, self.kernel_size, self.stride, config.dtype, name="conv"
+        )
+        x = layer(x)
         zero = self.last and config.zero_init_residual
         batch_norm = norm.MaskedBatchNorm(
             config.norm_momentum,

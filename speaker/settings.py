@@ -23,7 +23,7 @@ def default_config() -> ConfigDict:
             "vad": "none",
             "batch_rows": 128,  # of one global batch
             "num_buckets": 3,  # evaluation takes whole recordings
-            "eval_batch_seconds": 120.0,
+            "eval_batch_seconds": 20.0,
             "max_eval_seconds": 30.0,  # longer ones give their first seconds
             # Trial lists over the recordings of an evaluation split, with commas between. The best
             # checkpoint goes by the first list of the first split.

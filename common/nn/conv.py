@@ -27,9 +27,6 @@ _UNROLL = 8
 # and gradients of 32 x 200 frames with 512 channels take 300 ms of one core instead of 480, with
 # 256 channels 82 instead of 94, with 128 as long.
 MIN_THREE_TAPS_CHANNELS = 256
-# The same for `three_by_three`: value and gradients of a ResNet34 from 32 channels on take 3.1 s
-# (8 x 200 frames) instead of 5.0, with 64 as the limit 4.2; below 32 it saves nothing.
-MIN_THREE_BY_THREE_CHANNELS = 32
 
 
 def left_padding(kernel_size: int, causal: bool) -> int:
@@ -186,7 +183,7 @@ class DepthwiseConv(nn.Module):
         return kernel.astype(self.dtype)
 
 
-def _tiles(x0: Array, x1: Array, x2: Array, x3: Array) -> tuple[Array, ...]:
+def tiles(x0: Array, x1: Array, x2: Array, x3: Array) -> tuple[Array, ...]:
     """Winograd's F(2, 3), B^T x: two outputs from four inputs by four products, not six.
 
     Lavin and Gray (2016, arXiv:1509.09308), section 4.1.
@@ -194,13 +191,13 @@ def _tiles(x0: Array, x1: Array, x2: Array, x3: Array) -> tuple[Array, ...]:
     return x0 - x2, x1 + x2, x2 - x1, x1 - x3
 
 
-def _tile_taps(k0: Array, k1: Array, k2: Array) -> tuple[Array, ...]:
-    """G k: what `_tiles` are multiplied with."""
+def tile_taps(k0: Array, k1: Array, k2: Array) -> tuple[Array, ...]:
+    """G k: what `tiles` are multiplied with."""
     outer, inner = (k0 + k2) / 2, k1 / 2
     return k0, outer + inner, outer - inner, k2
 
 
-def _untile(y0: Array, y1: Array, y2: Array, y3: Array) -> tuple[Array, Array]:
+def untile(y0: Array, y1: Array, y2: Array, y3: Array) -> tuple[Array, Array]:
     """A^T y: the two outputs from the four products."""
     return y0 + y1 + y2, y1 - y2 - y3
 
@@ -222,41 +219,10 @@ def three_taps(
     # Halves of blocks of 2 x dilation frames; a frame needs its own block and the next one.
     padded = jnp.pad(x, ((0, 0), (left, right), (0, 0)))
     padded = padded.reshape(b, blocks + 1, 2, dilation, c)
-    tiles = _tiles(padded[:, :-1, 0], padded[:, :-1, 1], padded[:, 1:, 0], padded[:, 1:, 1])
-    products = [x.reshape(-1, c) @ taps for x, taps in zip(tiles, _tile_taps(*kernel))]
-    halves = [half.reshape(b, blocks, dilation, d) for half in _untile(*products)]
+    tiled = tiles(padded[:, :-1, 0], padded[:, :-1, 1], padded[:, 1:, 0], padded[:, 1:, 1])
+    products = [x.reshape(-1, c) @ taps for x, taps in zip(tiled, tile_taps(*kernel))]
+    halves = [half.reshape(b, blocks, dilation, d) for half in untile(*products)]
     return jnp.stack(halves, axis=2).reshape(b, -1, d)[:, :num_frames]
-
-
-@jax.checkpoint
-def three_by_three(
-    x: Float[Array, "b l f c"], kernel: Float[Array, "3 3 c d"]
-) -> Float[Array, "b l f d"]:
-    """A dense centred convolution of 3 x 3 taps with 16 products for each 2 x 2 outputs, not 36.
-
-    y[b, i, j] = sum_mn x[b, i + m - 1, j + n - 1] kernel[m, n], zeros outside: F(2 x 2, 3 x 3).
-    Both gradients save as much; they keep x and not its tiles, which are four times as large.
-    Rounding errors are 1.7 times those of a sum of nine products, and below those of XLA:CPU's
-    convolution.
-    """
-    b, num_frames, num_bins, c = x.shape
-    d = kernel.shape[3]
-    m, n = -(-num_frames // 2), -(-num_bins // 2)
-    # Blocks of 2 x 2; outputs need their own block, the next ones, and the one behind both.
-    padded = jnp.pad(x, ((0, 0), (1, 2 * m + 1 - num_frames), (1, 2 * n + 1 - num_bins), (0, 0)))
-    padded = padded.reshape(b, m + 1, 2, n + 1, 2, c)
-    rows = _tiles(padded[:, :-1, 0], padded[:, :-1, 1], padded[:, 1:, 0], padded[:, 1:, 1])
-    sums = []
-    for x_row, kernel_row in zip(rows, _tile_taps(*kernel)):
-        tiles = _tiles(
-            x_row[:, :, :-1, 0], x_row[:, :, :-1, 1], x_row[:, :, 1:, 0], x_row[:, :, 1:, 1]
-        )
-        products = [x.reshape(-1, c) @ taps for x, taps in zip(tiles, _tile_taps(*kernel_row))]
-        sums.append(_untile(*products))
-    left, right = (_untile(*column) for column in zip(*sums))
-    y = jnp.stack([left[0], right[0], left[1], right[1]], axis=1)  # [b * m * n, 4, d]
-    y = y.reshape(b, m, n, 2, 2, d).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * m, 2 * n, d)
-    return y[:, :num_frames, :num_bins]
 
 
 class Conv(nn.Module):

@@ -164,42 +164,6 @@ def test_three_taps_in_two_thirds_of_the_products(frames, dilation, causal):
     )
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 4), (8, 7)])
-def test_three_by_three_in_four_ninths_of_the_products(shape):
-    """Value and gradients against the convolution in float64; sides of any number of tiles."""
-    rng = np.random.default_rng(sum(shape))
-    x, kernel = rng.normal(size=(2, *shape, 4)), rng.normal(size=(3, 3, 4, 5))
-    weight = rng.normal(size=(2, *shape, 5))
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    seen = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))  # [b, l, f, c, 3, 3]
-    expected = np.einsum("blfcmn,mncd->blfd", seen, kernel)
-
-    def value(x, kernel):
-        y = conv.three_by_three(x, kernel)
-        return jnp.sum(y * weight.astype(np.float32)), y
-
-    arguments = x.astype(np.float32), kernel.astype(np.float32)
-    (dx, dk), y = jax.jit(jax.grad(value, (0, 1), True))(*arguments)
-    # float32 sums of up to 36 products, and of 112 x 5 in the gradients.
-    np.testing.assert_allclose(y, expected, rtol=2e-5, atol=5e-5)
-    np.testing.assert_allclose(
-        dk, np.einsum("blfcmn,blfd->mncd", seen, weight), rtol=2e-5, atol=5e-5
-    )
-    # The gradient of x is the convolution of that of y with the kernel turned round.
-    padded = np.pad(weight, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    seen = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
-    turned = np.einsum("blfdmn,mncd->blfc", seen, kernel[::-1, ::-1])
-    np.testing.assert_allclose(dx, turned, rtol=2e-5, atol=5e-5)
-
-
-def test_three_by_three_keeps_its_input_only():
-    """For the gradients: not the sixteen tiles, which are four times as large."""
-    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
-    _, gradients = jax.vjp(conv.three_by_three, x, kernel)
-    kept = sum(leaf.size for leaf in jax.tree.leaves(gradients))
-    assert kept == x.size + kernel.size
-
-
 def test_wide_dilated_conv_of_three_taps():
     """The path of the x-vector's layers: against a sum of shifted products in float64, padded
     against alone."""

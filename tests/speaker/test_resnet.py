@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.nn import conv2d
 from speaker import resnet
 from tests.speaker import encoders
 
@@ -96,8 +97,9 @@ def test_bottlenecks_padded_equal_alone():
 
 
 def test_wide_convolutions_ignore_padding_and_devices():
-    """The path of `conv.three_by_three`."""
-    wide = dataclasses.replace(SMALL, num_blocks=(1,), widths=(32,))
+    """The path of `conv2d.three_by_three`."""
+    channels = conv2d.MIN_THREE_BY_THREE_CHANNELS
+    wide = dataclasses.replace(SMALL, num_blocks=(1,), widths=(channels,))
     variables = encoders.initialised(resnet.ResNet(wide), 11)
     encoders.check_padded_equals_alone(resnet.ResNet(wide), variables, 11)
 
