@@ -185,22 +185,16 @@ def beside(path: pathlib.Path | str, table: str) -> pathlib.Path | None:
 
 
 def _read_table(path: pathlib.Path, what: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for number, line in enumerate(tables.read_lines(path, VectorError), start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 2:
-            raise VectorError(
-                f"{path}:{number}: `{line[:100]}` is not `utterance {what}`. Correct the line."
-            )
-        if found.setdefault(fields[0], fields[1]) != fields[1]:
-            raise VectorError(
-                f"{path}:{number}: utterance {fields[0]!r} had the {what} {found[fields[0]]!r} "
-                f"on an earlier line and has {fields[1]!r} here. Remove the wrong one."
-            )
-    if not found:
-        raise VectorError(f"{path}: the file is empty. Write `utterance {what}` lines.")
+    """Utterance -> one word."""
+    found, differing = tables.read_pairs(path, what, VectorError)
+    for name, number in differing.items():
+        raise VectorError(
+            f"{path}, line {number}: utterance {name!r} had the {what} {found[name]!r} on an "
+            "earlier line and has another one here. Remove the wrong one."
+        )
+    for name, value in found.items():
+        if len(value.split()) != 1:
+            raise VectorError(f"{path}: the {what} of {name!r} is {value[:100]!r}, not one word.")
     return found
 
 

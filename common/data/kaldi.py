@@ -306,23 +306,11 @@ def _read_table(
         raise records.DataError(
             f"There is no {path}. A Kaldi data folder needs it; see utils/validate_data_dir.sh."
         )
-    table = {}
-    for number, line in enumerate(tables.read_lines(path), start=1):
-        fields = line.split(maxsplit=1)
-        if not fields or (needs_value and len(fields) < 2):
-            raise records.DataError(
-                f"{path}, line {number}: {line!r} is not an id and a value. Repair the line."
-            )
-        value = fields[1].strip() if len(fields) > 1 else ""
-        if table.setdefault(fields[0], value) != value:
-            repeated[fields[0]] = f"repeated id (again in {path}, line {number})"
-    if not table:
-        raise records.DataError(f"{path} is empty.")
+    table, differing = tables.read_pairs(path, "value", needs_value=needs_value)
+    for key, number in differing.items():
+        repeated[key] = f"repeated id (again in {path}, line {number})"
     return table
 
 
 def _place(path: pathlib.Path, key: str) -> str:
-    """Where a table speaks of an id."""
-    words = (line.split(maxsplit=1)[:1] for line in tables.read_lines(path))
-    number = next(number for number, word in enumerate(words, start=1) if word == [key])
-    return f"{path}, line {number}"
+    return f"{path}, line {tables.line_of(path, key)}"

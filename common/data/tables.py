@@ -46,3 +46,39 @@ def read_lines(
     """The lines of such a file, without an empty one at its end."""
     lines = read_text(path, error).split("\n")
     return lines[:-1] if lines[-1] == "" else lines
+
+
+def read_pairs(
+    path: str | os.PathLike,
+    what: str,
+    error: type[errors.UserError] = records.DataError,
+    *,
+    needs_value: bool = True,
+) -> tuple[dict[str, str], dict[str, int]]:
+    """A table of Kaldi: the first word of every line -> the rest of it, which is a `what`.
+
+    Also the ids that have several and differing lines -> the last of these; the first counts.
+    Blank lines are nothing. Raises `error`: not readable, empty, or a line without a value.
+    """
+    found: dict[str, str] = {}
+    differing: dict[str, int] = {}
+    for number, line in enumerate(read_lines(path, error), start=1):
+        fields = line.split(maxsplit=1)
+        if not fields:
+            continue
+        if needs_value and len(fields) < 2:
+            raise error(
+                f"{path}, line {number}: {line[:100]!r} is not an id and a {what}. Repair the line."
+            )
+        value = fields[1].strip() if len(fields) > 1 else ""
+        if found.setdefault(fields[0], value) != value:
+            differing[fields[0]] = number
+    if not found:
+        raise error(f"{path} is empty. Write lines of an id and a {what}.")
+    return found, differing
+
+
+def line_of(path: str | os.PathLike, key: str) -> int:
+    """Where a table speaks of an id, for a message: the file is read again."""
+    words = (line.split(maxsplit=1)[:1] for line in read_lines(path))
+    return next(number for number, word in enumerate(words, start=1) if word == [key])

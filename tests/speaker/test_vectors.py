@@ -220,9 +220,9 @@ def test_durations_go_with_the_embeddings(tmp_path):
 def test_speakers_are_read_line_by_line(tmp_path):
     path = tmp_path / "utt2spk"
     for text, message in (
-        ("a x\nb\n", "utt2spk:2: `b` is not `utterance speaker`"),
-        ("a x\n\na y\n", "utt2spk:3: utterance 'a' had the speaker 'x'"),
-        ("\n", "the file is empty"),
+        ("a x\nb\n", "utt2spk, line 2: 'b' is not an id and a speaker"),
+        ("a x\n\na y\n", "utt2spk, line 3: utterance 'a' had the speaker 'x'"),
+        ("\n", "utt2spk is empty"),
     ):
         path.write_text(text)
         with pytest.raises(vectors.VectorError, match=message):
