@@ -208,18 +208,19 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         shown = words[:: max(1, len(words) // PAIRS)][:PAIRS]
         lines = [wer.describe(f"{split} WER", counts, bounds)]
         lines += [wer.describe(f"{split} CER", letters)]
-        if len(words) < (count := len(self.parts[split].source)):
-            lines.append(
-                f"  over {len(words)} of {count} recordings: the others are named in warnings "
-                "above and in the work directory's rejected.tsv"
+        count = len(self.parts[split].source)
+        lines.append(f"  {len(words)} of {count} utterances scored")
+        if len(words) < count:
+            lines[-1] += (
+                ": the others are named in warnings above and in the work directory's rejected.tsv"
             )
         for score in shown:
             lines += [f"  ref  {score.reference}", f"  hyp  {score.hypothesis}"]
         scalars = {
             "wer": counts.rate,
             "cer": letters.rate,
-            "wer_low": bounds[0],
-            "wer_high": bounds[1],
+            "wer_low": bounds.low,
+            "wer_high": bounds.high,
             "substitutions": counts.subs,
             "insertions": counts.ins,
             "deletions": counts.dels,

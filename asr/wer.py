@@ -142,19 +142,40 @@ def total(scores: Iterable[UtteranceScore]) -> ErrorCounts:
     return sum((s.counts for s in scores), ErrorCounts())
 
 
-def interval(scores: Sequence[UtteranceScore]) -> tuple[float, float]:
-    """Bootstrap interval of the error rate over utterances: `metrics.bootstrap_interval`."""
-    return metrics.bootstrap_interval(
-        np.array([s.counts.errors for s in scores], np.int64),
-        np.array([s.counts.ref for s in scores], np.int64),
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """Bounds of an error rate as fractions, NaN where nothing can be said, and what was drawn."""
+
+    low: float
+    high: float
+    over: str
+
+
+def interval(scores: Sequence[UtteranceScore]) -> Interval:
+    """Bootstrap interval of the error rate, over speakers where two or more are known.
+
+    The errors of one speaker go together, so utterances drawn alone would give an interval too
+    narrow for other speakers. An utterance without a speaker counts as a speaker of its own. With
+    fewer than two named speakers utterances are drawn. See `metrics.bootstrap_interval`.
+    """
+    speakers = {s.speaker for s in scores} - {""}
+    groups: dict[tuple[str, int], ErrorCounts] = {}
+    for i, row in enumerate(scores):
+        key = (row.speaker, -1) if len(speakers) > 1 and row.speaker else ("", i)
+        groups[key] = groups.get(key, ErrorCounts()) + row.counts
+    low, high = metrics.bootstrap_interval(
+        np.array([c.errors for c in groups.values()], np.int64),
+        np.array([c.ref for c in groups.values()], np.int64),
     )
+    over = f"{len(speakers)} speakers" if len(speakers) > 1 else f"{len(scores)} utterances"
+    return Interval(low, high, over)
 
 
-def describe(name: str, counts: ErrorCounts, bounds: tuple[float, float] | None = None) -> str:
-    """`WER 12.69 % [10.1, 15.4] (75/591: 50 subs, 10 ins, 15 dels)`."""
+def describe(name: str, counts: ErrorCounts, bounds: Interval | None = None) -> str:
+    """`WER 12.69 % [10.1, 15.4 over 10 speakers] (75/591: 50 subs, 10 ins, 15 dels)`."""
     shown = ""
-    if bounds is not None and all(map(math.isfinite, bounds)):
-        shown = f" [{100 * bounds[0]:.2f}, {100 * bounds[1]:.2f}]"
+    if bounds is not None and math.isfinite(bounds.low) and math.isfinite(bounds.high):
+        shown = f" [{100 * bounds.low:.2f}, {100 * bounds.high:.2f} over {bounds.over}]"
     return (
         f"{name} {100 * counts.rate:.2f} %{shown} ({counts.errors}/{counts.ref}: "
         f"{counts.subs} subs, {counts.ins} ins, {counts.dels} dels)"

@@ -129,7 +129,7 @@ def test_a_report_says_what_it_is_over(tmp_path):
     }
     report = task.report("dev", [outputs])
     assert report.scalars["wer"] == 0.0
-    assert "over 2 of 4 recordings" in "\n".join(report.lines)
+    assert "2 of 4 utterances scored: the others are named" in "\n".join(report.lines)
     np.testing.assert_allclose(report.audio["audio"][0], 0.1, atol=1e-4)
     (tmp_path / "c.wav").unlink()
     assert task.report("dev", [outputs]).audio == {}

@@ -106,12 +106,14 @@ def _scores():
 def test_interval_holds_the_rate_and_is_repeatable():
     scores = _scores()
     rate = wer.total(scores).rate
-    low, high = wer.interval(scores)
-    assert low < rate < high
-    assert wer.interval(scores) == (low, high)
-    assert "WER" in wer.describe("WER", wer.total(scores), (low, high))
+    bounds = wer.interval(scores)
+    assert bounds.low < rate < bounds.high
+    assert wer.interval(scores) == bounds
 
-    assert all(np.isnan(wer.interval([wer.score("a", "A", "A")])))
+    alone = wer.interval([wer.score("a", "A", "A")])
+    assert np.isnan(alone.low)
+    assert np.isnan(alone.high)
+    assert wer.describe("WER", wer.ErrorCounts(ref=1), alone).startswith("WER 0.00 % (0/1:")
 
 
 def test_a_line_of_the_table_is_an_utterance():
@@ -122,3 +124,21 @@ def test_a_line_of_the_table_is_an_utterance():
     assert first["alignment"] == "ONE [TWO>TO]"
     assert (first["wer"], first["subs"], first["ref"]) == ("0.500000", "1", "2")
     assert (second["wer"], second["ins"], second["reference"]) == ("inf", "1", "")
+
+
+def test_the_interval_draws_speakers_whole():
+    def rows(speakers):
+        errors = [("a", "b"), ("a", "b"), ("a", "a"), ("a", "a")]
+        return [wer.score(str(i), *e, speaker=s) for i, (e, s) in enumerate(zip(errors, speakers))]
+
+    by_speaker = wer.interval(rows("xxyy"))  # one is always wrong, the other never
+    assert (by_speaker.low, by_speaker.high, by_speaker.over) == (0.0, 1.0, "2 speakers")
+    many = [r for i in range(25) for r in rows("xxyy")]
+    assert (wer.interval(many).low, wer.interval(many).high) == (0.0, 1.0)
+    for unknown in (["", "", "", ""], "xxxx"):
+        found = wer.interval([r for _ in range(25) for r in rows(unknown)])
+        assert 0.35 < found.low < 0.45
+        assert 0.55 < found.high < 0.65
+        assert found.over == "100 utterances"
+    line = wer.describe("WER", wer.total(many), by_speaker)
+    assert line == "WER 50.00 % [0.00, 100.00 over 2 speakers] (50/100: 50 subs, 0 ins, 0 dels)"
