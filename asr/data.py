@@ -38,13 +38,16 @@ def batches(
     }
     # A program more for evaluation is worth its compilation only if many recordings use it.
     most = len(split.index) if train else max(1, len(split.index) // 200)
+    limit = int(data.batch_seconds * data.sample_rate_hz)
+    if not train:  # the longest is evaluated too, alone on each device if need be
+        limit = max(limit, int(split.index.lengths.max(initial=0)) * jax.device_count())
     shapes = buckets.choose_for_devices(
         sizes,
         devices=jax.device_count(),
         accumulate=config.accumulate if train else 1,
         primary="audio",
         num_buckets=min(data.num_buckets, most),
-        max_total=int(data.batch_seconds * data.sample_rate_hz),
+        max_total=limit,
     )
     log.info(
         "%s: batches of %s; %.1f %% padding.",

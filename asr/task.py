@@ -273,7 +273,8 @@ def check_augment(config: Any) -> None:
 def make_task(config: Any, workdir: pathlib.Path) -> AsrTask:
     """The task of a config; settings that exclude each other are said, no data are opened."""
     check_augment(config)
-    return AsrTask(config, workdir, splits.Splits(config, workdir, require_text=True))
+    parts = splits.Splits(config, workdir, require_text=True, whole=True)
+    return AsrTask(config, workdir, parts)
 
 
 def close(task: AsrTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -> None:

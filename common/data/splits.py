@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ from common.data import (
 log = logging.getLogger(__name__)
 
 NAMES = ("data.train", "data.eval", "data.test")  # settings that name parts of the data
+
+_WHOLE_SECONDS = 300  # an evaluated utterance at most: longer ones are recordings to be cut
 
 
 def default_config() -> ConfigDict:
@@ -216,9 +219,18 @@ def separate_names(config: ConfigDict) -> ConfigDict:
 
 
 def open_split(
-    config: Any, names: Sequence[str], workdir: pathlib.Path, *, require_text: bool
+    config: Any,
+    names: Sequence[str],
+    workdir: pathlib.Path,
+    *,
+    require_text: bool,
+    whole: bool = False,
 ) -> Split:
-    """Opens and validates a part of the data; what is unusable goes to DIR/rejected.tsv."""
+    """Opens and validates a part of the data; what is unusable goes to DIR/rejected.tsv.
+
+    With `whole` nothing is left out for its length: instead of `max_seconds` there is a limit
+    against files that are no utterances, and one beyond it raises records.DataError.
+    """
     data = config.data
     name = "+".join(names)
     features, given = config.features, config.features.get("kind") == "given"
@@ -231,13 +243,20 @@ def open_split(
         sample_rate_hz=data.sample_rate_hz,
         channel=channel(data),
         min_seconds=data.min_seconds,
-        max_seconds=data.max_seconds,
+        max_seconds=math.inf if whole else data.max_seconds,
         require_text=require_text,
         max_bad_share=data.max_bad_share,
         num_workers=os.cpu_count() or 1,
         progress=jax.process_index() == 0,
         feature_size=features.num_mels if given else None,
     )
+    if whole and len(index) and index.seconds.max() > _WHOLE_SECONDS:
+        longest = int(index.seconds.argmax())
+        raise records.DataError(
+            f"{name}: {source[int(index.positions[longest])]['id']} lasts "
+            f"{index.seconds[longest]:.0f} s; evaluation leaves nothing out and takes at most "
+            f"{_WHOLE_SECONDS} s. Cut it into utterances or take it off the list."
+        )
     hours = float(index.seconds.sum()) / 3600
     log.info("%s: %d recordings, %.2f hours.", name, len(index), hours)
     return Split(name, source, index)
@@ -246,20 +265,25 @@ def open_split(
 class Splits(Mapping[str, Split]):
     """The parts of a config's data by name, each opened and validated when it is first asked for.
 
-    A name may be several together: "test+enroll".
+    A name may be several together: "test+enroll". With `whole`, `max_seconds` is for training only.
     """
 
-    def __init__(self, config: Any, workdir: pathlib.Path, *, require_text: bool) -> None:
+    def __init__(
+        self, config: Any, workdir: pathlib.Path, *, require_text: bool, whole: bool = False
+    ) -> None:
+        self._whole = whole
         self._config, self._workdir, self._require_text = config, workdir, require_text
         self._open: dict[str, Split] = {}
 
     def __getitem__(self, name: str) -> Split:
         if name not in self._open:
             data = self._config.data
-            empty = data.allow_empty_text and name != "+".join(data.train)
+            evaluated = name != "+".join(data.train)
+            empty = data.allow_empty_text and evaluated
             self._open[name] = open_split(
                 *(self._config, name.split("+"), self._workdir),
                 require_text=self._require_text and not empty,
+                whole=self._whole and evaluated,
             )
         return self._open[name]
 

@@ -321,3 +321,27 @@ def test_bfloat16_keeps_parameters_and_losses_in_float32(tmp_path):
     batch = make_batch(task.tokenizer)
     found = jax.eval_shape(lambda v, b: task.loss(v, b, None, None, train=False), variables, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+
+
+def test_evaluation_keeps_what_is_too_long_to_train_on(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = ["id\taudio\ttext\tsplit"]
+    for split, seconds in (("train", 1.0), ("train", 3.0), ("dev", 1.0), ("dev", 3.0)):
+        name = f"{split}{seconds:g}"
+        audio = rng.normal(0, 0.1, int(16000 * seconds)).astype(np.float32)
+        io.write_wav(tmp_path / f"{name}.wav", audio, 16000)
+        rows.append(f"{name}\t{tmp_path / name}.wav\tCAT\t{split}")
+    (tmp_path / "all.tsv").write_text("\n".join(rows) + "\n")
+    config = make_task(tmp_path).config.to_dict()
+    config["data"] |= {"kind": "manifest", "root": str(tmp_path / "all.tsv")}
+    config["data"] |= {"train": ("train",), "eval": ("dev",), "max_bad_share": 0.9}
+    config["data"] |= {"max_seconds": 2.0, "batch_seconds": 2.0}
+    task = asr_task.make_task(workdir.freeze(config), tmp_path)
+    assert task.train_split.ids == ["train1"]
+    assert task.parts["dev"].ids == ["dev1", "dev3"]
+    found = data.batches(task.parts["dev"], make_task(tmp_path).tokenizer, task.config, train=False)
+    assert sum(int(batch["mask"].sum()) for batch in found) == 2
+    monkeypatch.setattr(splits, "_WHOLE_SECONDS", 2)
+    task = asr_task.make_task(workdir.freeze(config), tmp_path)
+    with pytest.raises(records.DataError, match="dev: dev3 lasts 3 s; evaluation leaves nothing"):
+        task.parts["dev"]
