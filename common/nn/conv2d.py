@@ -124,6 +124,25 @@ def _strided_kernel_gradient(x: Array, dy: Array, kernel_size: int, stride: int)
     return jnp.stack(sums)
 
 
+def _tiles(x0: Array, x1: Array, x2: Array, x3: Array) -> tuple[Array, ...]:
+    """Winograd's F(2, 3), B^T x: two outputs from four inputs by four products, not six.
+
+    Lavin and Gray (2016, arXiv:1509.09308), section 4.1.
+    """
+    return x0 - x2, x1 + x2, x2 - x1, x1 - x3
+
+
+def _tile_taps(k0: Array, k1: Array, k2: Array) -> tuple[Array, ...]:
+    """G k: what `_tiles` are multiplied with."""
+    outer, inner = (k0 + k2) / 2, k1 / 2
+    return k0, outer + inner, outer - inner, k2
+
+
+def _untile(y0: Array, y1: Array, y2: Array, y3: Array) -> tuple[Array, Array]:
+    """A^T y: the two outputs from the four products."""
+    return y0 + y1 + y2, y1 - y2 - y3
+
+
 def three_by_three(
     x: Float[Array, "b l f c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b l f d"]:
@@ -139,15 +158,15 @@ def three_by_three(
     # Blocks of 2 x 2; outputs need their own block, the next ones, and the one behind both.
     padded = jnp.pad(x, ((0, 0), (1, 2 * m + 1 - num_frames), (1, 2 * n + 1 - num_bins), (0, 0)))
     padded = padded.reshape(b, m + 1, 2, n + 1, 2, c)
-    rows = conv.tiles(padded[:, :-1, 0], padded[:, :-1, 1], padded[:, 1:, 0], padded[:, 1:, 1])
+    rows = _tiles(padded[:, :-1, 0], padded[:, :-1, 1], padded[:, 1:, 0], padded[:, 1:, 1])
     sums = []
-    for x_row, kernel_row in zip(rows, conv.tile_taps(*kernel)):
-        tiles = conv.tiles(
+    for x_row, kernel_row in zip(rows, _tile_taps(*kernel)):
+        tiles = _tiles(
             x_row[:, :, :-1, 0], x_row[:, :, :-1, 1], x_row[:, :, 1:, 0], x_row[:, :, 1:, 1]
         )
-        products = [x.reshape(-1, c) @ taps for x, taps in zip(tiles, conv.tile_taps(*kernel_row))]
-        sums.append(conv.untile(*products))
-    left, right = (conv.untile(*column) for column in zip(*sums))
+        products = [x.reshape(-1, c) @ taps for x, taps in zip(tiles, _tile_taps(*kernel_row))]
+        sums.append(_untile(*products))
+    left, right = (_untile(*column) for column in zip(*sums))
     y = jnp.stack([left[0], right[0], left[1], right[1]], axis=1)  # [b * m * n, 4, d]
     y = y.reshape(b, m, n, 2, 2, d).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * m, 2 * n, d)
     return y[:, :num_frames, :num_bins]

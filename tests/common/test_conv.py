@@ -129,7 +129,7 @@ def test_bfloat16_gradient_of_taps_sums_in_float32():
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("frames", "dilation"), [(12, 1), (13, 2), (11, 3), (2, 3)])
-def test_three_taps_in_two_thirds_of_the_products(frames, dilation, causal):
+def test_three_taps_in_half_of_the_products(frames, dilation, causal):
     """Value and gradients against the convolution; frames fill their blocks or do not."""
     left = conv.left_padding(2 * dilation + 1, causal)
     keys = jax.random.split(jax.random.key(frames), 3)
