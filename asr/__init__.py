@@ -8,8 +8,8 @@ recognizer("a.wav").text
 from typing import Any
 
 
-def load(workdir: Any, *, step: int | None = None) -> Any:
-    """The recogniser of a work directory, see `asr.transcriber.Transcriber`."""
+def load(workdir: Any, **options: Any) -> Any:
+    """The recogniser of a work directory, see `asr.transcriber.load`."""
     from asr import transcriber  # not before it is wanted: data workers import this package too
 
-    return transcriber.load(workdir, step=step)
+    return transcriber.load(workdir, **options)

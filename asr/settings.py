@@ -35,6 +35,9 @@ def default_config() -> ConfigDict:
             "speeds": (),  # e.g. (0.9, 1.0, 1.1)
             # Vocal tract length: lowest and highest factor of frequency, e.g. (0.85, 1.18).
             "warps": (),
+            # Zeros around a recording: before and after it together, at most so many seconds.
+            "silence": {"probability": 0.0, "seconds": 0.5},
+            "gain_db": (),  # lowest and highest, e.g. (-20.0, 6.0)
             "freq_masks": 1,
             "freq_width": 27,
             "time_masks": 10,

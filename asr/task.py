@@ -23,6 +23,8 @@ from common.task import Batch, Metrics, Report
 log = logging.getLogger(__name__)
 
 PAIRS = 5  # shown at the end of an evaluation
+# Each takes random numbers of its own; a new one goes to the end.
+KEYS = ("speed", "masks", "dropout", "warp", *augment.ADDED, "silence", "gain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +78,26 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         audio, lengths = batch["audio"], batch["audio_lengths"]
         keys = {
             name: parallel.row_keys(jax.random.fold_in(key, i), batch["row"])
-            for i, name in enumerate(("speed", "masks", "dropout", "warp", *augment.ADDED))
+            for i, name in enumerate(
+                ("speed", "masks", "dropout", "warp", *augment.ADDED, "silence", "gain")
+            )
         }
         if settings.speeds:
             audio, lengths = augment.speed_perturb(
                 audio, lengths, keys["speed"], tuple(settings.speeds)
             )
+        if settings.silence.probability > 0:
+            # Before noise, which covers some of it: what is left are digital zeros.
+            audio, lengths = augment.add_silence(
+                audio,
+                lengths,
+                keys["silence"],
+                probability=settings.silence.probability,
+                max_samples=round(settings.silence.seconds * self.config.data.sample_rate_hz),
+            )
         audio = augment.add_rooms_and_noise(audio, lengths, batch, keys, settings)
+        if settings.gain_db:
+            audio = augment.change_gain(audio, keys["gain"], tuple(settings.gain_db))
         options: dict[str, Any] = {"dropout_keys": keys["dropout"]}
 
         def distort(features: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -9,14 +9,29 @@ import jax
 import numpy as np
 from jaxtyping import Float, Num
 
+from asr import segments, tokenizer
 from asr import task as asr_task
-from asr import tokenizer
 from common import parallel, trained
 from common.audio import io
 from common.data import splits
 
-LENGTHS_SECONDS = (4.0, 8.0, 16.0, 32.0)  # one compilation each
+LENGTHS_SECONDS = (4.0, 8.0, 16.0, segments.LONGEST_SECONDS)  # one compilation each
 BATCH_SECONDS = 64.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """What was said from `start` to `end`, in seconds of the recording.
+
+    Segments of a recording are the pieces that were recognised one by one (`asr.segments`), or
+    words. `confidence` is the geometric mean of the tokens' probabilities, not calibrated; NaN
+    without any.
+    """
+
+    start: float
+    end: float
+    text: str
+    confidence: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,33 +48,44 @@ class Transcript:
     tokens: tuple[str, ...]
     times: tuple[float, ...]
     probabilities: tuple[float, ...]
+    segments: tuple[Segment, ...]
 
     @property
     def confidence(self) -> float:
         """The geometric mean of the tokens' probabilities, not calibrated; NaN without any."""
-        if not self.tokens:
-            return math.nan
-        return float(np.exp(np.mean(np.log(np.maximum(self.probabilities, 1e-30)))))
+        return _geometric_mean(self.probabilities)
+
+    @property
+    def words(self) -> tuple[Segment, ...]:
+        """Each word, from its first token to the next word's first or the end of its segment."""
+        groups: list[list[int]] = []
+        for i, token in enumerate(self.tokens):
+            spoken = token.lstrip("▁ ")
+            if not groups or spoken != token or self._begins(i):
+                groups.append([])
+            if spoken:
+                groups[-1].append(i)
+        groups = [group for group in groups if group]
+        found = []
+        for group, following in zip(groups, [*groups[1:], None]):
+            start = self.times[group[0]]
+            end = next((s.end for s in self.segments if s.start <= start < s.end), self.seconds)
+            if following is not None:
+                end = min(end, self.times[following[0]])
+            text = "".join(self.tokens[i].lstrip("▁ ") for i in group)
+            sure = _geometric_mean([self.probabilities[i] for i in group])
+            found.append(Segment(start, end, text, sure))
+        return tuple(found)
+
+    def _begins(self, i: int) -> bool:
+        """Whether a segment begins between token i - 1 and token i."""
+        return any(self.times[i - 1] < s.start <= self.times[i] for s in self.segments)
 
 
-def cut_points(
-    audio: Float[np.ndarray, "t"], sample_rate_hz: int, max_seconds: float
-) -> list[tuple[int, int]]:
-    """Pieces of at most `max_seconds` that cover `audio`, cut where 0.2 s are quietest.
-
-    Each cut is sought in the second half of the longest piece possible.
-    """
-    longest, window = int(max_seconds * sample_rate_hz), int(0.2 * sample_rate_hz)
-    pieces, start = [], 0
-    while len(audio) - start > longest:
-        lower = start + longest // 2
-        stretch = np.square(audio[lower : start + longest].astype(np.float64))
-        sums = np.cumsum(np.concatenate([[0.0], stretch]))
-        energy = sums[window:] - sums[:-window]
-        cut = lower + int(np.argmin(energy)) + window // 2
-        pieces.append((start, cut))
-        start = cut
-    return [*pieces, (start, len(audio))]
+def _geometric_mean(probabilities: Sequence[float]) -> float:
+    if not len(probabilities):
+        return math.nan
+    return float(np.exp(np.mean(np.log(np.maximum(probabilities, 1e-30)))))
 
 
 def _batches(pieces: Sequence[np.ndarray], rate: int, devices: int) -> Iterator[dict]:
@@ -87,13 +113,16 @@ def _batches(pieces: Sequence[np.ndarray], rate: int, devices: int) -> Iterator[
 
 
 class Transcriber:
-    """A trained recogniser. Recordings of any length are cut where they are quietest.
+    """A trained recogniser. Recordings beyond `split_seconds` are cut at pauses.
 
     `transcriber(path)`, `transcriber(bytes_of_a_file)` or `transcriber(samples, rate)` gives the
     `Transcript` of one recording; `many` those of several, which is faster.
     """
 
-    def __init__(self, found: trained.Trained) -> None:
+    def __init__(
+        self, found: trained.Trained, split_seconds: float = segments.SPLIT_SECONDS
+    ) -> None:
+        self._split_seconds = split_seconds
         self._found, self._task = found, found.task
         self.sample_rate_hz = found.config.data.sample_rate_hz
         self.channel = splits.channel(found.config.data)
@@ -120,16 +149,15 @@ class Transcriber:
     def many(self, recordings: Sequence[Float[np.ndarray, "_"]]) -> list[Transcript]:
         """The transcripts of several recordings at the model's rate, in their order.
 
-        Digital silence has no words in it, and is not shown to the network.
+        What surely holds no speech (`asr.segments.split`) is not shown to the network.
         """
         rate, found = self.sample_rate_hz, self._found
         pieces, starts, owner = [], [], []
         for number, audio in enumerate(recordings):
-            for start, end in cut_points(audio, rate, LENGTHS_SECONDS[-1]):
-                if audio[start:end].any():
-                    pieces.append(audio[start:end])
-                    starts.append(start / rate)
-                    owner.append(number)
+            for start, end in segments.split(audio, rate, self._split_seconds):
+                pieces.append(audio[start:end])
+                starts.append(start / rate)
+                owner.append(number)
         said: dict[int, tuple[str, list[int], list[float], list[float]]] = {}
         for batch in _batches(pieces, rate, jax.device_count()):
             _, out = found.eval_step(found.variables, parallel.global_batch(batch, found.mesh))
@@ -145,7 +173,8 @@ class Transcriber:
         names[tokenizer.UNKNOWN_ID] = tokenizer.UNKNOWN_SURFACE
         transcripts = []
         for number, audio in enumerate(recordings):
-            parts = [said[i] for i, whose in enumerate(owner) if whose == number]
+            own = [i for i, whose in enumerate(owner) if whose == number]
+            parts = [said[i] for i in own]
             texts, ids, times, probabilities = zip(*parts) if parts else ((), (), (), ())
             transcripts.append(
                 Transcript(
@@ -154,14 +183,31 @@ class Transcriber:
                     tokens=tuple(names[token] for part in ids for token in part),
                     times=tuple(time for part in times for time in part),
                     probabilities=tuple(p for part in probabilities for p in part),
+                    segments=tuple(
+                        Segment(
+                            starts[i],
+                            starts[i] + len(pieces[i]) / rate,
+                            said[i][0],
+                            _geometric_mean(said[i][3]),
+                        )
+                        for i in own
+                    ),
                 )
             )
         return transcripts
 
 
-def load(workdir: io.PathLike, *, step: int | None = None) -> Transcriber:
+def load(
+    workdir: io.PathLike,
+    *,
+    step: int | None = None,
+    split_seconds: float = segments.SPLIT_SECONDS,
+) -> Transcriber:
     """The recogniser that a training left in `workdir`: its best checkpoint, or that of `step`.
+
+    Recordings longer than `split_seconds` are cut at every pause.
 
     Raises UserError: no work directory of a recogniser, or no such checkpoint.
     """
-    return Transcriber(trained.load(asr_task.PACKAGE, pathlib.Path(workdir), step=step))
+    found = trained.load(asr_task.PACKAGE, pathlib.Path(workdir), step=step)
+    return Transcriber(found, split_seconds)

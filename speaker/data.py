@@ -99,7 +99,7 @@ def sequence(config: Any) -> tuple[str, float]:
     if features.hop_ms <= 0:
         raise errors.UserError(f"config.features.hop_ms={features.hop_ms} must be positive.")
     settings = config.augment
-    of_waves = [f"{name}.root" for name in ("rir", *augment.ADDED) if settings[name].root]
+    of_waves = [f"{name}.root" for name in ("rir", *augment.ADDED) if settings[name].get("root")]
     of_waves += ["speeds"] if len(settings.speeds) > 1 else []
     if of_waves:
         raise errors.UserError(

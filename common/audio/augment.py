@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from common.audio import framing
 from common.nn import masking
 
-ADDED = ("noise", "music", "babble")  # to the waveform, in this order
+ADDED = ("noise", "music", "babble", "hiss")  # to the waveform, in this order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +160,36 @@ def _play(
     )
     played = jnp.matmul(frames, matrix, precision="highest")
     return played.reshape(audio.shape[0], -1)[:, :num_samples].astype(audio.dtype)
+
+
+def add_silence(
+    audio: Float[Array, "b t"],
+    lengths: Int[Array, "b"],
+    keys: Key[Array, "b"],
+    *,
+    probability: float,
+    max_samples: int,
+) -> tuple[Float[Array, "b n"], Int[Array, "b"]]:
+    """Zeros before and after each row, of `n = t + max_samples` samples then; and the new lengths.
+
+    Which rows get any is drawn with `probability`. Before the row go 0 to `max_samples` zeros,
+    uniformly, after it 0 to what that leaves of them.
+    """
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (3,)), out_axes=1)(keys)
+    most = jnp.where(draws[0] < probability, max_samples, 0)
+    before = jnp.floor(draws[1] * (most + 1)).astype(jnp.int32)
+    after = jnp.floor(draws[2] * (most - before + 1)).astype(jnp.int32)
+    audio = jnp.pad(_true_samples(audio, lengths).astype(audio.dtype), ((0, 0), (0, max_samples)))
+    return jax.vmap(jnp.roll)(audio, before), lengths + before + after
+
+
+def change_gain(
+    audio: Float[Array, "b t"], keys: Key[Array, "b"], gain_db: tuple[float, float]
+) -> Float[Array, "b t"]:
+    """Each row louder or softer by a gain drawn uniformly, in dB; nothing is clipped."""
+    low, high = gain_db
+    draw = jax.vmap(lambda key: jax.random.uniform(key))(keys)
+    return audio * (10 ** ((low + draw * (high - low)) / 20)).astype(audio.dtype)[:, None]
 
 
 def add_noise(

@@ -149,3 +149,28 @@ class Clips:
         names, first = np.unique(np.asarray(self.speakers)[order], return_index=True)
         ends = [*first[1:], len(order)]
         return order, {n: (int(a), int(b)) for n, a, b in zip(names.tolist(), first, ends) if n}
+
+
+@dataclasses.dataclass(frozen=True)
+class Hiss:
+    """Steady noise made from random numbers, for training without a folder of recordings.
+
+    Its power falls with frequency as f^-a: a is drawn from 0 (white) to 2 (red), 1 is pink.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        return "hiss"
+
+    def draw(
+        self, rng: np.random.Generator, max_samples: int, beside: Mapping[str, Any]
+    ) -> Float[np.ndarray, "n"]:
+        """At most two seconds of it, at a power of 1: who wants more repeats them."""
+        del beside
+        count = min(max_samples, 1 << 15)  # a power of two: a quick transform
+        slope = rng.uniform(0.0, 2.0)
+        spectrum = np.fft.rfft(rng.standard_normal(count, dtype=np.float32))
+        spectrum[0] = 0.0  # no offset
+        spectrum[1:] *= np.arange(1, len(spectrum), dtype=np.float64) ** (-slope / 2)
+        noise = np.fft.irfft(spectrum, count).astype(np.float32)
+        return noise / np.float32(max(float(np.mean(np.square(noise))), 1e-20) ** 0.5)

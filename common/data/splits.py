@@ -84,6 +84,8 @@ def default_augment() -> ConfigDict:
             "music": {"root": "", "probability": 0.5, "snr_db": (5.0, 15.0)},
             # Speech of several people at once; how many, at least and at most.
             "babble": {"root": "", "probability": 0.5, "snr_db": (13.0, 20.0), "voices": (3, 7)},
+            # Made, not read: steady noise between white and red. A probability of 0: none.
+            "hiss": {"probability": 0.0, "snr_db": (10.0, 40.0)},
             "rir": {"root": "", "probability": 0.5, "max_seconds": 1.0},
         }
     )
@@ -332,6 +334,10 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Compani
     rate, found = config.data.sample_rate_hz, {}
     for name in ("rir", *augment.ADDED):
         settings = config.augment[name]
+        if name == "hiss":
+            if settings.probability > 0:
+                found[name] = examples.Companion(clips.Hiss(), settings.probability)
+            continue
         if not settings.root:
             continue
         source = clips.read_folder(settings.root)
