@@ -61,7 +61,7 @@ def has_speech(audio: Float[np.ndarray, "t"], sample_rate_hz: int) -> bool:
         return True
     powers = np.square(audio[: tenths * tenth].astype(np.float64)).reshape(tenths, tenth)
     low, high = np.percentile(powers.mean(axis=1), [2, 98])
-    return high > low * 10 ** (_STEADY_DB / 10)
+    return bool(high > low * 10 ** (_STEADY_DB / 10))
 
 
 def quietest_cuts(
@@ -87,7 +87,7 @@ def quietest_cuts(
 def _pauses(decibels: Float[np.ndarray, "l"], loud: float) -> list[float]:
     """The middle frame of every pause: frames nearer to the quiet ones than to the loud."""
     floor = max(float(np.percentile(decibels, 5)), loud - _SILENT_DB)
-    quiet = decibels < floor + 0.3 * (loud - floor)
+    quiet = decibels < floor + 0.4 * (loud - floor)
     edges = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
     inside = (edges[:, 0] > 0) & (edges[:, 1] < len(quiet))
     long = edges[:, 1] - edges[:, 0] >= _PAUSE_SECONDS * 100

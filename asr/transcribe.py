@@ -1,36 +1,67 @@
 """Transcribes audio files with a trained recogniser.
 
-    python -m asr.transcribe --workdir=runs/quickstart a.wav b.mp3 > transcripts.tsv
+    python -m asr.transcribe --workdir=runs/quickstart a.wav b.mp3 folder > transcripts.tsv
+    ffmpeg -i a.mkv -f wav - | python -m asr.transcribe --workdir=runs/quickstart --format=srt -
 
-One line a file on stdout: file, seconds, transcript. Files of any length, format, sampling rate and
-channel count; long ones are cut at their quietest points. A file that cannot be read gets one line
-on stderr, the others go on, and the exit code is 1.
+Files of any length, format, sampling rate and channel count, folders (all audio files below), and
+`-`: what comes through standard input. Long recordings are cut at pauses; what surely holds no
+speech is left out. A file that cannot be read gets one line on stderr, the others go on, and the
+exit code is 1. Formats on stdout:
+
+  txt   one line a file: file, seconds, transcript
+  tsv   one line a segment, with a header: file, start, end (seconds), confidence, text
+  json  one object a line and file, with its segments and its words
+  srt   subtitles of one file
+
+The confidence is the geometric mean of the probabilities of the tokens; it is not calibrated.
 """
 
 import argparse
+import json
 import logging
+import math
+import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from asr import transcriber
-from common import app
+from asr import segments, transcriber
+from common import app, errors
 from common.audio import io
+from common.data import clips
 
 log = logging.getLogger(__name__)
 
 
+def inputs(names: Iterable[str], fail: Callable[[str], None]) -> Iterator[str]:
+    """The files that the arguments name, those below a folder in its place, sorted."""
+    for name in names:
+        if not os.path.isdir(name):  # noqa: PTH112 - a name of any bytes
+            yield name
+            continue
+        try:
+            found = clips.read_folder(name)
+        except errors.UserError as error:
+            fail(str(error))
+            continue
+        for record in found:
+            if "problem" in record:
+                fail(f"{io.printable(record['id'])}: {record['problem']}")
+            else:
+                yield record["audio"]
+
+
 def _groups(
-    files: Iterable[str], transcribe: transcriber.Transcriber, failed: list[str]
+    files: Iterable[str], transcribe: transcriber.Transcriber, fail: Callable[[str], None]
 ) -> Iterator[tuple]:
     """Loaded files in groups of about ten minutes of audio, so that memory stays bounded."""
     names, audio, total = [], [], 0.0
     for name in files:
         try:
-            samples = transcribe.load(name)
+            samples = transcribe.load(sys.stdin.buffer.read() if name == "-" else name)
         except (io.AudioError, OSError) as error:
-            failed.append(name)
-            print(f"asr.transcribe: {error}", file=sys.stderr)
+            where = "standard input: " if name == "-" else ""
+            fail(f"{where}{error}")
             continue
         names.append(name)
         audio.append(samples)
@@ -42,6 +73,69 @@ def _groups(
         yield names, audio
 
 
+def as_txt(name: str, found: transcriber.Transcript) -> str:
+    """One line."""
+    return f"{name}\t{found.seconds:.2f}\t{found.text}\n"
+
+
+def as_tsv(name: str, found: transcriber.Transcript) -> str:
+    """One line a segment, those without words too; no confidence is an empty field."""
+    lines = []
+    for part in found.segments:
+        sure = "" if math.isnan(part.confidence) else f"{part.confidence:.3f}"
+        lines.append(f"{name}\t{part.start:.2f}\t{part.end:.2f}\t{sure}\t{part.text}\n")
+    return "".join(lines)
+
+
+def as_json(name: str, found: transcriber.Transcript) -> str:
+    """One object; no confidence is null."""
+
+    def listed(parts: Iterable[transcriber.Segment]) -> list[dict]:
+        return [
+            {
+                "start": round(part.start, 3),
+                "end": round(part.end, 3),
+                "text": part.text,
+                "confidence": _number(part.confidence),
+            }
+            for part in parts
+        ]
+
+    row = {
+        "file": io.printable(name),
+        "seconds": round(found.seconds, 3),
+        "text": found.text,
+        "confidence": _number(found.confidence),
+        "segments": listed(found.segments),
+        "words": listed(found.words),
+    }
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_srt(name: str, found: transcriber.Transcript) -> str:
+    """Numbered subtitles of the segments that have words."""
+    del name
+    spoken = [part for part in found.segments if part.text]
+    return "".join(
+        f"{i}\n{_clock(part.start)} --> {_clock(part.end)}\n{part.text}\n\n"
+        for i, part in enumerate(spoken, start=1)
+    )
+
+
+FORMATS = {"txt": as_txt, "tsv": as_tsv, "json": as_json, "srt": as_srt}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 4)
+
+
+def _clock(seconds: float) -> str:
+    """`01:02:03,456`, as subtitles write a time."""
+    milli = round(1000 * seconds)
+    minutes, rest = divmod(milli, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d},{rest % 1000:03d}"
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -51,17 +145,41 @@ def main() -> None:
     )
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of a training run")
     parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
-    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--format", choices=FORMATS, default="txt")
+    parser.add_argument(
+        "--split_seconds",
+        type=float,
+        default=segments.SPLIT_SECONDS,
+        help="longer recordings are cut at pauses (default %(default)g)",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="or a folder, or - for stdin")
     args = parser.parse_args()
 
     def work() -> None:
-        transcribe = transcriber.load(args.workdir, step=args.checkpoint)
         failed: list[str] = []
-        for names, audio in _groups(args.files, transcribe, failed):
+
+        def fail(message: str) -> None:
+            failed.append(message)
+            print(f"asr.transcribe: {message}", file=sys.stderr)
+
+        if args.files.count("-") > 1:
+            raise errors.UserError("Standard input (-) can be read once: name it once.")
+        files = list(inputs(args.files, fail))
+        if args.format == "srt" and len(files) > 1:
+            raise errors.UserError(
+                f"--format=srt is for one file, and these are {len(files)}: give one, or take "
+                "--format=tsv or json."
+            )
+        transcribe = transcriber.load(
+            args.workdir, step=args.checkpoint, split_seconds=args.split_seconds
+        )
+        if args.format == "tsv":
+            print("file\tstart\tend\tconfidence\ttext", flush=True)
+        for names, audio in _groups(files, transcribe, fail):
             for name, samples, found in zip(names, audio, transcribe.many(audio)):
                 if not samples.any():
                     log.warning("%s: silent, %s", name, io.silence(transcribe.channel))
-                print(f"{name}\t{found.seconds:.2f}\t{found.text}", flush=True)
+                print(FORMATS[args.format](name, found), end="", flush=True)
         if failed:
             sys.exit(1)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Num
 
 from asr import segments, tokenizer
 from asr import task as asr_task
-from common import parallel, trained
+from common import errors, parallel, trained
 from common.audio import io
 from common.data import splits
 
@@ -122,6 +122,10 @@ class Transcriber:
     def __init__(
         self, found: trained.Trained, split_seconds: float = segments.SPLIT_SECONDS
     ) -> None:
+        if not 1 <= split_seconds <= segments.LONGEST_SECONDS:
+            raise errors.UserError(
+                f"split_seconds={split_seconds:g} is not from 1 to {segments.LONGEST_SECONDS:g}."
+            )
         self._split_seconds = split_seconds
         self._found, self._task = found, found.task
         self.sample_rate_hz = found.config.data.sample_rate_hz
