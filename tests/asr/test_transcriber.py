@@ -79,6 +79,17 @@ def test_times_go_on_over_the_pieces_of_a_long_recording(recognizer):
     assert 30 < found.times[-1] < 50
 
 
+def test_segments_and_words_have_the_times_of_the_recording(recognizer):
+    pause = 1e-4 * noise(1.0, seed=8)
+    found = recognizer(np.concatenate([noise(9.0, seed=6), pause, noise(9.0, seed=7)]), RATE_HZ)
+    assert " ".join(part.text for part in found.segments) == found.text
+    assert any(abs(part.start - 9.5) < 0.4 for part in found.segments)
+    assert all(0 <= part.start < part.end <= 19.0 for part in found.segments)
+    assert " ".join(word.text for word in found.words) == found.text
+    assert all(0 <= word.start <= word.end <= 19.0 for word in found.words)
+    assert all(0 < word.confidence <= 1 for word in found.words)
+
+
 def test_digital_silence_has_no_words(recognizer):
     found = recognizer(np.zeros(2 * RATE_HZ, np.float32), RATE_HZ)
     assert (found.text, found.tokens, found.seconds) == ("", (), 2.0)

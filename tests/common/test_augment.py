@@ -253,3 +253,28 @@ def test_a_warp_moves_formants_of_real_log_mel_spectra():
     warped = augment.warp_frequency(features[:1], keys(1), CENTRES_HZ, (1.25, 1.25))
     assert abs(int(warped[0, 25].argmax()) - int(features[1, 25].argmax())) <= 1
     assert int(features[0, 25].argmax()) != int(features[1, 25].argmax())
+
+
+def test_silence_goes_around_the_true_samples():
+    audio, lengths = 1 + jnp.abs(noise_rows(256, 60)), jnp.where(jnp.arange(256) % 2 == 0, 60, 40)
+    longer, new = augment.add_silence(audio, lengths, keys(256), probability=0.5, max_samples=20)
+    assert longer.shape == (256, 80)
+    befores, totals = [], []
+    for row, was, length, now in zip(*map(np.asarray, (longer, audio, lengths, new))):
+        heard = np.flatnonzero(row)
+        np.testing.assert_array_equal(row[heard], was[:length])
+        assert heard[-1] - heard[0] == length - 1
+        assert heard[-1] < now <= length + 20
+        befores.append(heard[0])
+        totals.append(now - length)
+    assert set(befores) == set(range(21))
+    assert np.mean(np.array(totals) > 0) == pytest.approx(0.5 * 20.5 / 21, abs=0.13)
+
+
+def test_gain_lies_between_its_limits():
+    audio = noise_rows(256, 30)
+    louder = np.asarray(augment.change_gain(audio, keys(256), (-20.0, 6.0)) / audio)
+    np.testing.assert_allclose(louder, np.broadcast_to(louder[:, :1], louder.shape), rtol=1e-5)
+    decibels = 20 * np.log10(louder[:, 0])
+    assert -20 <= decibels.min() < -18
+    assert 4 < decibels.max() <= 6

@@ -263,3 +263,18 @@ def test_folders_of_speakers_are_data(tmp_path):
     assert [row["speaker"] for row in source] == ["dev", "train", "train", "train"]
     with pytest.raises(records.DataError, match="There is no folder"):
         splits.open_source(data, ["test"])
+
+
+def test_hiss_falls_with_frequency_by_a_slope_of_its_own():
+    slopes = []
+    for seed in range(40):
+        made = clips.Hiss().draw(np.random.default_rng(seed), 1 << 15, {})
+        assert np.mean(np.square(made, dtype=np.float64)) == pytest.approx(1.0, rel=1e-4)
+        power = np.abs(np.fft.rfft(made.astype(np.float64))[16:-1]) ** 2
+        octaves = np.log(np.arange(16, 16 + len(power)))
+        slopes.append(-np.polyfit(octaves, np.log(power), 1, w=np.exp(-octaves / 2))[0])
+    assert -0.2 < min(slopes) < 0.3
+    assert 1.7 < max(slopes) < 2.2
+    again = clips.Hiss().draw(np.random.default_rng(39), 1 << 15, {})
+    np.testing.assert_array_equal(again, made)
+    assert clips.Hiss().draw(np.random.default_rng(0), 100, {}).shape == (100,)
