@@ -26,15 +26,17 @@ def split(
     """First sample, and the one after the last, of each piece to recognise, in their order.
 
     None of a recording without speech: digital silence, steady noise (0.1 s are about as loud as
-    any other), or a few samples. Beyond `split_seconds` it is cut in the middle of every pause, and
-    what is still longer where it is quietest.
-    Silence at the ends of a piece, 60 dB below its loud frames, is left out but for 0.15 s.
+    any other), or a few samples; nor of such a stretch between two cuts. Beyond `split_seconds`
+    the recording is cut in the middle of every pause, and what is still longer where it is
+    quietest. Silence at the ends of a piece, 60 dB below the loud frames, is left out but for
+    0.15 s.
     """
     if not has_speech(audio, sample_rate_hz):
         return []
     hop = int(sample_rate_hz * 0.001) * 10
     decibels = vad.log_energy(audio, sample_rate_hz) * (10 / np.log(10))
-    loud = float(np.percentile(decibels, 95))
+    sounding = decibels[decibels > 0]  # a frame of 16-bit samples that are not all the same
+    loud = float(np.percentile(sounding if len(sounding) else decibels, 95))
     cuts = [0, len(audio)]
     if len(audio) > split_seconds * sample_rate_hz:
         cuts[1:1] = [int(middle * hop) for middle in _pauses(decibels, loud)]
@@ -43,7 +45,7 @@ def split(
         for start, end in quietest_cuts(audio[first:last], sample_rate_hz, split_seconds):
             start, end = first + start, first + end
             heard = np.flatnonzero(decibels[start // hop : -(-end // hop)] > loud - _SILENT_DB)
-            if not len(heard):
+            if not len(heard) or not has_speech(audio[start:end], sample_rate_hz):
                 continue
             context = int(_CONTEXT_SECONDS * sample_rate_hz)
             from_, to = (start // hop + heard[[0, -1]]) * hop
@@ -60,8 +62,8 @@ def has_speech(audio: Float[np.ndarray, "t"], sample_rate_hz: int) -> bool:
     if tenths < 10:  # too few to tell
         return True
     powers = np.square(audio[: tenths * tenth].astype(np.float64)).reshape(tenths, tenth)
-    low, high = np.percentile(powers.mean(axis=1), [2, 98])
-    return bool(high > low * 10 ** (_STEADY_DB / 10))
+    powers = powers.mean(axis=1)
+    return bool(powers.max() > np.median(powers) * 10 ** (_STEADY_DB / 10))
 
 
 def quietest_cuts(

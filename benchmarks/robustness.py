@@ -51,7 +51,9 @@ def measure(workdir: pathlib.Path, name: str) -> None:
     transcribe, config = transcriber.Transcriber(found), found.config
     rate, channel = config.data.sample_rate_hz, splits.channel(config.data)
     with tempfile.TemporaryDirectory() as folder:  # for rejected.tsv
-        split = splits.open_split(config, name.split("+"), pathlib.Path(folder), require_text=True)
+        split = splits.open_split(
+            config, name.split("+"), pathlib.Path(folder), require_text=True, whole=True
+        )
     audio = [
         records.load_record(split.source[int(i)], rate, channel) for i in split.index.positions
     ]

@@ -74,3 +74,12 @@ def test_without_pauses_nothing_is_lost_and_no_piece_is_too_long():
     assert pieces[-1][1] == len(audio)
     assert [end for _, end in pieces[:-1]] == [start for start, _ in pieces[1:]]
     assert max(end - start for start, end in pieces) <= 10 * RATE_HZ
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-3])
+def test_one_word_in_a_minute_is_kept_and_the_rest_is_not(level):
+    audio = room(60.0, level)
+    audio[40 * RATE_HZ : 40 * RATE_HZ + 6400] += speech(0.4)
+    pieces = segments.split(audio, RATE_HZ)
+    assert any(start <= 40 * RATE_HZ and end >= 40.4 * RATE_HZ for start, end in pieces)
+    assert sum(end - start for start, end in pieces) <= 16 * RATE_HZ
