@@ -35,9 +35,6 @@ def get_config(size: str = "s") -> ConfigDict:
             "num_workers": 8,
         }
     )
-    config.augment.silence.probability = 0.5
-    config.augment.hiss.probability = 0.5
-    config.augment.gain_db = (-20.0, 6.0)
     config.tokenizer.update({"kind": "unigram", "vocab_size": 1024})
     config.encoder.alpha = ALPHA.get(size, 0.5)
     config.decoder.update({"noise_std": 0.075, "noise_start_step": 20000})

@@ -24,9 +24,6 @@ def get_config(size: str = "") -> ConfigDict:
     # Voices never heard are what is hard here: the vocal tract is warped. Masks and dropout only
     # slowed so short a training down, and a higher learning rate hastened it.
     config.augment.update({"freq_masks": 0, "time_masks": 0, "warps": (0.75, 1.33)})
-    config.augment.silence.probability = 0.5
-    config.augment.hiss.probability = 0.5
-    config.augment.gain_db = (-20.0, 6.0)
     config.tokenizer.update({"kind": "unigram", "vocab_size": 256})
     config.encoder.blocks = (
         (1, 96, 2),
@@ -56,8 +53,6 @@ def shrink(config: ConfigDict) -> None:
     config.encoder.update({"blocks": ((1, 24, 2), (2, 24, 2), (1, 32, 1)), "pointwise_ranks": ()})
     config.encoder.dropout_rate = 0.0
     config.augment.update({"speeds": (), "warps": (), "freq_masks": 0, "time_masks": 0})
-    config.augment.update({"silence": {"probability": 0.0}, "hiss": {"probability": 0.0}})
-    config.augment.gain_db = ()
     config.optimizer.weight_decay = 0.0
     config.decoder.update({"embedding": 8, "lstm": 16, "joint": 24, "noise_start_step": 5})
     config.decoder.blank_penalty = 0.0
