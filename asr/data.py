@@ -36,11 +36,14 @@ def batches(
         "audio": split.index.lengths,
         "labels": np.asarray([max(1, len(row)) for row in labels], np.int64),
     }
-    # A program more for evaluation is worth its compilation only if many recordings use it.
-    most = len(split.index) if train else max(1, len(split.index) // 200)
-    limit = int(data.batch_seconds * data.sample_rate_hz)
-    if not train:  # the longest is evaluated too, alone on each device if need be
-        limit = max(limit, int(split.index.lengths.max(initial=0)) * jax.device_count())
+    most, limit = len(split.index), int(data.batch_seconds * data.sample_rate_hz)
+    if not train:
+        longest = int(split.index.lengths.max(initial=0))
+        # A program more for evaluation is worth its compilation only if many recordings use it, or
+        # if some are longer than any to train on, which the others are not to be padded to.
+        most = max(1, most // 200) + (longest > data.max_seconds * data.sample_rate_hz)
+        # The longest is evaluated too, alone on each device if need be.
+        limit = max(limit, longest * jax.device_count())
     shapes = buckets.choose_for_devices(
         sizes,
         devices=jax.device_count(),

@@ -223,11 +223,12 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         shown = words[:: max(1, len(words) // PAIRS)][:PAIRS]
         lines = [wer.describe(f"{split} WER", counts, bounds)]
         lines += [wer.describe(f"{split} CER", letters)]
-        count = len(self.parts[split].source)
-        lines.append(f"  {len(words)} of {count} utterances scored")
-        if len(words) < count:
+        listed, usable = len(self.parts[split].source), len(self.parts[split].index)
+        lines.append(f"  {len(words)} of {listed} utterances scored")
+        if len(words) < listed:
             lines[-1] += (
-                ": the others are named in warnings above and in the work directory's rejected.tsv"
+                f"; {listed - usable} rejected (named in the work directory's rejected.tsv), "
+                f"{usable - len(words)} not readable any more (named in warnings above)"
             )
         for score in shown:
             lines += [f"  ref  {score.reference}", f"  hyp  {score.hypothesis}"]
@@ -239,13 +240,15 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
             "substitutions": counts.subs,
             "insertions": counts.ins,
             "deletions": counts.dels,
+            "utterances": len(words),
+            "utterances_listed": listed,
         }
-        listed = {f"{files.safe_name(split)}.tsv": wer.as_tsv(words)}
+        tables = {f"{files.safe_name(split)}.tsv": wer.as_tsv(words)}
         return Report(
             scalars,
             lines,
             *self._example(split, found),
-            files=listed,
+            files=tables,
             over=self.parts[split].identity,
         )
 

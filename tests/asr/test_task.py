@@ -129,7 +129,10 @@ def test_a_report_says_what_it_is_over(tmp_path):
     }
     report = task.report("dev", [outputs])
     assert report.scalars["wer"] == 0.0
-    assert "2 of 4 utterances scored: the others are named" in "\n".join(report.lines)
+    lines = "\n".join(report.lines)
+    assert "2 of 4 utterances scored; 1 rejected" in lines
+    assert ", 1 not readable any more" in lines
+    assert (report.scalars["utterances"], report.scalars["utterances_listed"]) == (2, 4)
     np.testing.assert_allclose(report.audio["audio"][0], 0.1, atol=1e-4)
     (tmp_path / "c.wav").unlink()
     assert task.report("dev", [outputs]).audio == {}
@@ -345,3 +348,21 @@ def test_evaluation_keeps_what_is_too_long_to_train_on(tmp_path, monkeypatch):
     task = asr_task.make_task(workdir.freeze(config), tmp_path)
     with pytest.raises(records.DataError, match="dev: dev3 lasts 3 s; evaluation leaves nothing"):
         task.parts["dev"]
+
+
+def test_recordings_to_evaluate_are_not_padded_to_a_few_long_ones(tmp_path):
+    """Rows for eight devices: 16 of 1.5 s and 8 of 4 s, where one program takes 24 of 4 s."""
+    task = make_task(tmp_path)
+    lengths = np.tile([8_000, 24_000, 64_000], 8)
+    rows = [
+        {"id": str(i), "audio": np.full(n, 0.1, np.float32), "sample_rate": 16000, "text": "CAT"}
+        for i, n in enumerate(lengths)
+    ]
+    index = records.Index(np.arange(24), lengths, 16000)
+    split = splits.Split("dev", records.RecordList("long", rows), index)
+    config = task.config.to_dict()
+    config["data"] |= {"max_seconds": 1.5, "batch_seconds": 3.0}
+    batches = list(data.batches(split, task.tokenizer, workdir.freeze(config), train=False))
+    scored = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
+    assert sorted(scored) == list(range(24))
+    assert sum(batch["audio"].size for batch in batches) == 16 * 24_000 + 8 * 64_000
