@@ -78,9 +78,7 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         audio, lengths = batch["audio"], batch["audio_lengths"]
         keys = {
             name: parallel.row_keys(jax.random.fold_in(key, i), batch["row"])
-            for i, name in enumerate(
-                ("speed", "masks", "dropout", "warp", *augment.ADDED, "silence", "gain")
-            )
+            for i, name in enumerate(KEYS)
         }
         if settings.speeds:
             audio, lengths = augment.speed_perturb(
