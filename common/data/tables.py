@@ -58,15 +58,13 @@ def read_pairs(
     """A table of Kaldi: the first word of every line -> the rest of it, which is a `what`.
 
     Also the ids that have several and differing lines -> the last of these; the first counts.
-    Blank lines are nothing. Raises `error`: not readable, empty, or a line without a value.
+    Raises `error`: not readable, empty, or a line without a value.
     """
     found: dict[str, str] = {}
     differing: dict[str, int] = {}
     for number, line in enumerate(read_lines(path, error), start=1):
         fields = line.split(maxsplit=1)
-        if not fields:
-            continue
-        if needs_value and len(fields) < 2:
+        if not fields or (needs_value and len(fields) < 2):
             raise error(
                 f"{path}, line {number}: {line[:100]!r} is not an id and a {what}. Repair the line."
             )

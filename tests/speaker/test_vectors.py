@@ -221,8 +221,9 @@ def test_speakers_are_read_line_by_line(tmp_path):
     path = tmp_path / "utt2spk"
     for text, message in (
         ("a x\nb\n", "utt2spk, line 2: 'b' is not an id and a speaker"),
-        ("a x\n\na y\n", "utt2spk, line 3: utterance 'a' had the speaker 'x'"),
-        ("\n", "utt2spk is empty"),
+        ("a x\na y\n", "utt2spk, line 2: utterance 'a' had the speaker 'x'"),
+        ("a x\n\nb y\n", "utt2spk, line 2: '' is not an id and a speaker"),
+        ("", "utt2spk is empty"),
     ):
         path.write_text(text)
         with pytest.raises(vectors.VectorError, match=message):
