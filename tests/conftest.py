@@ -8,7 +8,7 @@ import jax
 import pytest
 from absl import flags
 
-from common import cache
+from common import app, cache
 
 # Compiling takes most of the tests' time, and what is compiled runs for milliseconds: it is done
 # without optimisation and kept where the commands keep it, for all workers and later runs.
@@ -39,6 +39,13 @@ def speech_data() -> pathlib.Path:
     if not folder or not pathlib.Path(folder).is_dir():
         pytest.skip("real corpora are no part of the repository: name them by SPEECH_DATA")
     return pathlib.Path(folder)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Commands in this process: what they set for a whole process stays as the tests have it."""
+    for name in ("keep_memory", "set_up_logging", "use_compile_cache"):
+        monkeypatch.setattr(app, name, lambda: None)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -51,6 +51,7 @@ def test_what_cannot_be_understood_is_named(tmp_path, text, words):
         score.read_transcripts(written(tmp_path / "t", text))
 
 
+@pytest.mark.usefixtures("command")
 def test_errors_ids_that_miss_speakers_and_the_table(tmp_path, capsys):
     """By hand: b one substitution, c one insertion, d two deletions: 4 errors of 7 words."""
     references = written(tmp_path / "dev" / "text", FORMS["kaldi"])
@@ -77,6 +78,7 @@ def test_errors_ids_that_miss_speakers_and_the_table(tmp_path, capsys):
     }
 
 
+@pytest.mark.usefixtures("command")
 def test_files_without_a_common_id_are_one_message(tmp_path):
     paths = [written(tmp_path / name, f"{name} ONE\n") for name in ("a", "b")]
     with pytest.raises(SystemExit, match=r"no id in common: a and b come first"):

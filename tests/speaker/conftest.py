@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from common import app, parallel, trainer, workdir
+from common import parallel, trainer, workdir
 from common.audio import io
 from configs.speaker import quickstart
 from speaker import task as speaker_task
@@ -64,13 +64,6 @@ def run(tmp_path_factory) -> Run:
     task.prepare()
     trainer.train(task, config, folder, parallel.make_mesh())
     return Run(folder, audio)
-
-
-@pytest.fixture
-def command(monkeypatch):
-    """Commands in this process: what they set for a whole process stays as the tests have it."""
-    for name in ("keep_memory", "set_up_logging", "use_compile_cache"):
-        monkeypatch.setattr(app, name, lambda: None)
 
 
 def failure(main, *arguments: object) -> str:
