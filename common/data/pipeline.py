@@ -422,13 +422,7 @@ def _read_ahead(source: _BatchSource, num_workers: int) -> grain.IterDataset:
     if not flags.FLAGS.is_parsed():
         # grain's workers read absl flags; in notebooks and scripts nobody has parsed any.
         flags.FLAGS.mark_as_parsed()
-    # Through pipes: memory shared with the workers stays behind, with a warning of Python's, where
-    # a process ends while it holds batches, and containers have little of it.
-    options = grain.experimental.DatasetOptions(min_shm_size=_FOREVER)
-    apart = grain.experimental.WithOptionsIterDataset(
-        batches.to_iter_dataset(grain.ReadOptions(1, 1)), options
-    )
-    return apart.mp_prefetch(
+    return batches.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(
         grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2),
         worker_init_fn=functools.partial(_follow, os.getpid()),
     )

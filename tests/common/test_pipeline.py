@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-import pickle
 import subprocess
 import sys
 
@@ -327,19 +326,3 @@ assert "tensorflow" not in sys.modules and "tensorflow_datasets" not in sys.modu
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-
-
-def test_batches_kept_to_the_end_of_a_process_leave_no_shared_memory(data, tmp_path):
-    (tmp_path / "data").write_bytes(pickle.dumps(data))
-    script = """
-import pickle, sys
-from common.data import pipeline
-examples, chosen, sizes = pickle.load(open(sys.argv[1], "rb"))
-iterator = iter(pipeline.train_batches(examples, chosen, sizes, seed=0, num_workers=1))
-kept = [next(iterator) for _ in range(3)]
-sys.exit(75)  # as a stopped run, with batches under way
-"""
-    line = [sys.executable, "-c", script, str(tmp_path / "data")]
-    ended = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 75
-    assert "shared_memory" not in ended.stderr, ended.stderr
