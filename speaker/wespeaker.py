@@ -139,7 +139,7 @@ def _config(arrays: Arrays, description: Mapping[str, Any]) -> ConfigDict:
 
     config = settings.default_config()
     config.data.sample_rate_hz = dataset.get("resample_rate", 16000)
-    # As long as a batch by default: so much memory is there. Longer recordings go in pieces.
+    # wespeaker takes a recording whole. Here longer ones than two minutes go in pieces.
     config.data.max_eval_seconds = 120.0
     config.optimizer.schedule = "constant"  # nothing was trained; any schedule that is valid
     config.features.update({"num_mels": features, "normalize": "mean", "compat": "kaldi"})

@@ -13,6 +13,8 @@ import pytest
 from common import app
 
 ROOT = pathlib.Path(__file__).parents[1]
+# What `app.command` sets for a whole process.
+WHOLE_PROCESS = ("keep_memory", "set_up_logging", "use_compile_cache")
 
 
 def start(module: str, *options: object, **settings) -> subprocess.Popen:
@@ -37,7 +39,7 @@ def message(module: str, *options: object) -> str:
     What a command sets for its whole process stays as the tests have it.
     """
     with contextlib.ExitStack() as stack:
-        for name in ("keep_memory", "set_up_logging", "use_compile_cache"):
+        for name in WHOLE_PROCESS:
             stack.enter_context(mock.patch.object(app, name))
         stack.enter_context(contextlib.chdir(ROOT))
         stack.enter_context(mock.patch.object(sys, "argv", [module, *map(str, options)]))

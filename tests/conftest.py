@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 from common import app, cache
+from tests import commands
 
 # Compiling takes most of the tests' time, and what is compiled runs for milliseconds: it is done
 # without optimisation and kept where the commands keep it, for all workers and later runs.
@@ -44,7 +45,7 @@ def speech_data() -> pathlib.Path:
 @pytest.fixture
 def command(monkeypatch):
     """Commands in this process: what they set for a whole process stays as the tests have it."""
-    for name in ("keep_memory", "set_up_logging", "use_compile_cache"):
+    for name in commands.WHOLE_PROCESS:
         monkeypatch.setattr(app, name, lambda: None)
 
 

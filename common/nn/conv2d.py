@@ -32,17 +32,12 @@ def conv2d(
     Zeros outside of x; left = (k - 1) // 2.
     """
     if kernel.shape[0] == 1:
-        return _pointwise(x[:, ::stride, ::stride], kernel[0, 0])
+        return conv.pointwise(x[:, ::stride, ::stride], kernel[0, 0])
     direct = functools.partial(_direct, stride=stride)
     if x.dtype != jnp.float32:
         return direct(x, kernel)
     on_cpu = functools.partial(_on_cpu, stride)
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=direct)
-
-
-def _pointwise(x: Array, kernel: Array) -> Array:
-    """One tap, as a product of two matrices; see `conv.pointwise`."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:3], -1)
 
 
 def _sides(kernel_size: int) -> tuple[int, int]:
