@@ -31,9 +31,9 @@ _LOG_ZERO = -1e30
 # is cheap beside its products, small enough to follow the band of likely alignments.
 _TILE = 8
 
-# Size of one chunk of logits when `chunk_nodes` is not given. On a CPU the chunk should stay in
-# the cache between the product, the softmax and the two products of the gradient; an accelerator
-# wants few large kernels.
+# Size of one chunk of logits and hidden layer together when `chunk_nodes` is not given. On a CPU
+# the chunk should stay in the cache between the product, the softmax and the two products of the
+# gradient; an accelerator wants few large kernels.
 _CPU_CHUNK_BYTES = 4 << 20
 _ACCELERATOR_CHUNK_BYTES = 64 << 20
 
@@ -210,8 +210,8 @@ def rnnt_loss(
 
     The logits at frame l after u labels are `tanh(encoder[l] + prediction[u]) @ kernel + bias`
     (n = u + 1 prediction steps, the first one after the start token). The lattice is cut into tiles
-    of 8 x 8 nodes; logits exist for about `chunk_nodes` nodes at a time (None: as many as make
-    4 MiB of logits on a CPU, 64 MiB elsewhere). Tiles of padding are not computed, and the
+    of 8 x 8 nodes; hidden layer and logits exist for about `chunk_nodes` nodes at a time (None: as
+    many as make 4 MiB of both together on a CPU, 64 MiB elsewhere). Tiles of padding are not computed, and the
     backward pass skips tiles that no alignment of noticeable probability crosses (see
     `_negligible`), which in a trained model is most of them.
 
@@ -221,12 +221,12 @@ def rnnt_loss(
     A row with `frame_lengths == 0` gives 0 with zero gradient. On a GPU the order of additions
     in two gradients is only fixed under `--xla_gpu_deterministic_ops=true`.
     """
-    length, n, v = encoder.shape[1], prediction.shape[1], kernel.shape[1]
+    length, n = encoder.shape[1], prediction.shape[1]
     tile_frames, tile_labels = min(_TILE, length), min(_TILE, n)
     if chunk_nodes is None:
         on_cpu = jax.default_backend() == "cpu"
         chunk_bytes = _CPU_CHUNK_BYTES if on_cpu else _ACCELERATOR_CHUNK_BYTES
-        chunk_nodes = chunk_bytes // (4 * v)
+        chunk_nodes = chunk_bytes // (4 * sum(kernel.shape))
     num_tiles = encoder.shape[0] * -(-length // tile_frames) * -(-n // tile_labels)
     chunk_tiles = min(max(1, chunk_nodes // (tile_frames * tile_labels)), num_tiles)
     options = _Options(tile_frames, tile_labels, chunk_tiles, jnp.dtype(dtype), float(fastemit))

@@ -371,16 +371,18 @@ def test_fastemit_scales_label_arcs_only():
     np.testing.assert_allclose(regularised - plain, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("v", [1024, 10_000])
-def test_memory_stays_far_below_one_full_tensor(v):
-    b, length, u, h = 8, 200, 60, 320
+@pytest.mark.parametrize(
+    ("h", "v", "share"), [(640, 32, 0.1), (320, 1024, 0.1), (320, 10_000, 0.1)]
+)
+def test_memory_stays_far_below_one_full_tensor(h, v, share):
+    b, length, u = 8, 200, 60
     shapes = [(b, length, h), (b, u + 1, h), (h, v), (v,)]
     arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
     integers = [jax.ShapeDtypeStruct(s, jnp.int32) for s in [(b, u), (b,), (b,)]]
     gradient = jax.grad(lambda *x: jnp.sum(transducer.rnnt_loss(*x)), argnums=(0, 1, 2, 3))
     compiled = jax.jit(gradient).lower(*arguments, *integers).compile()
-    full = b * length * u * v * 4
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.2 * full
+    full = b * length * u * max(v, h) * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < share * full
 
 
 def test_loss_falls_to_zero_on_one_example():
