@@ -5,6 +5,7 @@ frame out. Parameters are named after the table: `block_3/conv_4/pointwise/kerne
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ class ContextNetConfig:
       dropout_rate: on the output of every block, drawn per row from `dropout_keys`.
       axis_name: mapped axis whose devices share the statistics of batch normalisation.
       dtype: of the computation; parameters and statistics stay float32.
+      remat: in training only the output of every block is kept; what lies between is computed
+        again for the gradient (Chen et al., 2016, arXiv:1604.06174).
     """
 
     blocks: tuple[BlockConfig, ...]
@@ -60,6 +63,7 @@ class ContextNetConfig:
     norm_epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    remat: bool = False
 
     def __post_init__(self):
         if self.conv not in CONV_KINDS:
@@ -328,7 +332,10 @@ class ContextNet(nn.Module):
             if num_frames not in masks:
                 masks[num_frames] = masking.float_mask(new_lengths, num_frames)
             layer = Block(config, block, name=f"block_{i}")
-            x = layer(x, true_lengths, masks[num_frames], train=train)
+            apply = functools.partial(Block.__call__, train=train)
+            if config.remat and train:
+                apply = nn.remat(apply)
+            x = apply(layer, x, true_lengths, masks[num_frames])
             true_lengths = new_lengths
             lengths = masking.conv_lengths(lengths, block.stride)
             if dropout:

@@ -61,6 +61,7 @@ def default_config() -> ConfigDict:
             "se_window": 0,  # frames; 0 = the utterance
             "causal": False,
             "dropout_rate": 0.0,
+            "remat": False,  # keep only the outputs of blocks: less memory, one forward pass more
         }
     )
     config.decoder = ConfigDict(

@@ -178,7 +178,7 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
             method="evaluate",
         )
         terms, sums = self._terms(scored, batch)
-        names = ("tokens", "lengths", "frames", "token_log_probs")
+        names = ("tokens", "lengths", "frames", "token_log_probs", "truncated")
         outputs = {name: getattr(found, name) for name in names}
         return {**metrics.of_terms(terms), **sums}, outputs
 
@@ -204,12 +204,14 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         outputs: Sequence[Mapping[str, np.ndarray]],
         examples: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> Report:
-        words, chars, found = [], [], []
+        words, chars, found, cut = [], [], [], 0
         for batch in outputs:
-            for text, index, real in zip(self.texts(batch), batch["index"], batch["mask"]):
+            rows = zip(self.texts(batch), batch["index"], batch["mask"], batch["truncated"])
+            for text, index, real, limited in rows:
                 if not real:
                     continue
                 found.append(int(index))
+                cut += int(limited)
                 record = self.parts[split].written_at(int(index))
                 reference = self.tokenizer.normalize(record["text"])
                 heads = (record["id"], reference, text)
@@ -228,6 +230,11 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
                 f"; {listed - usable} rejected (named in the work directory's rejected.tsv), "
                 f"{usable - len(words)} not readable any more (named in warnings above)"
             )
+        if cut:
+            lines.append(
+                f"  {cut} with more than two labels a frame: the search ended there, the rest is "
+                "missing"
+            )
         for score in shown:
             lines += [f"  ref  {score.reference}", f"  hyp  {score.hypothesis}"]
         scalars = {
@@ -240,6 +247,7 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
             "deletions": counts.dels,
             "utterances": len(words),
             "utterances_listed": listed,
+            "utterances_cut": cut,
         }
         tables = {f"{files.safe_name(split)}.tsv": wer.as_tsv(words)}
         return Report(

@@ -1,6 +1,7 @@
 """A trained recogniser as a function from recordings to text: `asr.load`."""
 
 import dataclasses
+import logging
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from asr import task as asr_task
 from common import errors, parallel, trained
 from common.audio import io
 from common.data import splits
+
+log = logging.getLogger(__name__)
 
 LENGTHS_SECONDS = (4.0, 8.0, 16.0, segments.LONGEST_SECONDS)  # one compilation each
 BATCH_SECONDS = 64.0
@@ -169,6 +172,11 @@ class Transcriber:
             for row, text in enumerate(self._task.texts(out)):
                 if (i := int(batch["index"][row])) >= 0:
                     count = int(out["lengths"][row])
+                    if out["truncated"][row]:
+                        log.warning(
+                            "recording %d, from %.1f s: more than two labels a frame; the search "
+                            "ended there, the rest is missing.", owner[i], starts[i],
+                        )  # fmt: skip
                     times = starts[i] + self._seconds_a_frame * out["frames"][row, :count]
                     probabilities = np.exp(out["token_log_probs"][row, :count].astype(np.float64))
                     ids = out["tokens"][row, :count].tolist()

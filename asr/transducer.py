@@ -211,9 +211,9 @@ def rnnt_loss(
     The logits at frame l after u labels are `tanh(encoder[l] + prediction[u]) @ kernel + bias`
     (n = u + 1 prediction steps, the first one after the start token). The lattice is cut into tiles
     of 8 x 8 nodes; hidden layer and logits exist for about `chunk_nodes` nodes at a time (None: as
-    many as make 4 MiB of both together on a CPU, 64 MiB elsewhere). Tiles of padding are not computed, and the
-    backward pass skips tiles that no alignment of noticeable probability crosses (see
-    `_negligible`), which in a trained model is most of them.
+    many as make 4 MiB of both together on a CPU, 64 MiB elsewhere). Tiles of padding are not
+    computed, and the backward pass skips tiles that no alignment of noticeable probability crosses
+    (see `_negligible`), which in a trained model is most of them.
 
     `dtype` is that of the hidden layer and of the matrix products; normaliser, lattice and sums of
     gradients are float32 whatever it is. `fastemit` is lambda of FastEmit (arXiv:2010.11148,

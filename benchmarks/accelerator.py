@@ -7,7 +7,7 @@
 The steps are the trainer's own, on made batches of the size that the configs have on each device
 (no data are read): no time here is that of the input pipeline. A row gives the time to compile, the
 median and the least time of a step (until its results are there), the products and convolutions of
-one device (benchmarks/flops.py; of the transducer loss by formula, all nodes of its lattice), their
+one device (common/flops.py; of the transducer loss by formula, all nodes of its lattice), their
 share of what the device can do, and the memory that the program takes on it by XLA's count.
 
 The peak is the data sheet's, dense, without sparsity: float32 as a device multiplies by default
@@ -40,8 +40,7 @@ from jax.sharding import Mesh
 from asr import ctc, transducer
 from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
-from benchmarks import flops
-from common import app, evaluation, parallel, starting, trainer, workdir
+from common import app, evaluation, flops, parallel, starting, trainer, workdir
 from configs.asr import librispeech
 from configs.speaker import voxceleb_ecapa as ECAPA
 from configs.speaker import voxceleb_resnet34 as RESNET

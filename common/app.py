@@ -17,6 +17,7 @@ from common import (
     cache,
     command_line,
     errors,
+    estimate,
     evaluation,
     hosts,
     parallel,
@@ -199,6 +200,12 @@ def _evaluate(package: Package, context: Context) -> None:
 
 MODES: dict[str, Mode] = {
     "train": Mode(_train, "train, or go on training", frozenset({"config"}), trains=True),
+    "estimate": Mode(
+        estimate.run,
+        "parameters, operations and memory of the train steps, without a step",
+        frozenset({"config"}),
+        trains=True,
+    ),
     "evaluate": Mode(
         _evaluate, "measure a checkpoint, on other data too", frozenset({"checkpoint"})
     ),

@@ -149,7 +149,7 @@ def _check_use(values: flags.FlagValues, mode: Mode) -> None:
 
 def _base(package: Package, folder: pathlib.Path, values: flags.FlagValues) -> ConfigDict:
     if values.config is None:
-        if not (folder / "config.json").is_file() and values.mode == "train":
+        if not (folder / "config.json").is_file() and values.mode in ("train", "estimate"):
             raise errors.UserError(
                 f"--config is missing, e.g. --config=configs/{package.name}/quickstart.py"
             )

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -338,6 +338,14 @@ class _Stream(grain.IterDataset):
 
     def __iter__(self) -> grain.DatasetIterator:
         return _StreamIterator(self._source, self._num_workers)
+
+    def one_of_each_shape(self) -> Iterator[Batch]:
+        """The first batch of every bucket that has one, read when asked for."""
+        plan, first = self._source.plan, {}
+        for k in range(plan.batches_per_epoch):
+            first.setdefault(plan.batch(k)[0], k)
+        for _, k in sorted(first.items()):
+            yield self._source[k]
 
     def __str__(self) -> str:
         return f"Batches({len(self._source.examples)} examples, {self._source.buckets})"

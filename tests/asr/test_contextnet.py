@@ -10,7 +10,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from asr import contextnet, lowrank
+from asr import contextnet, lowrank, settings
+from asr import model as asr_model
 
 SMALL = ((1, 16, 1), (2, 16, 2), (2, 24, 2))
 
@@ -56,14 +57,41 @@ def test_parameters_and_macs_of_the_published_sizes(alpha, encoder, gmacs):
 
 
 def test_whole_model_counts():
-    """Encoder, embedding and LSTM of 640 (two biases as one), joiner of 640, 1,000 tokens."""
+    """Encoder, LSTM, joiner and output layer of the recogniser itself, with 1,000 tokens."""
     for alpha, millions in ((0.5, 10.95), (1.0, 28.05), (2.0, 95.7)):
-        config = contextnet.contextnet(alpha)
-        width = config.blocks[-1].channels
-        prediction = 1000 * 640 + 4 * 640 * (640 + 640 + 1)
-        joiner = (width + 1) * 640 + (640 + 1) * 640 + (640 + 1) * 1000
-        total = contextnet.count_parameters(shapes(config)) + prediction + joiner
+        config = settings.default_config()
+        config.encoder.alpha = alpha
+        whole = jax.eval_shape(
+            functools.partial(asr_model.init, asr_model.make_model(config, 1000)), jax.random.key(0)
+        )
+        total = contextnet.count_parameters(whole["params"])
         assert total / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_rematerialisation_keeps_less_and_changes_nothing(batch):
+    features, lengths = batch
+    model, variables = make(features, lengths)
+    remat = contextnet.ContextNet(contextnet.reduced(SMALL, remat=True))
+
+    def loss(model, params):
+        tree = {**variables, "params": params}
+        (y, _), new = model.apply(tree, features, lengths, train=True, mutable=["batch_stats"])
+        return jnp.sum(jnp.square(y)), new["batch_stats"]
+
+    def kept_bytes(model):
+        """What the forward pass leaves for the backward pass, on any backend."""
+        residuals = jax.eval_shape(
+            lambda params: jax.vjp(functools.partial(loss, model), params, has_aux=True)[1],
+            variables["params"],
+        )
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
+
+    assert kept_bytes(remat) < 0.25 * kept_bytes(model)
+    plain, again = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, m), has_aux=True))(variables["params"])
+        for m in (model, remat)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, again)
 
 
 def test_the_table():

@@ -78,7 +78,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_wer(tmp_path):
     for step, right in enumerate((0, ROWS, 3), 1):
         lengths = np.where(np.arange(ROWS) < right, batch["labels_lengths"], 0)
         rows = {"tokens": batch["labels"], "lengths": lengths}
-        rows |= {"index": batch["index"], "mask": batch["mask"]}
+        rows |= {"index": batch["index"], "mask": batch["mask"], "truncated": np.zeros(ROWS, bool)}
         score = task.report(split, [rows]).scalars[name]
         saver.save(step, restoring.make_state(step), None, {}, score)
     saver.close()
@@ -92,6 +92,7 @@ def test_a_split_named_by_its_folder_leaves_its_results_inside(tmp_path):
     task = dataclasses.replace(task, parts={"/corpus/dev": make_split(task)})
     out = {"tokens": np.zeros((ROWS, 1), np.int32), "lengths": np.zeros(ROWS, np.int32)}
     rows = {**out, "index": np.arange(ROWS), "mask": np.ones(ROWS, bool)}
+    rows["truncated"] = np.zeros(ROWS, bool)
     report = task.report("/corpus/dev", [rows])
     evaluation.write_files(tmp_path / "results", report.files)
     (written,) = (tmp_path / "results").iterdir()
@@ -126,6 +127,7 @@ def test_a_report_says_what_it_is_over(tmp_path):
         "lengths": np.full(3, 3),
         "index": np.array([-1, 3, 2]),
         "mask": np.array([False, True, True]),
+        "truncated": np.array([True, True, False]),
     }
     report = task.report("dev", [outputs])
     assert report.scalars["wer"] == 0.0
@@ -133,6 +135,8 @@ def test_a_report_says_what_it_is_over(tmp_path):
     assert "2 of 4 utterances scored; 1 rejected" in lines
     assert ", 1 not readable any more" in lines
     assert (report.scalars["utterances"], report.scalars["utterances_listed"]) == (2, 4)
+    assert report.scalars["utterances_cut"] == 1  # of the real rows
+    assert "1 with more than two labels a frame" in lines
     np.testing.assert_allclose(report.audio["audio"][0], 0.1, atol=1e-4)
     (tmp_path / "c.wav").unlink()
     assert task.report("dev", [outputs]).audio == {}

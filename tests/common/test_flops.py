@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import flops
+from common import flops
 from common.nn import conv
 
 
