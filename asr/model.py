@@ -22,6 +22,7 @@ def front_end_config(config: Any) -> frontend.LogMelConfig | filterbank.Filterba
                 num_filters=features.num_mels,
                 window_samples=round(features.window_ms * rate / 1000),
                 hop_samples=round(features.hop_ms * rate / 1000),
+                pooling=features.pooling,
                 sample_rate_hz=rate,
                 rank=features.rank or None,
                 axis_name=parallel.AXIS,

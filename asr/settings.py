@@ -28,6 +28,7 @@ def default_config() -> ConfigDict:
             "normalize": "utterance",  # none, mean, utterance, causal (frames so far)
             "compat": "default",  # or kaldi
             "rank": 0,  # learned: basis filters, 0 = dense
+            "pooling": 4,  # learned: energies a frame that are low-passed to one
         }
     )
     config.augment = ConfigDict(

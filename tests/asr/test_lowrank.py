@@ -1,5 +1,6 @@
 """Rank tables, factorising and merging a trained encoder, and the learned filter bank."""
 
+import dataclasses
 import functools
 
 import jax
@@ -131,22 +132,52 @@ def test_filterbank_padded_equals_alone(rank):
     assert bool((y[1, 8:] == 0).all())
 
 
-def test_filterbank_frames_against_a_convolution():
-    module = filterbank.Filterbank(filterbank.FilterbankConfig(num_filters=3))
-    audio = jax.random.normal(jax.random.key(0), (2, 1700))
-    lengths = jnp.array([1700, 1700])
-    variables = module.init(jax.random.key(1), audio, lengths, train=True)
-    y, _ = module.apply(variables, audio, lengths, train=False)
-    found = jax.lax.conv_general_dilated(
-        audio[..., None],
-        variables["params"]["kernel"][:, None],
-        (160,),
-        [(0, 400)],
-        dimension_numbers=("NWC", "WIO", "NWC"),
-    )
-    energy = np.square(found[:, :11, :3]) + np.square(found[:, :11, 3:])
-    # The statistics are 0 and 1 so far, with the norm's epsilon of 1e-5.
-    np.testing.assert_allclose(y, np.log(energy + 1e-5), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("pooling", [1, 4])
+def test_filterbank_frames_against_a_loop(pooling):
+    """Of float64, over every energy; a window that is no multiple of the hop."""
+    config = filterbank.FilterbankConfig(num_filters=3, window_samples=390, pooling=pooling)
+    audio = np.random.default_rng(0).normal(size=1700)
+    lengths = jnp.array([1700])
+    module = filterbank.Filterbank(config)
+    given = jnp.asarray(audio[None], jnp.float32)
+    variables = module.init(jax.random.key(1), given, lengths, train=True)
+    y, _ = module.apply(variables, given, lengths, train=False)
+    filters = np.asarray(variables["params"]["kernel"], np.float64)
+    padded = np.pad(audio, (160, 600))
+    step = 160 // pooling
+    for i in range(11):
+        energy = np.zeros(3)
+        for k in range(1 - pooling, pooling):
+            start = 160 + 160 * i + step * k
+            found = padded[start : start + 390] @ filters
+            # A Hann window of two frames, whose weights add up to one.
+            weight = np.cos(np.pi * k / (2 * pooling)) ** 2 / pooling
+            energy += weight * (found[:3] ** 2 + found[3:] ** 2)
+        # The statistics are 0 and 1 so far, with the norm's epsilon of 1e-5.
+        np.testing.assert_allclose(y[0, i], np.log(energy + 1e-5), rtol=1e-4, atol=1e-4)
+
+
+def test_pooled_energies_do_not_hang_on_where_a_click_falls():
+    """The top filter sees 5 ms: of clicks 10 ms apart it sees all, or without pooling none."""
+    config = filterbank.FilterbankConfig(num_filters=40)
+
+    def spread(pooling):
+        module = filterbank.Filterbank(dataclasses.replace(config, pooling=pooling))
+        clicks = np.zeros((4, 3200), np.float32)
+        for row in range(4):
+            clicks[row, 40 * row :: 160] = 1.0
+        lengths = jnp.full(4, 3200)
+        variables = module.init(jax.random.key(1), jnp.asarray(clicks), lengths, train=True)
+        y, _ = module.apply(variables, jnp.asarray(clicks), lengths, train=False)
+        return float(np.ptp(np.asarray(y)[:, 10, -1]))
+
+    assert spread(4) < 0.1
+    assert spread(1) > 3.0
+
+
+def test_pooling_that_does_not_divide_the_hop():
+    with pytest.raises(ValueError, match="choose one of 1, 2, 5,"):
+        filterbank.FilterbankConfig(hop_samples=110)
 
 
 def test_filterbank_counts_factors_and_merges():
