@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from common.audio import frontend
 from common.nn import lowrank, masking, norm
 
+NORMALIZATIONS = (*frontend.NORMALIZATIONS, "batch")
 _FLOOR = 1e-5  # of energies, before the logarithm
 
 
@@ -32,6 +34,8 @@ class FilterbankConfig:
         as windowed sinusoids at mel centres, with a rank as the truncated SVD of these.
       pooling: energies a frame, `pooling` to either side of its own weighted by a Hann window of
         two frames: all energies count the same, and a steady tone stays as it is. 1: one alone.
+      normalize: of the log energies, as that of `frontend.LogMelConfig`; or "batch", batch
+        normalisation, whose statistics are the training data's (`NORMALIZATIONS`).
       rank: of the filter bank; None is the dense bank.
     """
 
@@ -39,6 +43,7 @@ class FilterbankConfig:
     window_samples: int = 400
     hop_samples: int = 160
     pooling: int = 4
+    normalize: str = "utterance"
     sample_rate_hz: int = 16_000
     rank: int | None = None
     axis_name: str | None = None
@@ -48,6 +53,9 @@ class FilterbankConfig:
         limit = min(self.window_samples, self.num_columns)
         if self.rank is not None and not 1 <= self.rank <= limit:
             raise ValueError(f"FilterbankConfig.rank is {self.rank}: choose 1..{limit} or None")
+        if self.normalize not in NORMALIZATIONS:
+            known = ", ".join(NORMALIZATIONS)
+            raise ValueError(f"normalize={self.normalize!r}: choose one of {known}")
         if self.pooling < 1 or self.hop_samples % self.pooling:
             whole = [n for n in range(1, 9) if self.hop_samples % n == 0]
             raise ValueError(
@@ -112,6 +120,8 @@ class Filterbank(nn.Module):
         energy = _pooled(jnp.square(cosine) + jnp.square(sine), config.pooling, num_frames)
         y = jnp.log(energy + _FLOOR)
         true_lengths = masking.fold_row_mask(frame_lengths, mask)
+        if config.normalize != "batch":
+            return frontend.normalized(y, true_lengths, config.normalize), frame_lengths
         batch_norm = norm.MaskedBatchNorm(axis_name=config.axis_name, name="norm")
         y = batch_norm(y, masking.length_mask(true_lengths, y.shape[1]), train=train)
         return masking.zero_padding(y, true_lengths), frame_lengths

@@ -1,6 +1,5 @@
 """Rank tables, factorising and merging a trained encoder, and the learned filter bank."""
 
-import dataclasses
 import functools
 
 import jax
@@ -117,14 +116,19 @@ def test_factorize_wants_one_target(batch):
         lowrank.factorize(config, variables["params"], budget_params=10)
 
 
+def bank_of(audio, lengths, **options):
+    """A bank's module and variables."""
+    module = filterbank.Filterbank(filterbank.FilterbankConfig(**options))
+    return module, module.init(jax.random.key(1), audio, lengths, train=True)
+
+
 @pytest.mark.parametrize("rank", [None, 24])
-def test_filterbank_padded_equals_alone(rank):
-    config = filterbank.FilterbankConfig(num_filters=40, rank=rank)
-    module = filterbank.Filterbank(config)
+@pytest.mark.parametrize("normalize", filterbank.NORMALIZATIONS)
+def test_filterbank_padded_equals_alone(rank, normalize):
     audio = 0.1 * jax.random.normal(jax.random.key(0), (2, 4000))
     audio = audio.at[1, 1230:].set(jnp.nan)
     lengths = jnp.array([4000, 1230])
-    variables = module.init(jax.random.key(1), audio, lengths, train=True)
+    module, variables = bank_of(audio, lengths, num_filters=40, rank=rank, normalize=normalize)
     y, frames = module.apply(variables, audio, lengths, train=False)
     np.testing.assert_array_equal(frames, [25, 8])
     alone, _ = module.apply(variables, audio[1:, :1230], lengths[1:], train=False)
@@ -132,15 +136,36 @@ def test_filterbank_padded_equals_alone(rank):
     assert bool((y[1, 8:] == 0).all())
 
 
+def test_filterbank_normalises_as_it_is_told():
+    audio, lengths = jax.random.normal(jax.random.key(0), (2, 4000)), jnp.array([4000, 2500])
+
+    def features(normalize):
+        module, variables = bank_of(audio, lengths, num_filters=4, normalize=normalize)
+        assert ("norm" in variables["params"]) == (normalize == "batch")
+        y = module.apply(variables, audio, lengths, train=True, mutable=["batch_stats"])[0][0]
+        return np.asarray(y)
+
+    raw = features("none")
+    one = raw[1, :16]  # 2500 samples
+    centred = one - one.mean(0)
+    np.testing.assert_allclose(features("mean")[1, :16], centred, atol=1e-5)
+    np.testing.assert_allclose(
+        features("utterance")[1, :16], centred / np.sqrt(one.var(0) + 1e-5), rtol=1e-4, atol=1e-5
+    )
+    both = np.concatenate([raw[0], one])
+    found = (one - both.mean(0)) / np.sqrt(both.var(0) + 1e-5)
+    np.testing.assert_allclose(features("batch")[1, :16], found, rtol=1e-4, atol=1e-5)
+    causal = [(one[i] - one[: i + 1].mean(0)) / np.sqrt(one[: i + 1].var(0) + 1e-5) for i in (5, 9)]
+    np.testing.assert_allclose(features("causal")[1, [5, 9]], causal, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("pooling", [1, 4])
 def test_filterbank_frames_against_a_loop(pooling):
     """Of float64, over every energy; a window that is no multiple of the hop."""
-    config = filterbank.FilterbankConfig(num_filters=3, window_samples=390, pooling=pooling)
-    audio = np.random.default_rng(0).normal(size=1700)
-    lengths = jnp.array([1700])
-    module = filterbank.Filterbank(config)
+    audio, lengths = np.random.default_rng(0).normal(size=1700), jnp.array([1700])
     given = jnp.asarray(audio[None], jnp.float32)
-    variables = module.init(jax.random.key(1), given, lengths, train=True)
+    options = {"num_filters": 3, "window_samples": 390, "normalize": "none"}
+    module, variables = bank_of(given, lengths, **options, pooling=pooling)
     y, _ = module.apply(variables, given, lengths, train=False)
     filters = np.asarray(variables["params"]["kernel"], np.float64)
     padded = np.pad(audio, (160, 600))
@@ -153,22 +178,20 @@ def test_filterbank_frames_against_a_loop(pooling):
             # A Hann window of two frames, whose weights add up to one.
             weight = np.cos(np.pi * k / (2 * pooling)) ** 2 / pooling
             energy += weight * (found[:3] ** 2 + found[3:] ** 2)
-        # The statistics are 0 and 1 so far, with the norm's epsilon of 1e-5.
         np.testing.assert_allclose(y[0, i], np.log(energy + 1e-5), rtol=1e-4, atol=1e-4)
 
 
 def test_pooled_energies_do_not_hang_on_where_a_click_falls():
     """The top filter sees 5 ms: of clicks 10 ms apart it sees all, or without pooling none."""
-    config = filterbank.FilterbankConfig(num_filters=40)
 
     def spread(pooling):
-        module = filterbank.Filterbank(dataclasses.replace(config, pooling=pooling))
         clicks = np.zeros((4, 3200), np.float32)
         for row in range(4):
             clicks[row, 40 * row :: 160] = 1.0
-        lengths = jnp.full(4, 3200)
-        variables = module.init(jax.random.key(1), jnp.asarray(clicks), lengths, train=True)
-        y, _ = module.apply(variables, jnp.asarray(clicks), lengths, train=False)
+        clicks, lengths = jnp.asarray(clicks), jnp.full(4, 3200)
+        options = {"num_filters": 40, "normalize": "none", "pooling": pooling}
+        module, variables = bank_of(clicks, lengths, **options)
+        y, _ = module.apply(variables, clicks, lengths, train=False)
         return float(np.ptp(np.asarray(y)[:, 10, -1]))
 
     assert spread(4) < 0.1
@@ -183,14 +206,10 @@ def test_pooling_that_does_not_divide_the_hop():
 def test_filterbank_counts_factors_and_merges():
     audio, lengths = 0.1 * jax.random.normal(jax.random.key(0), (1, 1600)), jnp.array([1600])
 
-    def init(rank):
-        module = filterbank.Filterbank(filterbank.FilterbankConfig(rank=rank))
-        return module, module.init(jax.random.key(1), audio, lengths, train=True)
-
-    dense_module, dense = init(None)
-    low_module, low = init(24)
-    assert contextnet.count_parameters(dense["params"]) == 400 * 160 + 160  # with the norm's
-    assert contextnet.count_parameters(low["params"]) == 24 * (400 + 160) + 160
+    dense_module, dense = bank_of(audio, lengths)
+    low_module, low = bank_of(audio, lengths, rank=24)
+    assert contextnet.count_parameters(dense["params"]) == 400 * 160
+    assert contextnet.count_parameters(low["params"]) == 24 * (400 + 160)
     y, _ = low_module.apply(low, audio, lengths, train=False)
     merged = {**low, "params": filterbank.merge(low["params"])}
     z, _ = dense_module.apply(merged, audio, lengths, train=False)
@@ -203,11 +222,9 @@ def test_filterbank_counts_factors_and_merges():
 
 
 def test_mel_initialisation_finds_the_frequency():
-    config = filterbank.FilterbankConfig()
     time = np.arange(3200) / 16_000
-    module = filterbank.Filterbank(config)
     audio = jnp.asarray(np.sin(2 * np.pi * 1000.0 * time)[None], jnp.float32)
-    variables = module.init(jax.random.key(0), audio, jnp.array([3200]), train=True)
+    module, variables = bank_of(audio, jnp.array([3200]), normalize="none")
     y, _ = module.apply(variables, audio, jnp.array([3200]), train=False)
     edges = np.linspace(0, 1, 82)
 
