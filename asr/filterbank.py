@@ -10,6 +10,8 @@ sample in Zeghidour et al. 2021, arXiv 2101.08596), which multiplies the cost of
 """
 
 import dataclasses
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +23,14 @@ from jaxtyping import Array, Bool, Float, Int
 from common.audio import frontend
 from common.nn import lowrank, masking, norm
 
+log = logging.getLogger(__name__)
+
 NORMALIZATIONS = (*frontend.NORMALIZATIONS, "batch")
+LISTED_RANKS = (4, 8, 12, 16, 24, 32, 40, 50, 60, 80, 100, 120)
+FILTERS = ("kernel", "basis", "mixing")  # parameters
+# A feature whose filters have less than this share of what features have in the mean is constant:
+# on speech the logarithm of so little hardly leaves the floor.
+_CONSTANT = 0.01
 _FLOOR = 1e-5  # of energies, before the logarithm
 
 
@@ -185,13 +194,54 @@ def impulse_responses(params: dict[str, Array]) -> Float[Array, "w m"]:
 
 
 def factor(params: dict[str, Array], rank: int) -> dict[str, Array]:
-    """A dense bank's parameters as those of the bank of this rank (truncated SVD)."""
-    basis, mixing = lowrank.factor_matrix(params["kernel"], rank)
-    rest = {name: value for name, value in params.items() if name != "kernel"}
+    """A bank's parameters as those of the bank of this rank (truncated SVD)."""
+    basis, mixing = lowrank.factor_matrix(impulse_responses(params), rank)
+    rest = {name: value for name, value in params.items() if name not in FILTERS}
     return {"basis": basis, "mixing": mixing, **rest}
 
 
 def merge(params: dict[str, Array]) -> dict[str, Array]:
     """A factored bank's parameters as those of the dense bank that computes the same."""
-    rest = {name: value for name, value in params.items() if name not in ("basis", "mixing")}
+    rest = {name: value for name, value in params.items() if name not in FILTERS}
     return {"kernel": impulse_responses(params), **rest}
+
+
+def truncations(
+    filters: Float[np.ndarray, "w m"], ranks: Sequence[int]
+) -> list[tuple[int, float, int]]:
+    """What the truncated SVD of a bank keeps: (rank, share of the energy, constant features).
+
+    Large singular values are those of the short filters of high bands, which have most energy; what
+    a low rank loses are whole features of low bands, not a little of each.
+    """
+    _, singular, right = np.linalg.svd(np.asarray(filters), full_matrices=False)
+    # Of each component in each feature, cosine and sine; components are orthogonal.
+    energy = np.square(singular[:, None] * right).reshape(len(singular), 2, -1).sum(axis=1)
+    kept = np.cumsum(energy, axis=0)
+    total, least = energy.sum(), _CONSTANT * energy.sum(axis=0).mean()
+    return [
+        (rank, float(row.sum() / total), int(np.sum(row < least)))
+        for rank, row in ((rank, kept[rank - 1]) for rank in ranks)
+    ]
+
+
+def describe(params: dict[str, Array]) -> str:
+    """As text, what ranks of a bank keep, up to the one that it has."""
+    filters = np.asarray(impulse_responses(params))
+    last = params["basis"].shape[1] if "basis" in params else min(filters.shape)
+    ranks = [rank for rank in LISTED_RANKS if rank < last] + [last]
+    lines = ["filterbank, truncated to a rank: share of its energy, features left constant"]
+    for rank, share, constant in truncations(filters, ranks):
+        lines.append(f"{rank:>8d} {100 * share:7.1f} % {constant:>4d} of {filters.shape[1] // 2}")
+    return "\n".join(lines)
+
+
+def warn_of_constant(filters: Float[np.ndarray, "w m"], rank: int) -> None:
+    """Logs how many features the bank of this rank starts with in vain, if any."""
+    ((_, share, constant),) = truncations(filters, [rank])
+    if constant:
+        log.warning(
+            "Rank %d keeps %.0f %% of the filter bank's energy, and leaves %d of %d features "
+            "constant until training moves them: a higher rank leaves fewer.",
+            *(rank, 100 * share, constant, filters.shape[1] // 2),
+        )

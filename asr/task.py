@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asr import ctc, data, model, prediction, transducer, wer
+from asr import ctc, data, filterbank, model, prediction, transducer, wer
 from asr import settings as settings_lib
 from asr import tokenizer as tokenizer_lib
 from common import errors, files, metrics, package, parallel, pictures, sections, state, steps
@@ -49,6 +49,9 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         )
         texts = self.train_split.texts
         tokenizer_lib.train_tokenizer(texts, wanted, self.workdir / "tokenizer")
+        bank = model.front_end_config(self.config)
+        if isinstance(bank, filterbank.FilterbankConfig) and bank.rank:
+            filterbank.warn_of_constant(filterbank.mel_filters(bank), bank.rank)
         self.eval_data()
 
     @property

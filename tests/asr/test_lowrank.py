@@ -203,21 +203,61 @@ def test_pooling_that_does_not_divide_the_hop():
         filterbank.FilterbankConfig(hop_samples=110)
 
 
-def test_filterbank_counts_factors_and_merges():
-    audio, lengths = 0.1 * jax.random.normal(jax.random.key(0), (1, 1600)), jnp.array([1600])
+def test_the_banks_row_of_the_table():
+    for rank, size in ((None, 400 * 160), (24, 24 * (400 + 160))):
+        config = filterbank.FilterbankConfig(rank=rank)
+        _, variables = bank_of(jnp.zeros((1, 1600)), jnp.array([1600]), rank=rank)
+        (row,) = lowrank.measured(lowrank.bank_costs(config, variables["params"]))
+        assert (row.shape, row.rank) == ((400, 160), rank or 160)
+        assert row.parameters == contextnet.count_parameters(variables["params"]) == size
+        assert row.macs_per_second == 400 * size  # energies a second
+        assert 1 < row.stable_rank <= row.entropy_rank <= row.rank
 
-    dense_module, dense = bank_of(audio, lengths)
-    low_module, low = bank_of(audio, lengths, rank=24)
-    assert contextnet.count_parameters(dense["params"]) == 400 * 160
-    assert contextnet.count_parameters(low["params"]) == 24 * (400 + 160)
-    y, _ = low_module.apply(low, audio, lengths, train=False)
-    merged = {**low, "params": filterbank.merge(low["params"])}
+
+def test_filterbank_truncation_error_is_the_tail_and_merging_changes_nothing():
+    audio, lengths = 0.1 * jax.random.normal(jax.random.key(0), (1, 4000)), jnp.array([4000])
+    options = {"num_filters": 40, "normalize": "batch"}
+    dense_module, dense = bank_of(audio, lengths, **options)
+    low_module, low = bank_of(audio, lengths, **options, rank=30)
+    factored = filterbank.factor(dense["params"], 30)
+    assert jax.tree.map(jnp.shape, factored) == jax.tree.map(jnp.shape, low["params"])
+    kernel = np.asarray(dense["params"]["kernel"], np.float64)
+    found = np.asarray(filterbank.impulse_responses(factored), np.float64)
+    eigenvalues = np.linalg.eigvalsh(kernel.T @ kernel)  # ascending: of 80, the tail are 50
+    np.testing.assert_allclose(np.sum((kernel - found) ** 2), eigenvalues[:50].sum(), rtol=1e-4)
+    ((_, share, constant),) = filterbank.truncations(kernel, [30])
+    assert share == pytest.approx(eigenvalues[50:].sum() / eigenvalues.sum(), rel=1e-4)
+    assert 10 < constant < 20
+
+    y, _ = low_module.apply({**low, "params": factored}, audio, lengths, train=False)
+    merged = {**dense, "params": filterbank.merge(factored)}
     z, _ = dense_module.apply(merged, audio, lengths, train=False)
-    # The log of an energy is steep near 0: 1e-6 in a filter's output can be 1e-3 there.
-    np.testing.assert_allclose(y, z, atol=2e-3)
-    full = filterbank.factor(dense["params"], 160)
-    np.testing.assert_allclose(
-        filterbank.impulse_responses(full), dense["params"]["kernel"], rtol=1e-4, atol=1e-5
+    np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)
+    # Again from the factored form; and at full rank nothing is lost.
+    again = filterbank.factor(factored, 30)
+    np.testing.assert_allclose(filterbank.impulse_responses(again), found, atol=1e-6)
+    full = filterbank.factor(dense["params"], 80)
+    np.testing.assert_allclose(filterbank.impulse_responses(full), kernel, rtol=1e-4, atol=1e-6)
+
+
+def test_constant_features_are_those_that_do_not_move(caplog):
+    """On noise at the level of speech, and for a bank that is of low rank already."""
+    rng = np.random.default_rng(0)
+    loudness = np.exp(np.repeat(rng.normal(size=10), 1600))  # or noise would hardly move any
+    audio = jnp.asarray(0.05 * loudness * rng.normal(size=16000), jnp.float32)[None]
+    lengths = jnp.array([16000])
+    module, variables = bank_of(audio, lengths, num_filters=40, normalize="none", rank=24)
+    y, _ = module.apply(variables, audio, lengths, train=False)
+    moves = np.asarray(y)[0].std(axis=0)
+    filters = np.asarray(filterbank.impulse_responses(variables["params"]))
+    ((_, share, constant),) = filterbank.truncations(filters, [24])
+    assert share == pytest.approx(1.0, abs=1e-5)
+    assert constant == 21
+    assert np.sum(moves < 0.05) <= constant <= np.sum(moves < 0.5)  # of 0 to 1.5
+    filterbank.warn_of_constant(filters, 24)
+    assert "leaves 21 of 40 features constant" in caplog.text
+    assert filterbank.describe(variables["params"]).splitlines()[-1].split()[-3:] == (
+        ["21", "of", "40"]
     )
 
 
