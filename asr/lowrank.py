@@ -2,25 +2,28 @@
 
     python -m asr.lowrank --workdir=runs/quickstart
     python -m asr.lowrank --workdir=runs/quickstart --rank_fraction=0.25 --out=runs/quarter
+    python -m asr.lowrank --workdir=runs/learned --bank_rank=60 --out=runs/rank60
 
-Pure functions on a configuration and the parameter tree of its encoder. The singular values are
-those of composed filters: the factors of a layer have a free scale (v s, u / s), its map has not.
-Frames come in at 100 Hz unless said otherwise.
+A learned filter bank (features.kind=learned) is listed, factorised and merged like the encoder.
+Pure functions on a configuration and a parameter tree. The singular values are those of composed
+filters: the factors of a layer have a free scale (v s, u / s), its map has not. Frames come in at
+100 Hz unless said otherwise.
 """
 
 import argparse
 import dataclasses
 import heapq
+import math
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asr import contextnet
+from asr import contextnet, filterbank
 from asr import task as asr_task
 from common import app, checkpoint, errors, parallel, trained, workdir
 from common.nn import lowrank
@@ -38,8 +41,9 @@ class LayerCost:
 
     Attributes:
       name: of the module in the parameter tree.
-      kind: "depthwise", "pointwise", "spectro_temporal", "dense", "squeeze_excite", "norm", or
-        "separable": the composed filters of a depthwise and a pointwise layer, at no cost.
+      kind: "depthwise", "pointwise", "spectro_temporal", "dense", "squeeze_excite", "norm",
+        "filter_bank", or "separable": the composed filters of a depthwise and a pointwise layer,
+        at no cost.
       shape: of the map whose rank is measured: [c, f] or, per filter, [k, c].
       rank: the number of components that the form of the layer allows; None without a map.
       macs_per_second: multiplications of weights per second of audio. Normalisation, activations
@@ -93,6 +97,24 @@ def layer_costs(
             )
             costs.append(_norm_cost(f"{name}/norm", tree["residual"]["norm"]))
     return costs
+
+
+def bank_costs(config: filterbank.FilterbankConfig, params: Mapping[str, Any]) -> list[LayerCost]:
+    """Those of the learned filter bank, which runs `pooling` times a frame."""
+    taps = [params[name].shape for name in filterbank.FILTERS if name in params]
+    size = sum(map(math.prod, taps))
+    energies = config.pooling * config.sample_rate_hz / config.hop_samples
+    shape = (taps[0][0], taps[-1][1])
+    bank = LayerCost(
+        "filterbank",
+        "filter_bank",
+        shape,
+        config.rank or min(shape),
+        size,
+        energies * size,
+        lambda: filterbank.impulse_responses(params),
+    )
+    return [bank, *([_norm_cost("filterbank/norm", params["norm"])] if "norm" in params else [])]
 
 
 def _norm_cost(name: str, layer: Mapping[str, Any]) -> LayerCost:
@@ -163,8 +185,13 @@ def layer_table(
     frames_per_second: float = FRAMES_PER_SECOND,
 ) -> list[LayerReport]:
     """`layer_costs` with the stable and entropy rank of every map; adds up to the encoder's."""
+    return measured(layer_costs(config, params, frames_per_second))
+
+
+def measured(costs: Sequence[LayerCost]) -> list[LayerReport]:
+    """The costs with the stable and entropy rank of every map."""
     table = []
-    for cost in layer_costs(config, params, frames_per_second):
+    for cost in costs:
         ranks = (None, None)
         if cost.matrices is not None:
             # On the host: hundreds of small decompositions of different shapes, not worth a jit.
@@ -387,36 +414,72 @@ def main() -> None:
     how.add_argument("--rank_fraction", type=float, help="rank of 1x1 maps over their channels")
     how.add_argument("--budget_params", type=int, help="parameters that the encoder may have")
     how.add_argument("--merge", action="store_true", help="factored layers back to dense ones")
+    parser.add_argument("--bank_rank", type=int, help="rank of the learned filter bank")
     parser.add_argument("--out", type=pathlib.Path, help="new work directory for the result")
     parser.add_argument("--steps", type=int, help="total_steps of --out, to train it on")
     args = parser.parse_args()
     app.command("asr.lowrank", lambda: _run(args))
 
 
+def _factored_bank(
+    config: filterbank.FilterbankConfig, params: Mapping[str, Any], rank: int
+) -> tuple[filterbank.FilterbankConfig, dict[str, Any]]:
+    """A filter bank, dense or factored, as one of `rank`. Raises LowRankError."""
+    try:
+        config = dataclasses.replace(config, rank=rank)
+    except ValueError as error:
+        raise LowRankError(f"--bank_rank: {error}.") from error
+    filterbank.warn_of_constant(np.asarray(filterbank.impulse_responses(params)), rank)
+    return config, filterbank.factor(params, rank)
+
+
 def _run(args: argparse.Namespace) -> None:
-    changes = args.rank_fraction is not None or args.budget_params is not None or args.merge
+    if args.merge and args.bank_rank is not None:
+        raise errors.UserError("--merge makes the filter bank dense: leave --bank_rank out.")
+    of_encoder = args.rank_fraction is not None or args.budget_params is not None
+    changes = of_encoder or args.merge or args.bank_rank is not None
     if changes != (args.out is not None):
         raise errors.UserError(
-            "--out goes with one of --rank_fraction, --budget_params and --merge."
+            "--out goes with --rank_fraction, --budget_params, --bank_rank or --merge."
         )
     folder = args.workdir.expanduser().resolve()
     found = trained.load(asr_task.PACKAGE, folder, step=args.checkpoint)
     config, task, variables = found.config, found.task, found.variables
-    encoder, params = task.model.encoder_config, variables["params"]["encoder"]
-    frames = 1000.0 / config.features.hop_ms
-    print(f"{folder}, step {found.step}\n{format_table(layer_table(encoder, params, frames))}")
+    encoder, params = task.model.encoder_config, dict(variables["params"])
+    bank = task.model.front_end if config.features.kind == "learned" else None
+
+    def show(title: str) -> None:
+        costs = bank_costs(bank, params["filterbank"]) if bank else []
+        costs += layer_costs(encoder, params["encoder"], 1000.0 / config.features.hop_ms)
+        print(f"{title}\n{format_table(measured(costs))}")
+        if bank:
+            print(filterbank.describe(params["filterbank"]))
+
+    show(f"{folder}, step {found.step}")
     if not changes:
         return
     if args.merge:
-        encoder, params = merge(encoder, params)
-    else:
-        encoder, params = factorize(
-            encoder, params, rank_fraction=args.rank_fraction, budget_params=args.budget_params
+        encoder, params["encoder"] = merge(encoder, params["encoder"])
+        if bank and bank.rank:
+            bank = dataclasses.replace(bank, rank=None)
+            params["filterbank"] = filterbank.merge(params["filterbank"])
+    if of_encoder:
+        encoder, params["encoder"] = factorize(
+            encoder,
+            params["encoder"],
+            rank_fraction=args.rank_fraction,
+            budget_params=args.budget_params,
         )
+    if args.bank_rank is not None:
+        if not bank:
+            raise LowRankError("--bank_rank: features.kind is log_mel, there is no filter bank.")
+        bank, params["filterbank"] = _factored_bank(bank, params["filterbank"], args.bank_rank)
     out = args.out.expanduser().resolve()
-    print(f"\n{out}\n{format_table(layer_table(encoder, params, frames))}")
+    show(f"\n{out}")
     new = config.to_dict()
     new["encoder"].update(_encoder_settings(encoder))
+    if bank:
+        new["features"]["rank"] = bank.rank or 0
     new["total_steps"] = args.steps or new["total_steps"]
     with workdir.Lock(out):
         if (out / "checkpoints").exists():
@@ -424,9 +487,8 @@ def _run(args: argparse.Namespace) -> None:
         workdir.save_config(out, "asr", workdir.freeze(new))
         shutil.copytree(folder / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
         task = asr_task.make_task(workdir.freeze(new), out)
-        variables = {**variables, "params": {**variables["params"], "encoder": params}}
         saver = checkpoint.Checkpointer(out / "checkpoints")
-        state = parallel.place(task.create_state(variables), found.mesh)
+        state = parallel.place(task.create_state({**variables, "params": params}), found.mesh)
         saver.save(0, state, None, {**task.checkpoint_meta(), "evaluated": -1}, None)
         saver.close()
     print(

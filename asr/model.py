@@ -7,21 +7,43 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from asr import contextnet, decode, filterbank, prediction
+from asr import contextnet, decode, filterbank, prediction, settings
 from common import errors, parallel, sections
 from common.audio import frontend
 from common.nn import masking
 
+# Settings of `config.features` that only one kind of front end has.
+OF_KIND = {"compat": "log_mel", "rank": "learned", "pooling": "learned"}
+
+
+def _check_features(config: Any) -> None:
+    """Raises ValueError for settings that have no effect, or that a causal encoder cannot have."""
+    features, default = config.features, settings.default_config().features
+    for name, kind in OF_KIND.items():
+        if features.kind != kind and features[name] != default[name]:
+            raise ValueError(
+                f"{name}={features[name]!r} has no effect with kind={features.kind!r}, only with "
+                f"kind={kind!r}: leave it at {default[name]!r}"
+            )
+    if config.encoder.causal and features.normalize in ("mean", "utterance"):
+        raise ValueError(
+            f"normalize={features.normalize!r} takes the whole recording, but encoder.causal wants "
+            "no later frame to be seen: choose causal or none"
+        )
+
 
 def front_end_config(config: Any) -> frontend.LogMelConfig | filterbank.FilterbankConfig:
-    """The front end that `config.features` describes."""
+    """The front end that `config.features` describes; UserError for settings without effect."""
     features, rate = config.features, config.data.sample_rate_hz
     try:
+        _check_features(config)
         if features.kind == "learned":
             return filterbank.FilterbankConfig(
                 num_filters=features.num_mels,
                 window_samples=round(features.window_ms * rate / 1000),
                 hop_samples=round(features.hop_ms * rate / 1000),
+                pooling=features.pooling,
+                normalize=features.normalize,
                 sample_rate_hz=rate,
                 rank=features.rank or None,
                 axis_name=parallel.AXIS,

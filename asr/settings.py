@@ -25,9 +25,11 @@ def default_config() -> ConfigDict:
             "num_mels": 80,
             "window_ms": 25.0,
             "hop_ms": 10.0,
-            "normalize": "utterance",  # none, mean, utterance, causal (frames so far)
-            "compat": "default",  # or kaldi
+            # none, mean, utterance, causal (frames so far); learned: also batch
+            "normalize": "utterance",
+            "compat": "default",  # log_mel: or kaldi
             "rank": 0,  # learned: basis filters, 0 = dense
+            "pooling": 4,  # learned: energies a frame that are low-passed to one
         }
     )
     config.augment = ConfigDict(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asr import ctc, data, model, prediction, transducer, wer
+from asr import ctc, data, filterbank, model, prediction, transducer, wer
 from asr import settings as settings_lib
 from asr import tokenizer as tokenizer_lib
 from common import errors, files, metrics, package, parallel, pictures, sections, state, steps
@@ -49,6 +49,9 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         )
         texts = self.train_split.texts
         tokenizer_lib.train_tokenizer(texts, wanted, self.workdir / "tokenizer")
+        bank = model.front_end_config(self.config)
+        if isinstance(bank, filterbank.FilterbankConfig) and bank.rank:
+            filterbank.warn_of_constant(filterbank.mel_filters(bank), bank.rank)
         self.eval_data()
 
     @property
@@ -66,11 +69,19 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
 
-    def checkpoint_meta(self) -> dict[str, str]:
-        return {"tokenizer": self.tokenizer.digest}
+    def checkpoint_meta(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer.digest, "pools_energies": True}
 
     def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
         self.tokenizer.check_digest(meta["tokenizer"])
+        features = self.config.features
+        before = (features.pooling, features.normalize) == (1, "batch")
+        if features.kind == "learned" and not (before or meta.get("pools_energies")):
+            raise errors.UserError(
+                f"The learned filter bank in {self.workdir} is of an older version, which took one "
+                "energy a frame and batch normalisation whatever the settings said. To go on with "
+                'it, set "pooling": 1 and "normalize": "batch" under "features" in its config.json.'
+            )
 
     def _distortions(self, batch: Batch, key: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Audio of training rows, distorted, and what else is to happen inside the model."""
@@ -296,6 +307,7 @@ def check_augment(config: Any) -> None:
 
 def make_task(config: Any, workdir: pathlib.Path) -> AsrTask:
     """The task of a config; settings that exclude each other are said, no data are opened."""
+    model.front_end_config(config)
     check_augment(config)
     parts = splits.Splits(config, workdir, require_text=True, whole=True)
     return AsrTask(config, workdir, parts)

@@ -26,7 +26,7 @@ def keys():
 
 
 def learned_bank(rank):
-    module = filterbank.Filterbank(filterbank.FilterbankConfig(rank=rank))
+    module = filterbank.Filterbank(filterbank.FilterbankConfig(rank=rank, normalize="batch"))
 
     def run(audio):
         variables = module.init(jax.random.key(0), audio, LENGTHS, train=False)

@@ -168,3 +168,39 @@ def test_lowrank_prints_factorises_and_trains_on(trained, tmp_path):
     assert "dev WER" in done.stdout
     again = (f"--workdir={trained}", "--merge", f"--out={out}")
     assert "has checkpoints already" in commands.message("asr.lowrank", *again)
+
+
+@pytest.mark.slow
+def test_a_learned_filter_bank_trains_resumes_and_is_factorised(tmp_path):
+    run, low, dense = (tmp_path / name for name in ("run", "low", "dense"))
+    options = (
+        f"--workdir={run}",
+        "--config.features.kind=learned",
+        "--config.features.num_mels=40",
+    )
+    options = (CONFIG, *options, "--config.features.rank=60", "--config.evaluate_every=30")
+    commands.run("asr.main", *options, "--config.total_steps=10")
+    done = commands.run("asr.main", *options)
+    assert "Resumed at step 10" in done.stderr
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    train = [line["loss"] for line in lines if line["split"] == "train"]
+    assert train[-1] < 0.5 * train[0]
+    figures = done.stdout.splitlines()[:2]
+    assert figures[0].startswith("dev WER")
+    state = ocp.StandardCheckpointer().restore(run / "checkpoints" / "30" / "state")
+    assert set(state["params"]["filterbank"]) == {"basis", "mixing"}
+
+    done = commands.run("asr.lowrank", f"--workdir={run}", "--bank_rank=12", f"--out={low}")
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("filterbank ")]
+    assert [row[2:4] for row in rows] == [["400x80", "60"], ["400x80", "12"]]
+    assert "of 40 features constant" in done.stderr
+    assert json.loads((low / "config.json").read_text())["config"]["features"]["rank"] == 12
+
+    done = commands.run("asr.lowrank", f"--workdir={run}", "--merge", f"--out={dense}")
+    done = commands.run("asr.main", f"--workdir={dense}", "--mode=evaluate")
+    assert done.stdout.splitlines()[:2] == figures
+
+
+def test_bank_ranks_that_cannot_be(tmp_path):
+    message = commands.message("asr.lowrank", f"--workdir={tmp_path}", "--merge", "--bank_rank=3")
+    assert "leave --bank_rank out" in message

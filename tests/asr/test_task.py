@@ -293,14 +293,59 @@ def test_it_learns_eight_utterances_by_heart(tmp_path, loss):
         ({"features.kind": "learned", "augment.warps": (0.8, 1.25)}, "needs mel bands"),
         ({"augment.warps": (0.8,)}, "lowest and the highest"),
         ({"augment.warps": (1.25, 0.8)}, "lowest and the highest"),
+        ({"features.rank": 24}, "features: rank=24 has no effect with kind='log_mel'"),
+        ({"features.pooling": 2}, "features: pooling=2 has no effect with kind='log_mel'"),
+        ({"features.normalize": "batch"}, "features: normalize='batch'"),
+        (
+            {"features.kind": "learned", "features.compat": "kaldi"},
+            "features: compat='kaldi' has no effect with kind='learned'",
+        ),
+        ({"features.kind": "learned", "features.normalize": "running"}, "causal, batch"),
+        ({"features.kind": "learned", "features.pooling": 3}, "does not divide the hop"),
+        ({"encoder.causal": True}, "normalize='utterance' takes the whole recording"),
     ],
 )
-def test_warps_that_cannot_be_are_refused_before_the_data_are_touched(tmp_path, changes, words):
+def test_settings_that_cannot_be_are_refused_before_the_data_are_touched(tmp_path, changes, words):
     config = quickstart.get_config("debug")
     config.update_from_flattened_dict(changes)
     with pytest.raises(errors.UserError, match=words):
         asr_task.make_task(workdir.freeze(config), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_filter_bank_of_an_older_version_is_not_taken_for_one_of_this(tmp_path):
+    config = quickstart.get_config("debug")
+    config.features.kind = "learned"
+    task = task_of(config, tmp_path)
+    meta = task.checkpoint_meta()
+    task.check_checkpoint(meta)
+    old = {"tokenizer": meta["tokenizer"]}
+    with pytest.raises(errors.UserError, match='"pooling": 1 and "normalize": "batch"'):
+        task.check_checkpoint(old)
+    config.features.update({"pooling": 1, "normalize": "batch"})
+    task_of(config, tmp_path).check_checkpoint(old)
+    make_task(tmp_path).check_checkpoint(old)
+
+
+@pytest.mark.parametrize("kind", ["log_mel", "learned"])
+def test_a_causal_model_sees_no_later_audio(tmp_path, kind):
+    config = quickstart.get_config("debug")
+    config.encoder.causal = True
+    config.features.update({"kind": kind, "normalize": "causal"})
+    task = task_of(config, tmp_path)
+    variables = jax.jit(task.init)(jax.random.key(0))
+
+    @jax.jit
+    def encode(audio):
+        lengths, mask = jnp.full(1, 16000), jnp.ones(1, bool)
+        options = {"train": False, "mask": mask, "method": "encode"}
+        return task.model.apply(variables, audio, lengths, **options)[0]
+
+    audio = 0.1 * np.random.default_rng(0).normal(size=(1, 16000)).astype(np.float32)
+    before, after = encode(audio), encode(np.where(np.arange(16000) < 8000, audio, 0.0))
+    # The frame at 440 ms sees what comes up to 465 ms, with the bank's pooling up to 472.5.
+    np.testing.assert_allclose(before[:, :12], after[:, :12], atol=1e-5)
+    assert float(jnp.abs(before[:, 13] - after[:, 13]).max()) > 1e-4
 
 
 @pytest.mark.parametrize(
