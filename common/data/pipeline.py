@@ -373,9 +373,7 @@ class _StreamIterator(grain.DatasetIterator):
         self.start_prefetch()
         batch = next(self._ahead)
         if self._num_workers:
-            # Out of the shared memory, which would stay as long as anybody, XLA included, holds a
-            # batch: at the end of a run for ever.
-            batch = {name: np.array(value) for name, value in batch.items()}
+            _unlink(batch)
         self._next_batch += 1
         return batch
 
@@ -444,6 +442,17 @@ def _read_ahead(source: _BatchSource, num_workers: int) -> grain.IterDataset:
         grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2),
         worker_init_fn=functools.partial(_follow, os.getpid()),
     )
+
+
+def _unlink(batch: Batch) -> None:
+    """Its shared memory loses its name now, and goes with the last who holds an array of it.
+
+    grain would unlink it then, which does not happen to what is alive at the end of the process.
+    """
+    for value in batch.values():
+        if isinstance(value, shared_memory_array.SharedMemoryArray):
+            value.shm.unlink()
+            value._unlink_on_del = False
 
 
 def _free_shared_memory() -> None:
