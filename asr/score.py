@@ -1,12 +1,15 @@
 """Scores transcripts of any recogniser against references.
 
     python -m asr.score data/dev/text transcripts.tsv --out=errors.tsv
+    python -m asr.score data/dev/text transcripts.tsv --against=others.tsv
 
 Each file is one of: Kaldi's text (`id words`), trn (`words (id)`), or what asr.transcribe writes as
 txt or tsv, where the id is the file's name without folder and suffix. Prints word and character
 error rates; the interval of the first is over speakers if `utt2spk` lies beside the references. A
 reference without hypothesis is all deletions, a hypothesis without reference is not scored; both
-are counted and named.
+are counted and named. `--against` compares a second system with the first: the difference of their
+error rates, its interval over the same speakers, and the share of resamples in which the second has
+fewer errors (Bisani and Ney, ICASSP 2004).
 """
 
 import argparse
@@ -148,24 +151,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("references", type=pathlib.Path, metavar="REF")
     parser.add_argument("hypotheses", type=pathlib.Path, metavar="HYP")
     parser.add_argument(
+        "--against", type=pathlib.Path, metavar="HYP2", help="transcripts of a second system"
+    )
+    parser.add_argument(
         "--case", choices=get_args(tokenizer.Case), default="keep", help="of both, before scoring"
     )
     parser.add_argument(
-        "--out", type=pathlib.Path, metavar="TSV", help="errors and alignment of every utterance"
+        "--out", type=pathlib.Path, metavar="TSV", help="errors and alignments of HYP"
     )
     args = parser.parse_args(argv)
+    paths = [args.references, args.hypotheses, *filter(None, [args.against])]
 
     def work() -> None:
         if args.out is not None:
             files.check_output(args.out)
-        texts = [
+        references, *systems = [
             {name: tokenizer.normalize(text, args.case) for name, text in found.items()}
-            for found in map(read_transcripts, (args.references, args.hypotheses))
+            for found in map(read_transcripts, paths)
         ]
-        lines, words = report(*texts, read_speakers(args.references))
-        print("\n".join(lines))
+        speakers = read_speakers(args.references)
+        scores = []
+        for path, hypotheses in zip(paths[1:], systems):
+            lines, words = report(references, hypotheses, speakers)
+            if len(systems) > 1:
+                print(f"{path}:")
+            print("\n".join(lines))
+            scores.append(words)
+        if len(systems) > 1:
+            difference = wer.describe_difference("WER", wer.compare(*scores))
+            print(f"{args.against} less {args.hypotheses}:\n{difference}")
         if args.out is not None:
-            files.write_text(args.out, wer.as_tsv(words))
+            files.write_text(args.out, wer.as_tsv(scores[0]))
 
     app.command("asr.score", work)
 

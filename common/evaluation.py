@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
 from common import errors, files, hosts, metrics, parallel, state
+from common.data import pipeline
 from common.task import Metrics, Report, Task
 
 
@@ -108,11 +109,12 @@ def evaluate(
                 examples, arrays, rows["index"], rows["mask"], task.num_examples, mesh
             )
 
-    for batch in batches:
-        result = eval_step(variables, parallel.global_batch(batch, mesh))
-        if pending is not None:
-            collect(pending)
-        pending = result
+    with pipeline.opened(batches) as iterator:
+        for batch in iterator:
+            result = eval_step(variables, parallel.global_batch(batch, mesh))
+            if pending is not None:
+                collect(pending)
+            pending = result
     if pending is not None:
         collect(pending)
     report = task.report(split, outputs, [examples[i] for i in sorted(examples)])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Num, Shaped
+from jaxtyping import ArrayLike, Float, Num, Shaped
 
 
 class Ratio(NamedTuple):
@@ -115,37 +115,41 @@ def finalize(tree: Metrics) -> dict[str, float]:
     }
 
 
-def bootstrap_interval(
-    totals: Num[np.ndarray, "n"],
-    counts: Num[np.ndarray, "n"],
-    *,
-    num_resamples: int = 1000,
-    confidence: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile interval of sum(totals) / sum(counts) when the items are drawn anew.
+def resampled_rates(
+    totals: Num[np.ndarray, "n"], counts: Num[np.ndarray, "n"], *, num_resamples: int = 1000
+) -> Float[np.ndarray, "r"]:
+    """sum(totals) / sum(counts) of items drawn anew, with replacement, again and again.
 
     For a word error rate the items are utterances, `totals` errors and `counts` reference words
-    (Bisani and Ney, ICASSP 2004, section 3). The items of one speaker err together, so an interval
-    over utterances is too narrow for other speakers. For two systems on the same items pass the
-    difference of their errors as `totals`: an interval without 0 tells them apart (section 4).
+    (Bisani and Ney, ICASSP 2004, section 3). For two systems on the same items pass the difference
+    of their errors as `totals` (section 4): every draw takes the same items of both.
 
-    Returns (low, high), always the same; (NaN, NaN) with fewer than two items, which say nothing
-    about spread. Resamples without any count are left out.
+    Always the same draws. None with fewer than two items, which say nothing about spread; those
+    without any count are left out.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     totals, counts = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
     n = len(totals)
-    if n < 2:
-        return float("nan"), float("nan")
     rng = np.random.default_rng(0)
     rates = []
-    for _ in range(num_resamples):
+    for _ in range(num_resamples if n > 1 else 0):
         drawn = rng.integers(n, size=n)
         count = counts[drawn].sum()
         if count > 0:
             rates.append(totals[drawn].sum() / count)
-    if not rates:
+    return np.asarray(rates, np.float64)
+
+
+def percentile_interval(
+    rates: Float[np.ndarray, "r"], confidence: float = 0.95
+) -> tuple[float, float]:
+    """The (low, high) between which that share of resampled rates lies; (NaN, NaN) of none.
+
+    The items of one speaker err together, so an interval over utterances is too narrow for other
+    speakers. Of a difference between two systems: an interval without 0 tells them apart.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if not len(rates):
         return float("nan"), float("nan")
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(rates, [tail, 100 - tail])

@@ -27,6 +27,7 @@ from common import (
 )
 from common import sums as sums_lib
 from common import workdir as workdir_lib
+from common.data import pipeline
 from common.sums import TrainingDiverged as TrainingDiverged
 from common.task import Metrics, Report, Task
 
@@ -101,7 +102,7 @@ def train(
     with contextlib.ExitStack() as stack:
         compiled = stack.enter_context(compiles.CompileCounter())
         data = hosts.together(task.train_data, errors.UserError, "opening the training data")
-        iterator = iter(data)
+        iterator = stack.enter_context(pipeline.opened(data))
         evaluation.check_same(config, {"the training data": data, **task.eval_data()})
         saver = _make_saver(task, config, workdir)
         stack.callback(saver.close)

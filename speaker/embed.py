@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, Num
 
 from common import cache, errors, parallel, trained
 from common.audio import io, vad
-from common.data import ark, indexing, records, splits
+from common.data import ark, indexing, pipeline, records, splits
 from speaker import backend, data, evaluation
 from speaker import task as speaker_task
 
@@ -420,7 +420,10 @@ class Embedder:
     def _run(self, batches, count, progress) -> tuple[np.ndarray, np.ndarray]:
         """(numbers of the pieces, their embeddings), one batch behind the device."""
         found, pending, run = [], None, self._found
-        with tqdm.tqdm(total=count, desc="embedding", unit="piece", disable=not progress) as bar:
+        with (
+            tqdm.tqdm(total=count, desc="embedding", unit="piece", disable=not progress) as bar,
+            pipeline.opened(batches) as iterator,
+        ):
 
             def collect(rows) -> None:
                 rows = jax.device_get(rows)
@@ -428,7 +431,7 @@ class Embedder:
                 found.append((rows["index"][real], rows["embedding"][real]))
                 bar.update(int(real.sum()))
 
-            for batch in batches:
+            for batch in iterator:
                 batch = parallel.global_batch(batch, run.mesh)
                 _, rows = run.eval_step(run.variables, batch)
                 if pending is not None:

@@ -1,4 +1,4 @@
-"""Kaldi's features in JAX: fbank, MFCC and spectrogram with the options of its programs.
+"""Kaldi's features in JAX: fbank, MFCC and spectrogram.
 
 The arithmetic follows Kaldi's `feature-window`, `mel-computations` and `feature-{fbank,mfcc,
 spectrogram}` (Povey et al. 2011), without dither, and is checked against archives that Kaldi wrote.
@@ -15,6 +15,7 @@ from common.audio import mel as mel_scale
 from common.audio.stft import window_function
 from common.nn import masking
 
+_SAMPLE_SCALE = 32768.0  # from [-1, 1] to the 16-bit range
 _FLT_EPSILON = float(np.finfo(np.float32).eps)  # Kaldi's floor before every logarithm
 
 
@@ -22,35 +23,24 @@ _FLT_EPSILON = float(np.finfo(np.float32).eps)  # Kaldi's floor before every log
 class KaldiConfig:
     """Options under Kaldi's names where a unit does not make them clearer; its fbank defaults.
 
-    Kaldi's own MFCC default is `use_energy=True`. `high_hz` and `vtln_high_hz` at or below 0 count
-    from the Nyquist frequency. `sample_scale` brings audio in [-1, 1] to the 16-bit range.
+    Kaldi's own MFCC default is `use_energy=True`; the energy is the raw one, before pre-emphasis
+    and window. `high_hz` at or below 0 counts from the Nyquist frequency.
     """
 
     sample_rate_hz: int = 16000
     window_ms: float = 25.0
     hop_ms: float = 10.0
     window: str = "povey"
-    blackman_coeff: float = 0.42
     preemphasis: float = 0.97
     remove_dc_offset: bool = True
     snip_edges: bool = True
     round_to_power_of_two: bool = True
     use_energy: bool = False
-    raw_energy: bool = True
-    energy_floor: float = 0.0
-    htk_compat: bool = False
     num_mels: int = 23
     low_hz: float = 20.0
     high_hz: float = 0.0
-    use_power: bool = True
-    use_log_fbank: bool = True
-    subtract_mean: bool = False
     num_ceps: int = 13
     cepstral_lifter: float = 22.0
-    vtln_warp: float = 1.0
-    vtln_low_hz: float = 100.0
-    vtln_high_hz: float = -500.0
-    sample_scale: float = 32768.0
 
     @property
     def window_size(self) -> int:
@@ -80,43 +70,28 @@ class KaldiConfig:
 def fbank(
     audio: Float[Array, "b t"], lengths: Int[Array, "b"], config: KaldiConfig
 ) -> tuple[Float[Array, "b l f"], Int[Array, "b"]]:
-    """`compute-fbank-feats`: (log) mel energies.
+    """`compute-fbank-feats`: log mel energies, with `use_energy` after the log energy.
 
-    With `use_energy` one more column, the log energy: first, or last with `htk_compat`. Returns the
-    features, zero beyond their lengths, and the lengths.
+    Returns the features, zero beyond their lengths, and the lengths.
     """
     power, log_energy, frame_lengths = _power_spectrum(audio, lengths, config)
-    # The floor keeps the gradient of the root finite; 1e-15 is far below any 16-bit magnitude.
-    spectrum = power if config.use_power else jnp.sqrt(jnp.maximum(power, 1e-30))
-    features = jnp.matmul(spectrum, mel_filter_bank(config), precision="highest")
-    if config.use_log_fbank:
-        features = jnp.log(jnp.maximum(features, _FLT_EPSILON))
+    features = _log_mel(power, config)
     if config.use_energy:
-        columns = [features, log_energy] if config.htk_compat else [log_energy, features]
-        features = jnp.concatenate(columns, axis=-1)
-    return _finish(features, frame_lengths, config), frame_lengths
+        features = jnp.concatenate([log_energy, features], axis=-1)
+    return masking.zero_padding(features, frame_lengths), frame_lengths
 
 
 def mfcc(
     audio: Float[Array, "b t"], lengths: Int[Array, "b"], config: KaldiConfig
 ) -> tuple[Float[Array, "b l c"], Int[Array, "b"]]:
-    """`compute-mfcc-feats`: `num_ceps` cepstra; `use_energy` puts the log energy in place of c0.
-
-    `htk_compat` moves that first coefficient to the end (c0 then scaled by sqrt 2).
-    """
+    """`compute-mfcc-feats`: `num_ceps` cepstra; `use_energy` puts the log energy in place of c0."""
     power, log_energy, frame_lengths = _power_spectrum(audio, lengths, config)
-    mel = jnp.matmul(power, mel_filter_bank(config), precision="highest")
-    mel = jnp.log(jnp.maximum(mel, _FLT_EPSILON))
     matrix = mel_scale.dct_matrix(config.num_mels, config.num_ceps)
     weights = mel_scale.lifter(config.num_ceps, config.cepstral_lifter)
-    features = jnp.matmul(mel, matrix * weights, precision="highest")
-    first = log_energy if config.use_energy else features[..., :1]
-    if config.htk_compat:
-        first = first if config.use_energy else first * np.float32(np.sqrt(2))
-        features = jnp.concatenate([features[..., 1:], first], axis=-1)
-    else:
-        features = jnp.concatenate([first, features[..., 1:]], axis=-1)
-    return _finish(features, frame_lengths, config), frame_lengths
+    features = jnp.matmul(_log_mel(power, config), matrix * weights, precision="highest")
+    if config.use_energy:
+        features = jnp.concatenate([log_energy, features[..., 1:]], axis=-1)
+    return masking.zero_padding(features, frame_lengths), frame_lengths
 
 
 def spectrogram(
@@ -126,14 +101,11 @@ def spectrogram(
     power, log_energy, frame_lengths = _power_spectrum(audio, lengths, config)
     log_power = jnp.log(jnp.maximum(power[..., 1:], _FLT_EPSILON))
     features = jnp.concatenate([log_energy, log_power], axis=-1)
-    return _finish(features, frame_lengths, config), frame_lengths
+    return masking.zero_padding(features, frame_lengths), frame_lengths
 
 
 def mel_filter_bank(config: KaldiConfig) -> Float[np.ndarray, "f m"]:
-    """Kaldi's triangles, straight in mel, `[fft_size // 2 + 1, num_mels]`; the last bin counts 0.
-
-    Vocal tract length normalisation moves the corners by Kaldi's piecewise linear warp.
-    """
+    """Kaldi's triangles, straight in mel, [fft_size // 2 + 1, num_mels]; the last bin counts 0."""
     nyquist = config.sample_rate_hz / 2
     low_hz, high_hz = config.low_hz, config.high_hz
     high_hz += nyquist if high_hz <= 0 else 0
@@ -142,10 +114,6 @@ def mel_filter_bank(config: KaldiConfig) -> Float[np.ndarray, "f m"]:
     corners = np.linspace(
         mel_scale.hz_to_mel(low_hz), mel_scale.hz_to_mel(high_hz), config.num_mels + 2
     )
-    if config.vtln_warp != 1.0:
-        # Clipped: rounding must not put the outermost corners outside the band.
-        hz = np.clip(mel_scale.mel_to_hz(corners), low_hz, high_hz)
-        corners = mel_scale.hz_to_mel(_vtln_warp(hz, low_hz, high_hz, nyquist, config))
     left, center, right = corners[:-2], corners[1:-1], corners[2:]
     bins = np.arange(config.fft_size // 2) * config.sample_rate_hz / config.fft_size
     mel = mel_scale.hz_to_mel(bins)[:, None]
@@ -154,21 +122,9 @@ def mel_filter_bank(config: KaldiConfig) -> Float[np.ndarray, "f m"]:
     return np.pad(bank, ((0, config.fft_size // 2 + 1 - len(bank)), (0, 0))).astype(np.float32)
 
 
-def _vtln_warp(hz, low_hz: float, high_hz: float, nyquist: float, config: KaldiConfig):
-    """Scales frequencies by 1 / warp between two cut-offs, with straight joins to the ends."""
-    warp = config.vtln_warp
-    vtln_high_hz = config.vtln_high_hz + (nyquist if config.vtln_high_hz <= 0 else 0)
-    if not low_hz < config.vtln_low_hz < vtln_high_hz < high_hz:
-        raise ValueError(
-            f"need low_hz={low_hz} < vtln_low_hz={config.vtln_low_hz} < "
-            f"vtln_high_hz={vtln_high_hz} < high_hz={high_hz}"
-        )
-    lower, upper = config.vtln_low_hz * max(1.0, warp), vtln_high_hz * min(1.0, warp)
-    left_slope = (lower / warp - low_hz) / (lower - low_hz)
-    right_slope = (high_hz - upper / warp) / (high_hz - upper)
-    warped = np.where(hz < upper, hz / warp, high_hz + right_slope * (hz - high_hz))
-    # The left piece goes last: for strong warps the two overlap, and in Kaldi the left one wins.
-    return np.where(hz < lower, low_hz + left_slope * (hz - low_hz), warped)
+def _log_mel(power: Float[Array, "b l n"], config: KaldiConfig) -> Float[Array, "b l f"]:
+    mel = jnp.matmul(power, mel_filter_bank(config), precision="highest")
+    return jnp.log(jnp.maximum(mel, _FLT_EPSILON))
 
 
 def _power_spectrum(
@@ -180,30 +136,22 @@ def _power_spectrum(
     if not config.snip_edges:
         audio = _reflected(audio, lengths, num_frames, config)
     frames = framing.frame(
-        audio * config.sample_scale,
+        audio * _SAMPLE_SCALE,
         window_size=config.window_size,
         hop_size=config.hop_size,
         num_frames=num_frames,
     )
     if config.remove_dc_offset:
         frames = frames - frames.mean(axis=-1, keepdims=True)
-    raw_energy = _log_energy(frames, config)
+    energy = jnp.sum(jnp.square(frames), axis=-1, keepdims=True)
     if config.preemphasis:
         before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
         frames = frames - config.preemphasis * before
-    window = window_function(
-        config.window, config.window_size, periodic=False, blackman_coeff=config.blackman_coeff
-    )
+    window = window_function(config.window, config.window_size, periodic=False)
     frames = frames * window.astype(np.float32)[None, None, :]
-    log_energy = raw_energy if config.raw_energy else _log_energy(frames, config)
     spectrum = jnp.fft.rfft(frames, config.fft_size)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    return power, log_energy, config.num_frames(lengths)
-
-
-def _log_energy(frames: Float[Array, "b l w"], config: KaldiConfig) -> Float[Array, "b l 1"]:
-    energy = jnp.sum(jnp.square(frames), axis=-1, keepdims=True)
-    return jnp.log(jnp.maximum(energy, max(_FLT_EPSILON, config.energy_floor)))
+    return power, jnp.log(jnp.maximum(energy, _FLT_EPSILON)), config.num_frames(lengths)
 
 
 def _reflected(
@@ -217,11 +165,3 @@ def _reflected(
     position = (start + jnp.arange(total))[None, :] % (2 * length)
     position = jnp.where(position < length, position, 2 * length - 1 - position)
     return jnp.take_along_axis(audio, position, axis=1)
-
-
-def _finish(
-    features: Float[Array, "b l f"], lengths: Int[Array, "b"], config: KaldiConfig
-) -> Float[Array, "b l f"]:
-    if config.subtract_mean:
-        features = features - masking.masked_mean(features, lengths)[:, None, :]
-    return masking.zero_padding(features, lengths)

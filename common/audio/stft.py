@@ -16,9 +16,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 from common.audio import framing
 
 
-def window_function(
-    name: str, size: int, *, periodic: bool = True, blackman_coeff: float = 0.42
-) -> np.ndarray:
+def window_function(name: str, size: int, *, periodic: bool = True) -> np.ndarray:
     """A window of `size` samples in float64: hann, hamming, blackman, povey or rectangular.
 
     `periodic` windows (for spectral analysis) repeat after `size` samples, symmetric ones after
@@ -32,7 +30,7 @@ def window_function(
         case "hamming":
             return 0.54 - 0.46 * np.cos(phase)
         case "blackman":
-            return blackman_coeff - 0.5 * np.cos(phase) + (0.5 - blackman_coeff) * np.cos(2 * phase)
+            return 0.42 - 0.5 * np.cos(phase) + 0.08 * np.cos(2 * phase)
         case "povey":
             return hann**0.85
         case "rectangular":

@@ -6,6 +6,7 @@ whole state of the stream is the number of the next batch.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,12 +16,13 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+from grain._src.python.ipc import shared_memory_array
 from jaxtyping import Int
 
 from common.audio import io
@@ -120,7 +122,7 @@ def train_batches(
     block of the rows of every batch. Its iterators have `get_state` and `set_state` (and so work in
     `grain.checkpoint.CheckpointSave`); the state is the number of the next batch, good for any
     number of workers and processes, and what tells this stream from others. Close an iterator with
-    workers when done.
+    workers when done (`opened`): at the end of the process it is too late.
 
     An example that cannot be read (io.AudioError, OSError) or no longer fits its bucket is named in
     a warning, and its row is left empty. It stops the run when all of several rows of a batch fail,
@@ -328,6 +330,17 @@ def _assemble(rows: Sequence[Example | None], lengths: Mapping[str, int], like: 
     return batch
 
 
+@contextlib.contextmanager
+def opened(batches: Iterable[Any]) -> Iterator[Iterator[Any]]:
+    """Their iterator, whose workers are stopped at the end of the block, however that comes."""
+    iterator = iter(batches)
+    try:
+        yield iterator
+    finally:
+        if hasattr(iterator, "close"):  # those of lists have none
+            iterator.close()
+
+
 class _Stream(grain.IterDataset):
     """Batches of a source, computed ahead by threads or worker processes."""
 
@@ -367,6 +380,8 @@ class _StreamIterator(grain.DatasetIterator):
     def __next__(self) -> Batch:
         self.start_prefetch()
         batch = next(self._ahead)
+        if self._num_workers:
+            _unlink(batch)
         self._next_batch += 1
         return batch
 
@@ -401,6 +416,7 @@ class _StreamIterator(grain.DatasetIterator):
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
+            _free_shared_memory()
 
     @functools.cached_property
     def _parts(self) -> Mapping[str, str]:
@@ -434,6 +450,26 @@ def _read_ahead(source: _BatchSource, num_workers: int) -> grain.IterDataset:
         grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2),
         worker_init_fn=functools.partial(_follow, os.getpid()),
     )
+
+
+def _unlink(batch: Batch) -> None:
+    """Its shared memory loses its name now, and goes with the last who holds an array of it.
+
+    grain would unlink it then, which does not happen to what is alive at the end of the process.
+    """
+    for value in batch.values():
+        if isinstance(value, shared_memory_array.SharedMemoryArray):
+            value.shm.unlink()
+            value._unlink_on_del = False
+
+
+def _free_shared_memory() -> None:
+    """Waits until that of batches which were read ahead and not taken is given back.
+
+    grain does so in a thread that the end of the process would stop before it is done.
+    """
+    if pool := shared_memory_array.SharedMemoryArray._del_thread_pool:
+        pool.apply(int)  # it has one thread
 
 
 def _follow(parent: int, worker_index: int, worker_count: int) -> None:

@@ -1,6 +1,7 @@
 """A small ContextNet with a transducer on AN4 (CMU census data, 0.63 h of training speech).
 
-Data: a manifest with the columns path, split (train, dev) and text; relative paths start at
+Data: a manifest with the columns path, split (train, dev), text and speaker (over whom the interval
+      of the word error rate is, or over utterances without it); relative paths start at
       --config.data.audio_root, by default the manifest's folder.
 Command: python -m asr.main --config=configs/asr/an4.py --config.data.root=/data/an4/an4.tsv \
          --workdir=runs/an4

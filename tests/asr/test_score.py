@@ -79,6 +79,25 @@ def test_errors_ids_that_miss_speakers_and_the_table(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("command")
+def test_a_second_system_is_compared_on_the_same_words(tmp_path, capsys):
+    """s1 has one error in five words and then none, s2 three in two and then four."""
+    references = written(tmp_path / "dev" / "text", FORMS["kaldi"])
+    written(tmp_path / "dev" / "utt2spk", "a s1\nb s1\nc s2\nd s2\n")
+    one = written(tmp_path / "one", "a ONE TWO\nb CAT SAT TOWN\nc OH\n")
+    two = written(tmp_path / "two", "a ONE TWO\nb CAT SAT DOWN\nc OH OH\nd\n")
+    out = tmp_path / "errors.tsv"
+    score.main([str(references), str(one), f"--against={two}", f"--out={out}"])
+    said = capsys.readouterr().out.splitlines()
+    # Drawn are s1 twice (-1 of 5 words), s2 twice (+1 of 2) or both (0 of 7).
+    assert said[0] == f"{one}:"
+    assert said[1].startswith("WER 57.14 %")
+    assert said[5] == f"{two}:"
+    assert said[-2] == f"{two} less {one}:"
+    assert said[-1].startswith("WER +0.00 % [-20.00, 50.00 over 2 speakers], lower in 2")
+    assert "TOWN" in out.read_text()
+
+
+@pytest.mark.usefixtures("command")
 def test_files_without_a_common_id_are_one_message(tmp_path):
     paths = [written(tmp_path / name, f"{name} ONE\n") for name in ("a", "b")]
     with pytest.raises(SystemExit, match=r"no id in common: a and b come first"):

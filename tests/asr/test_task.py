@@ -100,6 +100,20 @@ def test_a_split_named_by_its_folder_leaves_its_results_inside(tmp_path):
     assert written.read_text().count("\n") == 1 + ROWS
 
 
+def test_the_interval_of_a_report_draws_speakers_whole(tmp_path):
+    """One speaker is always understood, the other never: drawn twice, either makes 0 or 100 %."""
+    task = make_task(tmp_path)
+    split, batch = make_split(task), make_batch(task.tokenizer)
+    right = np.arange(ROWS) % 2 == 0
+    rows = [{**row, "speaker": "ab"[i % 2]} for i, row in enumerate(split.source)]
+    split = dataclasses.replace(split, source=records.RecordList("tones", tuple(rows)))
+    task = dataclasses.replace(task, parts={"dev": split})
+    found = {"tokens": batch["labels"], "lengths": np.where(right, batch["labels_lengths"], 0)}
+    report = task.report("dev", [{**found, "index": batch["index"], "mask": batch["mask"]}])
+    assert (report.scalars["wer_low"], report.scalars["wer_high"]) == (0.0, 1.0)
+    assert "[0.00, 100.00 over 2 speakers]" in report.lines[0]
+
+
 def test_the_seed_orders_the_batches(tmp_path):
     task = make_task(tmp_path)
     split = make_split(task)

@@ -28,8 +28,6 @@ OUR_NAMES = {
     "low_freq": "low_hz",
     "num_mel_bins": "num_mels",
     "preemphasis_coefficient": "preemphasis",
-    "vtln_high": "vtln_high_hz",
-    "vtln_low": "vtln_low_hz",
     "window_type": "window",
 }
 
@@ -57,6 +55,27 @@ def features(compute, audio, config) -> np.ndarray:
     return np.asarray(values)[0, : int(lengths[0])]
 
 
+def as_kaldi(kind, ours, options) -> tuple[np.ndarray, slice]:
+    """Features after those of Kaldi's options that ours lack, and the columns that they leave.
+
+    An energy of windowed frames (`raw_energy` false) cannot be had from ours: it is left out.
+    """
+    energy = kind == "spec" or options["use_energy"]
+    columns = slice(int(energy and not options["raw_energy"]), None)
+    ours = ours.astype(np.float64)
+    if energy:
+        ours[:, 0] = np.maximum(ours[:, 0], np.log(options["energy_floor"]))
+    if not options.get("use_log_fbank", True):
+        ours[:, energy:] = np.exp(ours[:, energy:])
+    if options["subtract_mean"]:
+        ours -= ours.mean(0)
+    if options.get("htk_compat") and (energy or kind == "mfcc"):  # the first column comes last
+        first = ours[:, :1] if energy else np.sqrt(2) * ours[:, :1]
+        ours = np.concatenate([ours[:, 1:], first], axis=1)
+        columns = slice(None, -1) if columns.start else columns
+    return ours, columns
+
+
 @pytest.mark.parametrize(
     "every", [pytest.param(12, id="sample"), pytest.param(1, id="all", marks=pytest.mark.slow)]
 )
@@ -65,14 +84,28 @@ def test_archives_of_the_options_sweep(speech_data, every):
     audio = io.load_audio(folder / "kaldi_file.wav", sample_rate_hz=16000)
     records = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
     assert len(records) == 227
+    # Nobody can ask for these: warped filters, magnitudes, Blackman windows of another shape.
+    records = [
+        record
+        for record in records
+        if record["options"].get("vtln_warp", 1) == 1
+        and record["options"].get("use_power", True)
+        and record["options"]["window_type"] != "blackman"
+    ]
+    assert len(records) == 152
+    ours_have = {field.name for field in dataclasses.fields(kaldi.KaldiConfig)}
     for record in records[::every]:
-        options = {OUR_NAMES.get(k, k): v for k, v in record["options"].items() if k != "dither"}
-        options |= {k: float(v) for k, v in options.items() if k.endswith("_hz")}
-        ours = features(COMPUTE[record["kind"]], audio, kaldi.KaldiConfig(**options))
+        options = {OUR_NAMES.get(k, k): v for k, v in record["options"].items()}
+        options = {k: float(v) if k.endswith("_hz") else v for k, v in options.items()}
+        config = kaldi.KaldiConfig(**{k: v for k, v in options.items() if k in ours_have})
+        ours = features(COMPUTE[record["kind"]], audio, config)
+        ours, columns = as_kaldi(record["kind"], ours, options)
         # Kaldi computes corners of mel filters in float32: near 1000 mel a step is 6e-5 mel, so a
         # weight of 0.001 on a filter 0.3 % of its width inside an edge is known to about 1e-4.
         expected = read_binary_ark(folder / record["file"])
-        np.testing.assert_allclose(ours, expected, atol=2e-4, rtol=2e-4, err_msg=record["file"])
+        np.testing.assert_allclose(
+            ours[:, columns], expected[:, columns], atol=2e-4, rtol=2e-4, err_msg=record["file"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +113,6 @@ def test_archives_of_the_options_sweep(speech_data, every):
     [
         ("test", "fbank", {}),
         ("test-40", "fbank", {"num_mels": 40}),
-        ("test-htk", "fbank", {"use_energy": True, "htk_compat": True}),
         ("test-mfcc", "mfcc", {"use_energy": True}),
         ("test-spectrogram", "spec", {}),
         ("test-spectrogram-no-snip-edges", "spec", {"snip_edges": False}),
@@ -107,7 +139,7 @@ def test_archives_of_a_recording(speech_data, name, kind, options):
 
 @pytest.mark.parametrize("snip_edges", [True, False])
 def test_a_padded_row_has_the_values_it_has_alone(snip_edges):
-    config = kaldi.KaldiConfig(snip_edges=snip_edges, use_energy=True, subtract_mean=True)
+    config = kaldi.KaldiConfig(snip_edges=snip_edges, use_energy=True)
     audio = 0.1 * np.random.default_rng(0).standard_normal((4, 6000)).astype(np.float32)
     audio, lengths = jnp.asarray(audio), jnp.array([6000, 4321, 250, 0])
     batch, frame_lengths = COMPUTE["fbank"](audio, lengths, config)
@@ -150,7 +182,5 @@ def test_log_mel_with_kaldi_compat_is_kaldis_fbank():
 def test_impossible_options_are_named():
     with pytest.raises(ValueError, match="low_hz=5000"):
         kaldi.mel_filter_bank(kaldi.KaldiConfig(low_hz=5000.0, high_hz=4000.0))
-    with pytest.raises(ValueError, match="vtln_low_hz=10"):
-        kaldi.mel_filter_bank(kaldi.KaldiConfig(vtln_warp=1.1, vtln_low_hz=10.0))
     with pytest.raises(ValueError, match="window='kaiser'"):
         kaldi.fbank(jnp.zeros((1, 800)), jnp.array([800]), kaldi.KaldiConfig(window="kaiser"))

@@ -68,17 +68,20 @@ def test_interval_has_the_width_of_the_normal_approximation():
     """Mean of 400 numbers of variance 1: +-1.96 / 20, within the 10 % that 2,000 draws give."""
     values = np.random.default_rng(1).normal(size=400)
     values = (values - values.mean()) / values.std()
-    ones = np.ones(400)
-    low, high = metrics.bootstrap_interval(values, ones, num_resamples=2000)
+    rates = metrics.resampled_rates(values, np.ones(400), num_resamples=2000)
+    low, high = metrics.percentile_interval(rates)
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)
-    assert (low, high) == metrics.bootstrap_interval(values, ones, num_resamples=2000)
-    narrow = metrics.bootstrap_interval(values, ones, num_resamples=2000, confidence=0.5)
+    np.testing.assert_array_equal(
+        rates, metrics.resampled_rates(values, np.ones(400), num_resamples=2000)
+    )
+    narrow = metrics.percentile_interval(rates, 0.5)
     assert low < narrow[0] < 0 < narrow[1] < high
 
 
 def test_interval_says_nothing_of_one_item():
-    for n in (0, 1):
-        assert all(math.isnan(v) for v in metrics.bootstrap_interval(np.ones(n), np.ones(n)))
-    assert all(math.isnan(v) for v in metrics.bootstrap_interval(np.ones(3), np.zeros(3)))
+    for totals, counts in ((0, 0), (1, 1)):
+        assert not len(metrics.resampled_rates(np.ones(totals), np.ones(counts)))
+    assert not len(metrics.resampled_rates(np.ones(3), np.zeros(3)))
+    assert all(math.isnan(v) for v in metrics.percentile_interval(np.ones(0)))
     with pytest.raises(ValueError, match="between 0 and 1, got 95"):
-        metrics.bootstrap_interval(np.ones(3), np.ones(3), confidence=95.0)
+        metrics.percentile_interval(np.ones(3), 95.0)

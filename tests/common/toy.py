@@ -20,6 +20,7 @@ import ml_collections
 import numpy as np
 
 from common import app, checkpoint, metrics, optim, parallel, preemption, state, steps, trainer
+from common.data import buckets, pipeline
 from common.nn import masking, norm
 from common.task import Report
 
@@ -204,6 +205,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--seconds_a_step", type=float, default=0.0)
+    parser.add_argument("--workers", action="store_true", help="batches come from processes")
+    parser.add_argument("--fail", choices=("training", "evaluation"))
     parser.add_argument("--die_at")
     parser.add_argument("--changes_later", type=int, default=0)
     args = parser.parse_args()
@@ -212,7 +215,9 @@ def main() -> None:
     app.set_up_logging()
     app.set_up_jax(args)  # the flags of every command, by their names
     task = ToyTask(make_config(total_steps=args.steps))
-    if args.seconds_a_step or jax.process_count() > 1:
+    if args.workers:
+        task = WorkersTask(task.config, pause=args.seconds_a_step, fail=args.fail)
+    elif args.seconds_a_step or jax.process_count() > 1:
         task = SlowTask(task.config, pause=args.seconds_a_step)
     final, reports = trainer.train(task, task.config, args.workdir, parallel.make_mesh())
     if reports is None:
@@ -253,6 +258,52 @@ class Slow(Examples):
 
         time.sleep(self.pause)
         return local_rows(super().__getitem__(k))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """The rows of Examples one by one."""
+
+    pause: float = 0.0
+
+    def __len__(self):
+        return 8 * ROWS
+
+    def draw(self, i, rng, lengths):
+        import time
+
+        time.sleep(self.pause / ROWS)
+        batch = Examples(seed=99)[i // ROWS]
+        return {name: batch[name][i % ROWS] for name in ("x", "y")}
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkersTask(ToyTask):
+    """Its batches are made by two processes; training or evaluation may fail in the midst of it."""
+
+    pause: float = 0.0
+    fail: str | None = None
+
+    def _batches(self, make, **options):
+        examples, shapes = Sequences(self.pause), (buckets.Bucket(ROWS, {"x": FRAMES}),)
+        sizes = {"x": np.full(len(examples), FRAMES)}
+        return make(examples, shapes, sizes, num_workers=2, **options)
+
+    def train_data(self):
+        return self._batches(pipeline.train_batches, seed=0)
+
+    def eval_data(self, *, test=False):
+        return {"dev": self._batches(pipeline.eval_batches)}
+
+    def train_step(self, train_state, batch, key):
+        if self.fail == "training":
+            raise RuntimeError("meant")
+        return super().train_step(train_state, batch, key)
+
+    def eval_step(self, variables, batch):
+        if self.fail == "evaluation":
+            raise RuntimeError("meant")
+        return super().eval_step(variables, batch)
 
 
 if __name__ == "__main__":
