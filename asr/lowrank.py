@@ -404,12 +404,11 @@ def _encoder_settings(config: contextnet.ContextNetConfig) -> dict[str, Any]:
 
 def main() -> None:
     """The command line: prints the table; with --out also writes a work directory."""
-    parser = argparse.ArgumentParser(
-        prog="python -m asr.lowrank",
-        description="Parameters, MACs and ranks of a trained ContextNet's layers; factorises it.",
+    parser = app.parser(
+        "asr.lowrank",
+        "Parameters, MACs and ranks of a trained ContextNet's layers; factorises it.",
     )
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of a training run")
-    parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
+    app.add_run(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--rank_fraction", type=float, help="rank of 1x1 maps over their channels")
     how.add_argument("--budget_params", type=int, help="parameters that the encoder may have")

@@ -12,7 +12,6 @@ error rates, its interval over the same speakers, and the share of resamples in 
 fewer errors (Bisani and Ney, ICASSP 2004).
 """
 
-import argparse
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -143,11 +142,7 @@ def _named(names: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m asr.score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = app.parser("asr.score", __doc__)
     parser.add_argument("references", type=pathlib.Path, metavar="REF")
     parser.add_argument("hypotheses", type=pathlib.Path, metavar="HYP")
     parser.add_argument(

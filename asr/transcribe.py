@@ -16,12 +16,10 @@ exit code is 1. Formats on stdout:
 The confidence is the geometric mean of the probabilities of the tokens; it is not calibrated.
 """
 
-import argparse
 import json
 import logging
 import math
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -138,13 +136,8 @@ def _clock(seconds: float) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m asr.transcribe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of a training run")
-    parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
+    parser = app.parser("asr.transcribe", __doc__)
+    app.add_run(parser)
     parser.add_argument("--format", choices=FORMATS, default="txt")
     parser.add_argument(
         "--split_seconds",

@@ -3,11 +3,13 @@
 A `<task>/main.py` is `app.run(task.PACKAGE)` with its own docstring.
 """
 
+import argparse
 import contextlib
 import ctypes
 import functools
 import io
 import logging
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -93,6 +95,21 @@ def use_compile_cache() -> None:
     root = cache.folder()
     jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """That of a small command line, `python -m <name>`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """--workdir and --checkpoint: whose network a command takes."""
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of a training run")
+    parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
 
 
 def command(name: str, work: Callable[[], None]) -> None:

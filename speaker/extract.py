@@ -9,7 +9,6 @@ the others go on, and the exit code is 1. Files of any format, rate and length; 
 mean over equal pieces.
 """
 
-import argparse
 import contextlib
 import logging
 import pathlib
@@ -106,13 +105,8 @@ def extract(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m speaker.extract",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of a training run")
-    parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
+    parser = app.parser("speaker.extract", __doc__)
+    app.add_run(parser)
     parser.add_argument(
         "--data",
         required=True,

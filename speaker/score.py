@@ -482,11 +482,7 @@ def _out(args: argparse.Namespace, name: str) -> pathlib.Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m speaker.score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = app.parser("speaker.score", __doc__)
     add = parser.add_argument
 
     def path(text: str) -> pathlib.Path:

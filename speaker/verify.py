@@ -8,7 +8,6 @@ the evaluation split makes of it, the probability of one speaker at the given pr
 """
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 
 from common import app
@@ -48,13 +47,8 @@ def verify(embedder: embed.Embedder, first: str, second: str, p_target: float) -
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m speaker.verify",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of a training run")
-    parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
+    parser = app.parser("speaker.verify", __doc__)
+    app.add_run(parser)
     parser.add_argument(
         "--prior", type=prior, default=0.5, help="probability of one speaker beforehand"
     )

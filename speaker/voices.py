@@ -211,11 +211,7 @@ def _remove(args: argparse.Namespace, path: pathlib.Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m speaker.voices",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = app.parser("speaker.voices", __doc__)
     commands = parser.add_subparsers(required=True, metavar="add|identify|list|remove")
     works = {"add": _add, "identify": _identify, "list": _list, "remove": _remove}
     for name, work in works.items():
@@ -224,8 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         option = command.add_argument
         option("--voices", required=True, type=pathlib.Path, metavar="NPZ")
         if name in ("add", "identify"):
-            option("--workdir", required=True, type=pathlib.Path, help="of a training run")
-            option("--checkpoint", type=int, help="step; default: the best on the dev set")
+            app.add_run(command)
         if name == "identify":
             option("--top", type=int, default=3, help="names a file (default 3)")
             option(

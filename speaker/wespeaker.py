@@ -11,7 +11,6 @@ speakers are left out, whose names the checkpoint does not hold; there is no cal
 which an evaluation while training makes.
 """
 
-import argparse
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -272,11 +271,7 @@ def write(folder: pathlib.Path, config: ConfigDict, variables: dict[str, Any]) -
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m speaker.wespeaker",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = app.parser("speaker.wespeaker", __doc__)
     parser.add_argument("model", type=pathlib.Path, metavar="MODEL", help="folder, or .pt")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="to be made")
     args = parser.parse_args(argv)

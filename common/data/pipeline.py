@@ -339,6 +339,7 @@ def opened(batches: Iterable[Any]) -> Iterator[Iterator[Any]]:
     finally:
         if hasattr(iterator, "close"):  # those of lists have none
             iterator.close()
+            _free_shared_memory()  # not in `close`: the collector may call that in grain's thread
 
 
 class _Stream(grain.IterDataset):
@@ -416,7 +417,6 @@ class _StreamIterator(grain.DatasetIterator):
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
-            _free_shared_memory()
 
     @functools.cached_property
     def _parts(self) -> Mapping[str, str]:
