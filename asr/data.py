@@ -46,14 +46,12 @@ def batches(
         most = max(1, most // 200) + (longest > data.max_seconds * data.sample_rate_hz)
         # The longest is evaluated too, alone on each device if need be.
         limit = max(limit, longest * jax.device_count())
-    shapes = buckets.choose_for_devices(
-        sizes,
-        devices=jax.device_count(),
-        accumulate=config.accumulate if train else 1,
-        primary="audio",
-        num_buckets=min(data.num_buckets, most),
-        max_total=limit,
-    )
+    options = {"primary": "audio", "num_buckets": min(data.num_buckets, most), "max_total": limit}
+    if train:
+        devices = {"devices": jax.device_count(), "accumulate": config.accumulate}
+        shapes = buckets.choose_for_devices(sizes, **devices, **options)
+    else:  # no row more than there are recordings, or devices
+        shapes = buckets.choose_buckets(sizes, rows_multiple_of=jax.device_count(), **options)
     log.info(
         "%s: batches of %s; %.1f %% padding.",
         split.name,

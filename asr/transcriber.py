@@ -15,8 +15,8 @@ from common import errors, parallel, trained
 from common.audio import io
 from common.data import splits
 
-LENGTHS_SECONDS = (4.0, 8.0, 16.0, segments.LONGEST_SECONDS)  # one compilation each
-BATCH_SECONDS = 64.0
+LENGTHS_SECONDS = (4.0, 8.0, 16.0, segments.LONGEST_SECONDS)  # each with few numbers of rows
+BATCH_SECONDS = 64.0  # at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +89,17 @@ def _geometric_mean(probabilities: Sequence[float]) -> float:
 
 
 def _batches(pieces: Sequence[np.ndarray], rate: int, devices: int) -> Iterator[dict]:
-    """Pieces grouped by length into few static shapes; `index` is the piece's number."""
+    """Pieces grouped by length into few static shapes; `index` is the piece's number.
+
+    Rows are a power of two on each device: one or two short pieces do not cost what many do.
+    """
     sizes = [int(seconds * rate) for seconds in LENGTHS_SECONDS]
     chosen = np.searchsorted(sizes, [len(piece) for piece in pieces])
     for bucket, size in enumerate(sizes):
-        rows = max(1, int(BATCH_SECONDS * rate) // size // devices) * devices
         members = np.flatnonzero(chosen == bucket)
+        most = max(1, int(BATCH_SECONDS * rate) // size // devices)
+        wanted = -(-len(members) // devices)
+        rows = min(most, 1 << max(0, wanted - 1).bit_length()) * devices
         for first in range(0, len(members), rows):
             index = members[first : first + rows]
             audio = np.zeros((rows, size), np.float32)
