@@ -136,6 +136,14 @@ class Transcriber:
         self.sample_rate_hz = found.config.data.sample_rate_hz
         self.channel = splits.channel(found.config.data)
         reduction = self._task.model.encoder_config.reduction
+        # Without the sums of an evaluation: the losses are not even compiled.
+        self._search = parallel.data_parallel(
+            lambda variables, batch: self._task.eval_step(variables, batch)[1],
+            found.mesh,
+            in_specs=(parallel.REPLICATED, parallel.ROWS),
+            out_specs=parallel.ROWS,
+            kind=found.config.parallel,
+        )
         self._seconds_a_frame = found.config.features.hop_ms / 1000 * reduction
 
     def __call__(
@@ -169,7 +177,7 @@ class Transcriber:
                 owner.append(number)
         said: dict[int, tuple[str, list[int], list[float], list[float]]] = {}
         for batch in _batches(pieces, rate, jax.device_count()):
-            _, out = found.eval_step(found.variables, parallel.global_batch(batch, found.mesh))
+            out = self._search(found.variables, parallel.global_batch(batch, found.mesh))
             out = jax.device_get(out)
             for row, text in enumerate(self._task.texts(out)):
                 if (i := int(batch["index"][row])) >= 0:

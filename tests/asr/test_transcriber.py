@@ -77,13 +77,13 @@ def test_several_are_worth_what_each_is_worth(recognizer):
 def test_a_short_recording_costs_what_it_is_long(recognizer, monkeypatch):
     """One of 3 s is one row of 4 s on each device, not 64 s; many fill batches of 64 s."""
     shapes = []
-    step = recognizer._found.eval_step
+    search = recognizer._search
 
     def watched(variables, batch):
         shapes.append(batch["audio"].shape)
-        return step(variables, batch)
+        return search(variables, batch)
 
-    monkeypatch.setitem(recognizer._found.__dict__, "eval_step", watched)
+    monkeypatch.setattr(recognizer, "_search", watched)
     recognizer(noise(3.0), RATE_HZ)
     assert shapes == [(jax.device_count(), 4 * RATE_HZ)]
     batches = list(transcriber._batches([noise(0.5)] * 17 + [noise(5.0)] * 3, RATE_HZ, 1))
