@@ -23,18 +23,20 @@ def batches(
 ) -> Any:
     """The grain dataset of a split: endless and shuffled to train, each record once otherwise.
 
-    `beside` is what training rows draw at random (`splits.companions`).
+    `beside` is what training rows draw at random (`splits.companions`). Each recording is trained
+    on at every one of `config.augment.speeds`, all of them shuffled together.
     Recordings whose labels cannot be aligned by CTC (more labels than frames) stay in: the loss
     counts them.
     """
     data = config.data
+    speeds = tuple(config.augment.speeds) or (1.0,) if train else (1.0,)
     labels = [tokenizer.encode(text) for text in split.texts]
     coverage = tokenizer.coverage(split.texts)
     if coverage.message:
         log.warning("%s: %s", split.name, coverage.message)
     sizes = {
-        "audio": split.index.lengths,
-        "labels": np.asarray([max(1, len(row)) for row in labels], np.int64),
+        "audio": speech.played_lengths(split.index.lengths, speeds),
+        "labels": np.tile([max(1, len(row)) for row in labels], len(speeds)),
     }
     most, limit = len(split.index), int(data.batch_seconds * data.sample_rate_hz)
     if not train:
@@ -44,14 +46,12 @@ def batches(
         most = max(1, most // 200) + (longest > data.max_seconds * data.sample_rate_hz)
         # The longest is evaluated too, alone on each device if need be.
         limit = max(limit, longest * jax.device_count())
-    shapes = buckets.choose_for_devices(
-        sizes,
-        devices=jax.device_count(),
-        accumulate=config.accumulate if train else 1,
-        primary="audio",
-        num_buckets=min(data.num_buckets, most),
-        max_total=limit,
-    )
+    options = {"primary": "audio", "num_buckets": min(data.num_buckets, most), "max_total": limit}
+    if train:
+        devices = {"devices": jax.device_count(), "accumulate": config.accumulate}
+        shapes = buckets.choose_for_devices(sizes, **devices, **options)
+    else:  # no row more than there are recordings, or devices
+        shapes = buckets.choose_buckets(sizes, rows_multiple_of=jax.device_count(), **options)
     log.info(
         "%s: batches of %s; %.1f %% padding.",
         split.name,
@@ -64,6 +64,7 @@ def batches(
         sample_rate_hz=data.sample_rate_hz,
         channel=splits.channel(data),
         encode=tokenizer.encode,
+        speeds=speeds,
     )
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     if train:
@@ -73,7 +74,7 @@ def batches(
             sizes,
             seed=config.seed,
             num_workers=data.num_workers,
-            max_failed_share=data.max_bad_share,
+            max_failed_share=data.max_bad_share / len(speeds),  # a recording counts once
             **share,
         )
     return pipeline.eval_batches(spoken, shapes, sizes, num_workers=data.num_workers, **share)

@@ -34,7 +34,7 @@ def default_config() -> ConfigDict:
     )
     config.augment = ConfigDict(
         {
-            "speeds": (),  # e.g. (0.9, 1.0, 1.1)
+            "speeds": (),  # e.g. (0.9, 1.0, 1.1): every recording at each of them
             # Vocal tract length: lowest and highest factor of frequency, e.g. (0.85, 1.18).
             "warps": (),
             # Zeros around a recording: before and after it together, at most so many seconds.

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 PAIRS = 5  # shown at the end of an evaluation
 # Each takes random numbers of its own; a new one goes to the end.
-KEYS = ("speed", "masks", "dropout", "warp", *augment.ADDED, "silence", "gain")
+KEYS = ("masks", "dropout", "warp", *augment.ADDED, "silence", "gain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +89,8 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         audio, lengths = batch["audio"], batch["audio_lengths"]
         keys = {
             name: parallel.row_keys(jax.random.fold_in(key, i), batch["row"])
-            for i, name in enumerate(KEYS)
+            for i, name in enumerate(KEYS, start=1)
         }
-        if settings.speeds:
-            audio, lengths = augment.speed_perturb(
-                audio, lengths, keys["speed"], tuple(settings.speeds)
-            )
         if settings.silence.probability > 0:
             # Before noise, which covers some of it: what is left are digital zeros.
             audio, lengths = augment.add_silence(
@@ -291,7 +287,13 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
 
 
 def check_augment(config: Any) -> None:
-    """Raises UserError for distortions that the front end cannot have."""
+    """Raises UserError for distortions that cannot be, or that the front end cannot have."""
+    speeds = tuple(config.augment.speeds)
+    if not all(0.1 <= speed <= 10 for speed in speeds):
+        raise errors.UserError(
+            f"config.augment.speeds={speeds}: each lies between 0.1 and 10, for instance "
+            "(0.9, 1.0, 1.1), or ()."
+        )
     warps, kind = tuple(config.augment.warps), config.features.kind
     if warps and kind != "log_mel":
         raise errors.UserError(

@@ -18,8 +18,8 @@ from common.data import splits
 
 log = logging.getLogger(__name__)
 
-LENGTHS_SECONDS = (4.0, 8.0, 16.0, segments.LONGEST_SECONDS)  # one compilation each
-BATCH_SECONDS = 64.0
+LENGTHS_SECONDS = (4.0, 8.0, 16.0, segments.LONGEST_SECONDS)  # each with few numbers of rows
+BATCH_SECONDS = 64.0  # at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +92,17 @@ def _geometric_mean(probabilities: Sequence[float]) -> float:
 
 
 def _batches(pieces: Sequence[np.ndarray], rate: int, devices: int) -> Iterator[dict]:
-    """Pieces grouped by length into few static shapes; `index` is the piece's number."""
+    """Pieces grouped by length into few static shapes; `index` is the piece's number.
+
+    Rows are a power of two on each device: one or two short pieces do not cost what many do.
+    """
     sizes = [int(seconds * rate) for seconds in LENGTHS_SECONDS]
     chosen = np.searchsorted(sizes, [len(piece) for piece in pieces])
     for bucket, size in enumerate(sizes):
-        rows = max(1, int(BATCH_SECONDS * rate) // size // devices) * devices
         members = np.flatnonzero(chosen == bucket)
+        most = max(1, int(BATCH_SECONDS * rate) // size // devices)
+        wanted = -(-len(members) // devices)
+        rows = min(most, 1 << max(0, wanted - 1).bit_length()) * devices
         for first in range(0, len(members), rows):
             index = members[first : first + rows]
             audio = np.zeros((rows, size), np.float32)
@@ -134,6 +139,14 @@ class Transcriber:
         self.sample_rate_hz = found.config.data.sample_rate_hz
         self.channel = splits.channel(found.config.data)
         reduction = self._task.model.encoder_config.reduction
+        # Without the sums of an evaluation: the losses are not even compiled.
+        self._search = parallel.data_parallel(
+            lambda variables, batch: self._task.eval_step(variables, batch)[1],
+            found.mesh,
+            in_specs=(parallel.REPLICATED, parallel.ROWS),
+            out_specs=parallel.ROWS,
+            kind=found.config.parallel,
+        )
         self._seconds_a_frame = found.config.features.hop_ms / 1000 * reduction
 
     def __call__(
@@ -167,7 +180,7 @@ class Transcriber:
                 owner.append(number)
         said: dict[int, tuple[str, list[int], list[float], list[float]]] = {}
         for batch in _batches(pieces, rate, jax.device_count()):
-            _, out = found.eval_step(found.variables, parallel.global_batch(batch, found.mesh))
+            out = self._search(found.variables, parallel.global_batch(batch, found.mesh))
             out = jax.device_get(out)
             for row, text in enumerate(self._task.texts(out)):
                 if (i := int(batch["index"][row])) >= 0:

@@ -75,7 +75,6 @@ CASES = {
         lambda x: mel.mel_to_power(x, LOG_MEL.filter_bank()),
         jnp.zeros((1, 3, LOG_MEL.num_mels)),
     ),
-    "speed": (lambda x: augment.speed_perturb(x, LENGTHS, keys()), AUDIO),
     "warp": (
         lambda x: augment.warp_frequency(x, keys(), np.linspace(100, 7000, 6), (0.8, 1.2)),
         FRAMES,

@@ -1,12 +1,10 @@
-"""Augmentation inside the jitted step: SpecAugment, speed, noise, rooms.
+"""Augmentation inside the jitted step: SpecAugment, silence, gain, noise, rooms.
 
 Every function takes one key per row, so a row's draw depends neither on its neighbours nor on the
 number of devices. Shapes are static; rows stay zero beyond their lengths.
 """
 
 import dataclasses
-import fractions
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from common.audio import framing
 from common.nn import masking
 
 ADDED = ("noise", "music", "babble", "hiss")  # to the waveform, in this order
@@ -103,63 +100,6 @@ def warp_frequency(
     weights = jnp.maximum(0.0, 1.0 - jnp.abs(place[:, None, :] - bands[None, :, None]))
     weights = weights.astype(features.dtype)
     return jnp.einsum("blm,bmn->bln", features, weights, precision="highest")
-
-
-def speed_perturb(
-    audio: Float[Array, "b t"],
-    lengths: Int[Array, "b"],
-    keys: Key[Array, "b"],
-    factors: tuple[float, ...] = (0.9, 1.0, 1.1),
-) -> tuple[Float[Array, "b n"], Int[Array, "b"]]:
-    """Each row played at a speed drawn from `factors`: 1.1 is faster, shorter and higher.
-
-    Returns `n = ceil(t / min(factors))` samples and the new lengths `ceil(length / factor)`
-    (Ko et al. 2015). Factors are taken as fractions of denominator up to 100.
-    """
-    choice = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(factors)))(keys)
-    ratios = [fractions.Fraction(factor).limit_denominator(100) for factor in factors]
-    num_samples = math.ceil(audio.shape[1] / min(ratios))
-    audio = masking.zero_padding(audio[:, :, None], lengths)[:, :, 0]
-    played, played_lengths = jnp.zeros((audio.shape[0], num_samples), audio.dtype), lengths
-    for i, ratio in enumerate(ratios):
-        chosen = choice == i
-        played = jnp.where(chosen[:, None], _play(audio, ratio, num_samples), played)
-        # ceil(length * q / p), with the division first so that int32 holds a day of audio.
-        whole, rest = lengths // ratio.numerator, lengths % ratio.numerator
-        now = whole * ratio.denominator - (-(rest * ratio.denominator) // ratio.numerator)
-        played_lengths = jnp.where(chosen, now, played_lengths)
-    return masking.zero_padding(played[:, :, None], played_lengths)[:, :, 0], played_lengths
-
-
-def _play(
-    audio: Float[Array, "b t"], ratio: fractions.Fraction, num_samples: int
-) -> Float[Array, "b n"]:
-    """`y[n] = x(n p/q)` for speed p/q by polyphase windowed-sinc interpolation.
-
-    q outputs later the filters repeat p inputs further on: a frame of inputs times one constant
-    matrix gives q outputs. No gather, and positions are exact.
-    """
-    p, q = ratio.numerator, ratio.denominator
-    if p == q:
-        return jnp.pad(audio, ((0, 0), (0, num_samples)))[:, :num_samples]
-    # 0.95 leaves room for the transition band: what would fold back is already attenuated.
-    cutoff = 0.95 * min(1.0, q / p)
-    reach = math.ceil(24 / cutoff)  # 24 zero crossings on each side
-    # Several periods per matrix row: a product of ten columns would starve the matrix unit.
-    repeats = max(1, 64 // q)
-    p, q = p * repeats, q * repeats
-    distance = np.arange(-reach, p + reach)[:, None] - np.arange(q) * p / q
-    taper = np.where(np.abs(distance) <= reach, np.cos(np.pi * distance / (2 * reach)) ** 2, 0)
-    matrix = (cutoff * np.sinc(cutoff * distance) * taper).astype(np.float32)
-    num_frames = -(-num_samples // q)
-    frames = framing.frame(
-        jnp.pad(audio, ((0, 0), (reach, 0))),
-        window_size=len(matrix),
-        hop_size=p,
-        num_frames=num_frames,
-    )
-    played = jnp.matmul(frames, matrix, precision="highest")
-    return played.reshape(audio.shape[0], -1)[:, :num_samples].astype(audio.dtype)
 
 
 def add_silence(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fractions
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import soxr
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from common.audio import io, vad
 from common.data import ark, examples, records
@@ -21,7 +22,9 @@ class SpeechExamples:
 
     {"audio": f32[t] at `sample_rate_hz`, "index": i32 position in the source, "id"}, "speaker"
     where the record names one, and with `encode` "labels": i32[u] = encode(text). `encode` must be
-    picklable.
+    picklable. With several `speeds` each record is an example at every one (Ko et al., Audio
+    augmentation for speech recognition, Interspeech 2015): first all at the first speed, and so on;
+    `played_lengths` says how long they are.
     """
 
     source: records.Source
@@ -29,27 +32,33 @@ class SpeechExamples:
     sample_rate_hz: int
     channel: str | int = "mean"
     encode: Callable[[str], Any] | None = None
+    speeds: tuple[float, ...] = (1.0,)  # 1.1 is faster, shorter and higher
 
     @property
     def identity(self) -> Mapping[str, str]:
         """Which recordings, and how they are read."""
+        how = f"{self.sample_rate_hz} Hz, channel {self.channel}"
+        if self.speeds != (1.0,):
+            how += f", speeds {self.speeds}"
         return {
             "recordings": examples.recordings(self.source, self.positions),
-            "settings": f"{self.sample_rate_hz} Hz, channel {self.channel}",
+            "settings": how,
         }
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return len(self.positions) * len(self.speeds)
 
     def draw(
         self, i: int, rng: np.random.Generator | None, lengths: Mapping[str, int]
     ) -> dict[str, Any]:
         """Example i, whatever there is room for: its labels stand for the whole of it."""
         del rng, lengths
+        number, i = divmod(i, len(self.positions))
         position = int(self.positions[i])
         record = self.source[position]
         with _named(record):
             audio = records.load_record(record, self.sample_rate_hz, self.channel)
+        audio = _play(audio, self.speeds[number])
         example = {"audio": audio, "index": np.int32(position), **_names(record)}
         if self.encode is not None:
             example["labels"] = np.asarray(self.encode(record.get("text") or ""), np.int32)
@@ -101,7 +110,7 @@ class SpeechCrops:
         if not len(audio):
             raise io.AudioError(record["id"], "no speech in it, says config.data.vad")
         if speed != 1.0:
-            audio = soxr.resample(audio, self.sample_rate_hz * speed, self.sample_rate_hz)[:most]
+            audio = _play(audio, speed)[:most]
         label = np.int32(self.labels[i] + number * self.num_speakers)
         return {"audio": audio, "label": label, "index": np.int32(position), **_names(record)}
 
@@ -158,6 +167,24 @@ class FeatureCrops:
                 features = ark.read_matrix(record["features"], _start(place, count, cut), cut)
         label = np.int32(self.labels[i])
         return {"features": features, "label": label, "index": np.int32(position), **_names(record)}
+
+
+def played_lengths(
+    lengths: Int[np.ndarray, "n"], speeds: tuple[float, ...]
+) -> Int[np.ndarray, "m"]:
+    """The samples of recordings at each of `speeds`, in the order of `SpeechExamples`."""
+    ratios = [_ratio(speed) for speed in speeds]
+    played = [[records.resampled_length(int(n), *ratio) for n in lengths] for ratio in ratios]
+    return np.array(played, np.int64).reshape(-1)
+
+
+def _play(audio: Float[np.ndarray, "t"], speed: float) -> Float[np.ndarray, "n"]:
+    faster, slower = _ratio(speed)
+    return audio if faster == slower else soxr.resample(audio, faster, slower, quality="HQ")
+
+
+def _ratio(speed: float) -> tuple[int, int]:
+    return fractions.Fraction(speed).limit_denominator(100).as_integer_ratio()
 
 
 def _start(place: float, count: int, most: int | None) -> int:

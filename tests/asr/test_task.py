@@ -1,6 +1,7 @@
 """The recogniser as a task: padding, devices, and that it can learn by heart."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,30 @@ def test_the_seed_orders_the_batches(tmp_path):
 
     zero, again, one = first(0), first(0), first(1)
     assert zero["index"].tolist() == again["index"].tolist() != one["index"].tolist()
+
+
+def test_an_epoch_has_every_recording_at_every_speed(tmp_path):
+    """Each as long as it is played, no batch wider; a resumed stream goes on as it would have."""
+    task = make_task(tmp_path)
+    config = task.config.to_dict()
+    config["augment"]["speeds"] = (0.9, 1.0, 1.25)
+    config["data"] |= {"num_buckets": 3, "batch_seconds": 9.0}
+    config = workdir.freeze(config)
+    first, again = (
+        iter(data.batches(make_split(task), task.tokenizer, config, train=True)) for _ in range(2)
+    )
+    batches = [next(first)]
+    again.set_state(first.get_state())
+    batches += [next(first) for _ in range(2)]
+    seen = []
+    for batch in batches:
+        lengths = batch["audio_lengths"].tolist()
+        assert set(lengths) == {batch["audio"].shape[1]}
+        seen += zip(batch["index"].tolist(), lengths)
+    assert sorted(seen) == sorted(itertools.product(range(ROWS), (17778, 16000, 12800)))
+    for batch in batches[1:]:
+        jax.tree.map(np.testing.assert_array_equal, batch, next(again))
+    first.close(), again.close()
 
 
 def test_a_report_says_what_it_is_over(tmp_path):
@@ -269,7 +294,7 @@ def test_noise_rooms_and_warps_reach_the_training_loss_only(recogniser):
 def test_a_training_step_on_four_devices_equals_one(tmp_path):
     """With every distortion, dropout and variational noise all on."""
     config = quickstart.get_config("debug")
-    config.augment.update({"speeds": (0.9, 1.0, 1.1), "freq_masks": 2, "time_masks": 2})
+    config.augment.update({"freq_masks": 2, "time_masks": 2})
     config.augment.warps = (0.8, 1.25)
     config.encoder.dropout_rate = 0.1
     config.decoder.update({"noise_std": 0.05, "noise_start_step": 0})
@@ -317,6 +342,7 @@ def test_it_learns_eight_utterances_by_heart(tmp_path, loss):
         ({"features.kind": "learned", "features.normalize": "running"}, "causal, batch"),
         ({"features.kind": "learned", "features.pooling": 3}, "does not divide the hop"),
         ({"encoder.causal": True}, "normalize='utterance' takes the whole recording"),
+        ({"augment.speeds": (1.0, 0.0)}, "between 0.1 and 10"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_the_data_are_touched(tmp_path, changes, words):

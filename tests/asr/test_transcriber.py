@@ -9,6 +9,7 @@ import pytest
 import asr
 from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
+from asr import transcriber
 from common import checkpoint, errors, parallel, workdir
 from common.audio import io
 from configs.asr import quickstart
@@ -71,6 +72,26 @@ def test_several_are_worth_what_each_is_worth(recognizer):
     for samples, found in zip(audio, together):
         alone = recognizer(samples, RATE_HZ)
         assert (found.text, found.times) == (alone.text, alone.times)
+
+
+def test_a_short_recording_costs_what_it_is_long(recognizer, monkeypatch):
+    """One of 3 s is one row of 4 s on each device, not 64 s; many fill batches of 64 s."""
+    shapes = []
+    search = recognizer._search
+
+    def watched(variables, batch):
+        shapes.append(batch["audio"].shape)
+        return search(variables, batch)
+
+    monkeypatch.setattr(recognizer, "_search", watched)
+    recognizer(noise(3.0), RATE_HZ)
+    assert shapes == [(jax.device_count(), 4 * RATE_HZ)]
+    batches = list(transcriber._batches([noise(0.5)] * 17 + [noise(5.0)] * 3, RATE_HZ, 1))
+    assert [batch["audio"].shape for batch in batches] == [
+        *[(16, 4 * RATE_HZ)] * 2,
+        (4, 8 * RATE_HZ),
+    ]
+    assert [int(batch["mask"].sum()) for batch in batches] == [16, 1, 3]
 
 
 def test_times_go_on_over_the_pieces_of_a_long_recording(recognizer):

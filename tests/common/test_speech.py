@@ -109,6 +109,37 @@ def test_other_speeds_fill_the_room(crops):
     assert fast.draw(0, None, {})["label"] == 0
 
 
+def test_every_record_is_an_example_at_every_speed(crops):
+    speeds = (1.0, 0.9, 1.1)
+    plain = speech.SpeechExamples(crops.source, crops.index.positions, WANTED_HZ)
+    examples = dataclasses.replace(plain, speeds=speeds)
+    lengths = speech.played_lengths(crops.index.lengths, speeds)
+    assert len(examples) == len(lengths) == 18
+    for i, length in enumerate(lengths):
+        example, own = examples.draw(i, None, {}), plain.draw(i % 6, None, {})
+        assert (example["id"], len(example["audio"])) == (own["id"], length)
+        assert abs(length - len(own["audio"]) / speeds[i // 6]) <= 0.5
+    np.testing.assert_array_equal(
+        examples.draw(2, None, {})["audio"], plain.draw(2, None, {})["audio"]
+    )
+    assert plain.identity["recordings"] == examples.identity["recordings"]
+    assert plain.identity["settings"] != examples.identity["settings"]
+
+
+@pytest.mark.parametrize(("speed", "hz"), [(0.9, 1000.0), (1.1, 1000.0), (1.25, 7900.0)])
+def test_a_tone_played_faster_is_higher_and_does_not_fold_back(speed, hz):
+    time = np.arange(WANTED_HZ) / WANTED_HZ
+    tone = np.sin(2 * np.pi * hz * time).astype(np.float32)
+    source = records.RecordList("tone", ({"id": "a", "audio": tone, "sample_rate": WANTED_HZ},))
+    played = speech.SpeechExamples(source, np.arange(1), WANTED_HZ, speeds=(speed,))
+    found = played.draw(0, None, {})["audio"]
+    time = np.arange(len(found)) / WANTED_HZ
+    audible = hz * speed < WANTED_HZ / 2
+    expected = np.sin(2 * np.pi * hz * speed * time) * audible
+    # Away from the ends; soxr's HQ keeps what would fold back 100 dB down.
+    np.testing.assert_allclose(found[500:-500], expected[500:-500], atol=1e-4)
+
+
 def test_broken_recordings_are_named_by_their_ids(tmp_path):
     bad = np.full(800, np.nan, np.float32)
     path = tmp_path / "long.wav"
