@@ -139,6 +139,17 @@ class Split:
         return self.written.column("path")
 
 
+def speakers_of(split: Split) -> list[str]:
+    """The speaker of every usable record; UserError naming the first record without one."""
+    for name, speaker in zip(split.ids, split.speakers, strict=True):
+        if not speaker:
+            raise errors.UserError(
+                f"{split.source.name}: record {name!r} names no speaker. Every recording needs "
+                "one: add a column `speaker` to the manifest."
+            )
+    return split.speakers
+
+
 def open_source(
     data: Any, names: Sequence[str], *, hop_ms: float | int | None = None, vad: bool = False
 ) -> records.Source:
