@@ -16,7 +16,8 @@ class CueConfig:
     """A small time-delay network: `layers` are (taps, dilation); `size` entries come out.
 
     In the manner of an x-vector (Snyder et al. 2018), trained together with the extractor, and
-    normalised frame by frame, so that no statistics of batches are kept.
+    normalised frame by frame, so that no statistics of batches are kept. Of the enrolment only the
+    level is taken away: its mean spectrum tells voices apart.
     """
 
     sample_rate_hz: int = 16000
@@ -35,10 +36,11 @@ class CueEncoder(nn.Module):
     def __call__(self, audio: Float[Array, "b t"], lengths: Int[Array, "b"]) -> Float[Array, "b c"]:
         config = self.config
         features = frontend.LogMelConfig(
-            sample_rate_hz=config.sample_rate_hz, num_mels=config.num_mels, normalize="mean"
+            sample_rate_hz=config.sample_rate_hz, num_mels=config.num_mels, normalize="none"
         )
         audio = masking.zero_padding(audio[:, :, None], lengths)[:, :, 0]
         x, lengths = frontend.log_mel(audio, lengths, features)
+        x = x - jnp.mean(masking.masked_mean(x, lengths), axis=-1)[:, None, None]
         for i, (taps, dilation) in enumerate(config.layers):
             layer = conv.Conv(
                 config.channels, taps, dilation=dilation, use_bias=True, name=f"conv{i}"

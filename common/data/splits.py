@@ -246,7 +246,8 @@ def open_split(
     """
     data = config.data
     name = "+".join(names)
-    features, given = config.features, config.features.get("kind") == "given"
+    features = config.get("features", {})  # a task of waveforms has no such section
+    given = features.get("kind") == "given"
     vad = given and data.get("vad") == "kaldi"
     source = open_source(data, names, hop_ms=features.hop_ms if given else None, vad=vad)
     index = indexing.build_index(
