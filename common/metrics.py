@@ -5,8 +5,8 @@ nothing is divided before `finalize`.
 """
 
 import functools
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -153,4 +153,30 @@ def percentile_interval(
         return float("nan"), float("nan")
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(rates, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def group_interval(
+    values: Num[np.ndarray, "n"],
+    groups: Shaped[np.ndarray, "n"],
+    statistic: Callable[[Num[np.ndarray, "m"]], Any],
+    *,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of a statistic (`np.median`) when the groups are drawn anew.
+
+    Groups are speakers, whose items resemble each other. Returns (low, high), always the same;
+    (NaN, NaN) with fewer than two groups.
+    """
+    members = [values[groups == name] for name in np.unique(groups)]
+    if len(members) < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(num_resamples):
+        drawn = rng.integers(len(members), size=len(members))
+        found.append(float(statistic(np.concatenate([members[k] for k in drawn]))))
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(found, [tail, 100 - tail])
     return float(low), float(high)

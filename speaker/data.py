@@ -21,17 +21,6 @@ log = logging.getLogger(__name__)
 CLASSES_FILE = "speakers.txt"  # of the work directory: the classes in order
 
 
-def speakers_of(split: splits.Split) -> list[str]:
-    """The speaker of every usable record; UserError naming the first record without one."""
-    for name, speaker in zip(split.ids, split.speakers, strict=True):
-        if not speaker:
-            raise errors.UserError(
-                f"{split.source.name}: record {name!r} names no speaker. Every recording needs "
-                "one: add a column `speaker` to the manifest."
-            )
-    return split.speakers
-
-
 def read_classes(workdir: pathlib.Path) -> tuple[str, ...]:
     """The training speakers in the order of the classes, from DIR/speakers.txt."""
     path = workdir / CLASSES_FILE
@@ -49,7 +38,7 @@ def write_classes(split: splits.Split, workdir: pathlib.Path) -> None:
 
     A directory with checkpoints of other speakers is not touched: UserError with the difference.
     """
-    names = tuple(sorted(set(speakers_of(split))))
+    names = tuple(sorted(set(splits.speakers_of(split))))
     if len(names) < 2:
         raise errors.UserError(f"{split.source.name}: training needs two speakers, not {names}.")
     path = workdir / CLASSES_FILE
@@ -74,7 +63,7 @@ def digest(names: tuple[str, ...]) -> str:
 def labels(split: splits.Split, names: tuple[str, ...]) -> Int[np.ndarray, "n"]:
     """The class of every usable record."""
     place = {name: i for i, name in enumerate(names)}
-    return np.array([place[name] for name in speakers_of(split)], np.int32)
+    return np.array([place[name] for name in splits.speakers_of(split)], np.int32)
 
 
 def sequence(config: Any) -> tuple[str, float]:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from common import errors
 from common.data import splits
-from speaker import backend, data, metrics, trials
+from speaker import backend, metrics, trials
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def find_trials(
     speakers = np.asarray(split.speakers)
     if len(found) < len(paths):
         raise errors.UserError(f"{lists}: two trial lists of one name; give them different names.")
-    for name, located in (found or {"": all_pairs(data.speakers_of(split), most)}).items():
+    for name, located in (found or {"": all_pairs(splits.speakers_of(split), most)}).items():
         found[name] = located
         if not _agrees(speakers, located.enrol_index, located.test_index, located.is_target):
             log.warning(

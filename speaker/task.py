@@ -218,7 +218,7 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
         split, most = self.train_split, self.config.data.cohort
         if most < 2:
             raise errors.UserError(f"config.data.cohort={most}: name two speakers at least, or 0.")
-        places = evaluation.cohort_places(np.array(data.speakers_of(split)), most)
+        places = evaluation.cohort_places(np.array(splits.speakers_of(split)), most)
         index = records.Index(
             split.index.positions[places], split.index.lengths[places], split.index.rate_hz
         )

@@ -17,16 +17,19 @@ from common.audio import framing
 
 
 def window_function(name: str, size: int, *, periodic: bool = True) -> np.ndarray:
-    """A window of `size` samples in float64: hann, hamming, blackman, povey or rectangular.
+    """A window of `size` samples in float64: see the names below.
 
     `periodic` windows (for spectral analysis) repeat after `size` samples, symmetric ones after
-    `size - 1`; Kaldi uses symmetric. Povey is Kaldi's own: a Hann window to the power 0.85.
+    `size - 1`; Kaldi uses symmetric. Povey is Kaldi's own: a Hann window to the power 0.85. The
+    square of sqrt_hann, used before and after, adds up to 1 where windows overlap by half.
     """
     phase = 2 * np.pi * np.arange(size) / max(size if periodic else size - 1, 1)
     hann = 0.5 - 0.5 * np.cos(phase)
     match name:
         case "hann" | "hanning":
             return hann
+        case "sqrt_hann":
+            return np.sqrt(hann)
         case "hamming":
             return 0.54 - 0.46 * np.cos(phase)
         case "blackman":
@@ -36,7 +39,8 @@ def window_function(name: str, size: int, *, periodic: bool = True) -> np.ndarra
         case "rectangular":
             return np.ones(size)
     raise ValueError(
-        f"window={name!r} is unknown; choose hann, hamming, blackman, povey or rectangular"
+        f"window={name!r} is unknown; choose hann, sqrt_hann, hamming, blackman, povey or "
+        "rectangular"
     )
 
 

@@ -139,6 +139,17 @@ class Split:
         return self.written.column("path")
 
 
+def speakers_of(split: Split) -> list[str]:
+    """The speaker of every usable record; UserError naming the first record without one."""
+    for name, speaker in zip(split.ids, split.speakers, strict=True):
+        if not speaker:
+            raise errors.UserError(
+                f"{split.source.name}: record {name!r} names no speaker. Every recording needs "
+                "one: add a column `speaker` to the manifest."
+            )
+    return split.speakers
+
+
 def open_source(
     data: Any, names: Sequence[str], *, hop_ms: float | int | None = None, vad: bool = False
 ) -> records.Source:
@@ -235,7 +246,8 @@ def open_split(
     """
     data = config.data
     name = "+".join(names)
-    features, given = config.features, config.features.get("kind") == "given"
+    features = config.get("features", {})  # a task of waveforms has no such section
+    given = features.get("kind") == "given"
     vad = given and data.get("vad") == "kaldi"
     source = open_source(data, names, hop_ms=features.hop_ms if given else None, vad=vad)
     index = indexing.build_index(

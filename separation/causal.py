@@ -1,0 +1,144 @@
+"""The streaming extractor: a complex mask by LSTMs on frames of at most 32 ms, without look-ahead.
+
+`CausalExtractor.step(state, chunk, cue) -> (state, audio)` is the network; a whole recording is one
+large step. A hop of the output is complete when its last window is, hence the algorithmic latency
+is that window: `delay_samples` of output that comes late, and the hop that has to be there first.
+
+Layers: residual LSTMs, each with its input scaled and shifted by the cue (FiLM, Perez et al. 2018,
+arXiv:1709.07871). Input: real and imaginary part, their magnitude to the power 0.3.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from common.audio import stft
+from common.nn import lstm
+
+MAX_WINDOW_MS = 32.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalConfig:
+    """Sizes. `window_ms` is the algorithmic latency; hop_ms half of it or a smaller part."""
+
+    sample_rate_hz: int = 16000
+    window_ms: float = 32.0
+    hop_ms: float = 16.0
+    features: int = 256
+    lstm_size: int = 384
+    num_layers: int = 3
+    power: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < 2 * self.hop_ms <= self.window_ms <= MAX_WINDOW_MS:
+            raise ValueError(
+                f"window_ms={self.window_ms:g} may be up to {MAX_WINDOW_MS:g}, and "
+                f"hop_ms={self.hop_ms:g} up to half of it"
+            )
+        if self.window_size % 2:
+            raise ValueError(f"window_ms={self.window_ms:g} is an odd number of samples")
+
+    @property
+    def window_size(self) -> int:
+        return round(self.sample_rate_hz * self.window_ms / 1000)
+
+    @property
+    def stft(self) -> stft.StftConfig:
+        return stft.StftConfig(
+            num_fft=self.window_size,
+            window_size=self.window_size,
+            hop_size=round(self.sample_rate_hz * self.hop_ms / 1000),
+            window="sqrt_hann",
+            center=False,
+        )
+
+
+class CausalState(NamedTuple):
+    """What a stream remembers: samples, a state for each layer, and what is yet to be added."""
+
+    samples: Array
+    layers: tuple[lstm.LSTMState, ...]
+    tail: Array
+
+
+class CausalExtractor(nn.Module):
+    """See the head of this file."""
+
+    config: CausalConfig
+
+    @property
+    def hop_size(self) -> int:
+        """Chunks are multiples of so many samples."""
+        return self.config.stft.hop_size
+
+    @property
+    def delay_samples(self) -> int:
+        """So much later than the input the output comes."""
+        return self.config.stft.delay_samples
+
+    def initial_state(self, batch: int) -> CausalState:
+        """Before a stream's first sample."""
+        config = self.config
+        zero = lstm.zero_state(batch, config.lstm_size)
+        return CausalState(
+            stft.stft_state(batch, config.stft),
+            (zero,) * config.num_layers,
+            stft.istft_state(batch, config.stft),
+        )
+
+    def __call__(
+        self,
+        mixture: Float[Array, "b t"],
+        lengths: Int[Array, "b"],
+        cue: Float[Array, "b c"],
+        *,
+        train: bool,
+    ) -> Float[Array, "b t"]:
+        """The extracted voice, on time. `mixture` is 0 beyond its lengths, the output is not."""
+        del lengths, train
+        num_samples, late, hop = mixture.shape[1], self.delay_samples, self.hop_size
+        missing = late + -(num_samples + late) % hop
+        mixture = jnp.pad(mixture, ((0, 0), (0, missing)))
+        _, audio = self.step(self.initial_state(mixture.shape[0]), mixture, cue)
+        return audio[:, late : late + num_samples]
+
+    @nn.compact
+    def step(
+        self, state: CausalState, chunk: Float[Array, "b t"], cue: Float[Array, "b c"]
+    ) -> tuple[CausalState, Float[Array, "b t"]]:
+        """The next k * `hop_size` samples of a stream; out come as many, `delay_samples` late."""
+        config = self.config
+        samples, spectrum = stft.stft_step(state.samples, chunk, config.stft)
+        power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+        scale = (power + 1e-8) ** ((config.power - 1) / 2)
+        x = jnp.concatenate([spectrum.real * scale, spectrum.imag * scale], axis=-1)
+        x = nn.Dense(config.features, name="input")(x)
+        layers = []
+        for i, before in enumerate(state.layers):
+            film = nn.Dense(2 * config.features, name=f"film{i}")(cue)[:, None, :]
+            factor, offset = jnp.split(film, 2, axis=-1)
+            y = nn.LayerNorm(name=f"norm{i}")(x) * (1 + factor) + offset
+            y, after = lstm.LSTM(config.lstm_size, name=f"lstm{i}")(y, None, before)
+            x = x + nn.Dense(config.features, name=f"output{i}")(y)
+            layers.append(after)
+        mask = nn.Dense(2 * config.stft.num_bins, bias_init=_half_real, name="mask")(
+            nn.LayerNorm(name="norm")(x)
+        )
+        real, imag = jnp.split(2 * jnp.tanh(mask / 2), 2, axis=-1)
+        masked = stft.Spectrum(
+            spectrum.real * real - spectrum.imag * imag,
+            spectrum.real * imag + spectrum.imag * real,
+        )
+        tail, audio = stft.istft_step(state.tail, masked, config.stft)
+        return CausalState(samples, tuple(layers), tail), audio
+
+
+def _half_real(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """Half of the mixture, to start with."""
+    del key
+    return jnp.zeros(shape, dtype).at[: shape[0] // 2].set(0.5)

@@ -1,0 +1,88 @@
+"""Batches of mixtures: drawn anew in training, a fixed list of them in evaluation."""
+
+import logging
+from typing import Any
+
+import jax
+import numpy as np
+
+from common import errors, sections
+from common.data import buckets, pipeline, speech, splits
+from separation import mixing
+
+log = logging.getLogger(__name__)
+
+
+def mixtures(split: splits.Split, config: Any, *, train: bool) -> mixing.Mixtures:
+    """The mixtures of a split: one for each recording, in evaluation at most so many."""
+    data, rate = config.data, config.data.sample_rate_hz
+    labels = np.unique(splits.speakers_of(split), return_inverse=True)[1].astype(np.int32)
+    crops = speech.SpeechCrops(
+        split.source, split.index, labels, rate, channel=splits.channel(data)
+    )
+    places = np.arange(len(split.index))
+    if not train and 0 < data.max_eval_mixtures < len(places):
+        # Evenly over the recordings, which most sources sort by speaker.
+        places = np.linspace(0, len(places) - 1, data.max_eval_mixtures).round().astype(int)
+    seconds = data.crop_seconds if train else data.max_eval_seconds
+    return mixing.Mixtures(
+        crops,
+        places,
+        sections.build(mixing.MixingConfig, config.mixing),
+        round(seconds * rate),
+        round(data.enrolment_seconds * rate),
+        config.seed,
+    )
+
+
+def train_batches(split: splits.Split, config: Any) -> Any:
+    """The endless stream of `batch_rows` mixtures; an epoch has each recording as target once."""
+    data, found = config.data, mixtures(split, config, train=True)
+    per_step = jax.device_count() * config.accumulate
+    if data.batch_rows % per_step:
+        raise errors.UserError(
+            f"config.data.batch_rows={data.batch_rows} does not divide by {per_step} (devices x "
+            "accumulation)."
+        )
+    log.info(
+        "%s: %d speakers; batches of %d x %.1f s.",
+        *(split.name, len(set(split.speakers)), data.batch_rows, data.crop_seconds),
+    )
+    lengths = {"sources": found.num_samples, "enrolment": found.num_enrolment}
+    return pipeline.train_batches(
+        found,
+        (buckets.Bucket(data.batch_rows, lengths),),
+        {name: np.full(len(found), most) for name, most in lengths.items()},
+        seed=config.seed,
+        num_workers=data.num_workers,
+        max_failed_share=data.max_bad_share,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def eval_batches(split: splits.Split, config: Any) -> Any:
+    """Every mixture once, in length buckets; the same mixtures whatever the devices."""
+    data, found = config.data, mixtures(split, config, train=False)
+    sizes = {
+        "sources": found.lengths,
+        "enrolment": np.full(len(found), found.num_enrolment),
+    }
+    shapes = buckets.choose_buckets(
+        sizes,
+        primary="sources",
+        num_buckets=data.num_buckets,
+        max_total=max(
+            round(data.eval_batch_seconds * data.sample_rate_hz),
+            found.num_samples * jax.device_count(),
+        ),
+        rows_multiple_of=jax.device_count(),
+    )
+    return pipeline.eval_batches(
+        found,
+        shapes,
+        sizes,
+        num_workers=data.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

@@ -1,0 +1,221 @@
+"""A trained extractor as a function of recordings, and as a stream: `separation.load`."""
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soxr
+from jaxtyping import Array, Float, Num
+
+from common import errors, trained
+from common.audio import io
+from common.data import splits
+from separation import causal
+from separation import task as separation_task
+
+log = logging.getLogger(__name__)
+
+Recording = io.PathLike | bytes | Num[np.ndarray, "..."]
+
+MIN_ENROLMENT_SECONDS = 1.0
+_CLIPPED_SHARE = 0.01  # of samples at full scale
+_BLOCK_HOPS = 64  # that a stream takes at a time where there are so many
+# Networks that see all of a recording see so much of a long one, and fade from piece to piece.
+_PIECE_SECONDS, _FADE_SECONDS = 10.0, 1.0
+
+
+class Stream:
+    """A voice out of a stream of samples at the model's rate, in constant memory.
+
+    `stream(chunk)`, of any size, gives the samples that are complete, `delay_samples` fewer than
+    went in up to a hop; `flush()` the rest. Together they are as many as went in, on time.
+    """
+
+    def __init__(self, enhancer: "Enhancer", cue: Float[Array, "1 c"]) -> None:
+        self._step, self._cue = enhancer.step, cue
+        extractor = enhancer.extractor
+        self._hop, self.delay_samples = extractor.hop_size, extractor.delay_samples
+        self._state = extractor.initial_state(1)
+        self._waiting = np.zeros(0, np.float32)  # less than a hop
+        self._early = self.delay_samples  # samples of output that are before the first of the input
+        self._heard = self._given = 0
+
+    def __call__(self, chunk: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
+        """Raises io.AudioError for samples that are NaN or infinite; the stream is as it was."""
+        if chunk.size:
+            io.check_audio(chunk, name="chunk")
+        self._heard += len(chunk)
+        return self._advance(np.concatenate([self._waiting, np.asarray(chunk, np.float32)]))
+
+    def flush(self) -> Float[np.ndarray, "m"]:
+        """What silence after the last sample brings out. The stream is over then."""
+        left = self._heard - self._given
+        silence = np.zeros(self.delay_samples + self._hop, np.float32)
+        return self._advance(np.concatenate([self._waiting, silence]))[:left]
+
+    def _advance(self, audio: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
+        parts, first = [np.zeros(0, np.float32)], 0
+        for hops in (_BLOCK_HOPS, 1):
+            while len(audio) - first >= hops * self._hop:
+                end = first + hops * self._hop
+                self._state, out = self._step(self._state, audio[None, first:end], self._cue)
+                parts.append(np.asarray(out)[0])
+                first = end
+        self._waiting = audio[first:]
+        out = np.concatenate(parts)
+        early = min(self._early, len(out))
+        self._early -= early
+        self._given += len(out) - early
+        return out[early:]
+
+
+class Enhancer:
+    """A trained network. `enhancer(mixture, rate, enrolment)` gives the voice of the enrolment.
+
+    Recordings are files, the bytes of one, or samples with their rate. Without an enrolment a
+    learned cue stands in: the loudest voice.
+    """
+
+    def __init__(self, found: trained.Trained) -> None:
+        self.sample_rate_hz = found.config.data.sample_rate_hz
+        self.channel = splits.channel(found.config.data)
+        self._longest_enrolment = round(found.config.data.enrolment_seconds * self.sample_rate_hz)
+        self._net = found.task.model
+        self._variables = jax.device_get(found.variables)
+        apply = self._net.apply
+        self._extract = jax.jit(lambda v, *x: apply(v, *x, method="extract"))
+        self._encode = jax.jit(lambda v, *x: apply(v, *x, method="cue"))
+        self._apply_step = jax.jit(lambda v, *x: apply(v, *x, method="step"), donate_argnums=1)
+
+    @property
+    def extractor(self) -> Any:
+        """The network without its cue encoder."""
+        return self._net.extractor
+
+    @property
+    def streams(self) -> bool:
+        """Whether the network is causal, so that `stream` works."""
+        return isinstance(self.extractor, causal.CausalExtractor)
+
+    def step(
+        self, state: Any, chunk: Float[np.ndarray, "b t"], cue: Float[Array, "b c"]
+    ) -> tuple[Any, Float[Array, "b t"]]:
+        """See `causal.CausalExtractor.step`. The memory of `state` is used again."""
+        return self._apply_step(self._variables, state, chunk, cue)
+
+    def cue(self, enrolment: Recording | None, rate: int | None = None) -> Float[Array, "1 c"]:
+        """What is to be known of a voice. None: the null cue.
+
+        `rate` (Hz) goes with samples. Raises io.AudioError, also for a recording that is silent or
+        shorter than a second; of a long one it takes the first seconds, as in training.
+        """
+        audio = np.zeros(0, np.float32)
+        if enrolment is not None:
+            name = "enrolment" if isinstance(enrolment, np.ndarray | bytes) else enrolment
+            audio = self._load(enrolment, rate)
+            if len(audio) < MIN_ENROLMENT_SECONDS * self.sample_rate_hz:
+                raise io.AudioError(
+                    name,
+                    f"{len(audio) / self.sample_rate_hz:.2f} s are too short to know a voice by: "
+                    f"give {MIN_ENROLMENT_SECONDS:g} s at least, better five",
+                )
+            if not audio.any():
+                raise io.AudioError(name, f"silent: {io.silence(self.channel)}")
+            if np.mean(np.abs(audio) >= 0.999) > _CLIPPED_SHARE:
+                log.warning(
+                    "%s: clipped, the voice may be missed; record it at a lower level.", name
+                )
+        padded = np.zeros(self._longest_enrolment, np.float32)
+        audio = audio[: len(padded)]
+        padded[: len(audio)] = audio
+        return self._encode(self._variables, padded[None], jnp.array([len(audio)]))
+
+    def stream(self, enrolment: Recording | None = None, rate: int | None = None) -> Stream:
+        """A new stream for the voice of an enrolment. Raises UserError if the network cannot."""
+        if not self.streams:
+            raise errors.UserError(
+                "This network sees all of a recording and cannot stream: train one with "
+                "config.model.kind=causal."
+            )
+        return Stream(self, self.cue(enrolment, rate))
+
+    def __call__(
+        self,
+        mixture: Recording,
+        rate: int | None = None,
+        enrolment: Recording | None = None,
+        enrolment_rate: int | None = None,
+    ) -> Float[np.ndarray, "_"]:
+        """One channel of the voice, at the rate and of the length of the mixture.
+
+        `rate` (Hz) goes with samples; `enrolment_rate` is that of the enrolment's, by default the
+        same. Raises io.AudioError.
+        """
+        if not isinstance(mixture, np.ndarray):
+            rate = io.probe(mixture).sample_rate_hz
+        elif rate is None:
+            raise ValueError("an array needs its rate")
+        given = isinstance(enrolment, np.ndarray)
+        return self.extract(mixture, rate, self.cue(enrolment, enrolment_rate or rate * given))
+
+    def extract(
+        self, mixture: Recording, rate: int, cue: Float[Array, "1 c"]
+    ) -> Float[np.ndarray, "_"]:
+        """The voice of a cue at `rate`, that of the mixture."""
+        native = io.load_audio(
+            mixture, sample_rate_hz=rate, channel=self.channel, source_rate_hz=rate
+        )
+        audio = self._load(native, rate)
+        found = self._streamed(audio, cue) if self.streams else self._in_pieces(audio, cue)
+        if rate != self.sample_rate_hz:
+            found = soxr.resample(found, self.sample_rate_hz, rate)
+        found = found[: len(native)]
+        return np.pad(found, (0, len(native) - len(found)))
+
+    def _load(self, recording: Recording, rate: int | None) -> Float[np.ndarray, "_"]:
+        return io.load_audio(
+            recording,
+            sample_rate_hz=self.sample_rate_hz,
+            channel=self.channel,
+            source_rate_hz=rate,
+        )
+
+    def _streamed(
+        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"]
+    ) -> Float[np.ndarray, "t"]:
+        stream = Stream(self, cue)
+        return np.concatenate([stream(audio), stream.flush()])
+
+    def _in_pieces(
+        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"]
+    ) -> Float[np.ndarray, "t"]:
+        """Pieces that overlap; the weight of each rises at its start as the last one's falls."""
+        size = round(_PIECE_SECONDS * self.sample_rate_hz)
+        fade = round(_FADE_SECONDS * self.sample_rate_hz)
+        total = np.zeros(len(audio), np.float32)
+        rising = (np.arange(fade, dtype=np.float32) + 0.5) / fade
+        for first in range(0, max(1, len(audio) - fade), size - fade):
+            piece = audio[first : first + size]
+            # Half a piece or a whole one: two programs.
+            room = size // 2 if len(piece) <= size // 2 else size
+            padded = np.pad(piece, (0, room - len(piece)))
+            length = jnp.array([len(piece)])
+            voice = np.array(self._extract(self._variables, padded[None], length, cue))[0]
+            voice = voice[: len(piece)]
+            if first:
+                voice[:fade] *= rising[: len(voice)]
+            if first + size < len(audio):
+                voice[-fade:] *= rising[::-1]
+            total[first : first + size] += voice
+        return total
+
+
+def load(workdir: io.PathLike, *, step: int | None = None) -> Enhancer:
+    """The network that a training left in `workdir`: its best checkpoint, or that of `step`.
+
+    Raises UserError: no work directory of a separation network, or no such checkpoint.
+    """
+    return Enhancer(trained.load(separation_task.PACKAGE, pathlib.Path(workdir), step=step))

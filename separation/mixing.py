@@ -1,0 +1,187 @@
+"""Mixtures drawn on the fly: one to extract from several voices, and a recording to know it by."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from common import errors
+from common.data import examples, speech
+
+_QUIET = 1e-10  # power of -100 dB: what a pause is taken to have
+
+
+@dataclasses.dataclass(frozen=True)
+class MixingConfig:
+    """What is drawn, uniformly between the two ends of each range.
+
+    Attributes:
+        interferers: how many other voices there are.
+        snr_db: power of the target over that of each of them, where each talks.
+        overlap: the share of the mixture that each of them talks, anywhere in it.
+        absent: the probability that the target says nothing.
+        level_db: RMS of the mixture below full scale.
+    """
+
+    interferers: tuple[int, int] = (1, 1)
+    snr_db: tuple[float | int, float | int] = (-5.0, 5.0)
+    overlap: tuple[float | int, float | int] = (1.0, 1.0)
+    absent: float | int = 0.0
+    level_db: tuple[float | int, float | int] = (-35.0, -15.0)
+
+    def __post_init__(self) -> None:
+        bounds = {"interferers": (1, 8), "snr_db": (-60, 60), "overlap": (0.01, 1)}
+        for name, (least, most) in {**bounds, "level_db": (-80, 0)}.items():
+            drawn = getattr(self, name)
+            if len(drawn) != 2 or not least <= drawn[0] <= drawn[1] <= most:
+                raise errors.UserError(
+                    f"config.mixing.{name}={drawn}: give the least and the most, between {least} "
+                    f"and {most}."
+                )
+        if not 0 <= self.absent < 1:
+            raise errors.UserError(f"config.mixing.absent={self.absent}: from 0 to below 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixtures:
+    """Mixture i has recording `places[i]` of the crops as its target; see `examples.Examples`.
+
+    {"sources": f32[t, 1 + most interferers], the target first, whose sum is the mixture,
+    "enrolment": f32[n], "present": bool, "snr_db": f32 over all interferers together (as if the
+    target were present), "index", "enrolment_index" i32 and "interferer_index": i32[most] positions
+    in the source, -1 where there is none, "id"}. t is at most `num_samples`, n at most
+    `num_enrolment`. The enrolment is of another recording of the target's speaker, or where there
+    is no other one of another stretch of the same. Interferers are different speakers.
+
+    Everything is drawn from the row's random numbers; in evaluation from `seed` and i. Each choice
+    has numbers of its own, so that one more interferer changes none of the others.
+    """
+
+    crops: speech.SpeechCrops
+    places: Int[np.ndarray, "m"]
+    config: MixingConfig
+    num_samples: int
+    num_enrolment: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        needed = 1 + self.config.interferers[1]
+        if len(self._members) < needed:
+            raise errors.UserError(
+                f"{self.crops.source.name}: {len(self._members)} speaker(s), but a mixture has up "
+                f"to {needed}. Take more data, or lower config.mixing.interferers."
+            )
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Which recordings, and what is made of them."""
+        how = (self.config, self.num_samples, self.num_enrolment, self.places.tolist())
+        return {**self.crops.identity, "mixing": repr(how)}
+
+    @functools.cached_property
+    def _members(self) -> tuple[Int[np.ndarray, "n"], ...]:
+        """The recordings of each speaker."""
+        order = np.argsort(self.crops.labels, kind="stable")
+        bounds = np.flatnonzero(np.diff(self.crops.labels[order])) + 1
+        return tuple(np.split(order, bounds))
+
+    @functools.cached_property
+    def _speaker(self) -> Int[np.ndarray, "n"]:
+        """Of each recording, the place among `_members`."""
+        return np.unique(self.crops.labels, return_inverse=True)[1]
+
+    @functools.cached_property
+    def lengths(self) -> Int[np.ndarray, "m"]:
+        """Samples of each mixture."""
+        whole = self.crops.index.lengths[self.places]
+        alone = np.array([len(self._members[s]) == 1 for s in self._speaker[self.places]], bool)
+        return np.minimum(np.where(alone, whole // 2, whole), self.num_samples)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def draw(
+        self, i: int, rng: np.random.Generator | None, lengths: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """Mixture i, the same in every bucket."""
+        del lengths
+        if rng is None:
+            rng = np.random.default_rng([self.seed, zlib.crc32(b"mixtures"), i])
+        choice = examples.own_stream(rng, "choices")
+        least, most = self.config.interferers
+        absent, count = choice.random() < self.config.absent, choice.integers(least, most + 1)
+        level = 10 ** (choice.uniform(*self.config.level_db) / 20)
+        target, enrolment = self._target(int(self.places[i]), rng)
+        own = self._speaker[self.places[i]]
+        others = choice.choice(len(self._members) - 1, most, replace=False)[:count]
+        sources = np.zeros((len(target["audio"]), 1 + most), np.float32)
+        sources[:, 0] = target["audio"]
+        heard = np.full(most, -1, np.int32)
+        for k, speaker in enumerate(others + (others >= own)):
+            stream = examples.own_stream(rng, f"interferer {k}")
+            heard[k] = self._interferer(sources, 1 + k, self._members[speaker], stream)
+        powers = np.mean(np.square(sources, dtype=np.float64), axis=0)
+        snr = 10 * np.log10(max(powers[0], _QUIET) / max(powers[1:].sum(), _QUIET))
+        if absent:
+            sources[:, 0] = 0
+        power = np.mean(np.square(sources.sum(1, dtype=np.float64)))
+        return {
+            "sources": sources * np.float32(level / max(power, _QUIET) ** 0.5),
+            "enrolment": enrolment["audio"],
+            "present": np.bool_(not absent),
+            "snr_db": np.float32(snr),
+            "index": target["index"],
+            "enrolment_index": enrolment["index"],
+            "interferer_index": heard,
+            "id": target["id"],
+        }
+
+    def _target(
+        self, place: int, rng: np.random.Generator
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A stretch of the recording at `place`, and one of another by the same speaker."""
+        same = self._members[self._speaker[place]]
+        choice = examples.own_stream(rng, "enrolment")
+        if len(same) > 1:
+            others = same[same != place]
+            other = int(others[choice.integers(len(others))])
+            target = self._stretch(place, self.num_samples, examples.own_stream(rng, "target"))
+            return target, self._stretch(other, self.num_enrolment, choice)
+        whole = self.crops.draw(place, None, {})
+        audio = whole["audio"]
+        count = min(self.num_samples, len(audio) // 2)
+        start = int(choice.integers(len(audio) - count + 1))
+        before, after = audio[:start], audio[start + count :]
+        # The larger part, of which that is taken which is farther away.
+        far = before[: self.num_enrolment]
+        if len(after) > len(before):
+            far = after[-self.num_enrolment :]
+        return {**whole, "audio": audio[start : start + count]}, {**whole, "audio": far}
+
+    def _stretch(self, place: int, most: int, rng: np.random.Generator) -> dict[str, Any]:
+        return self.crops.draw(place, rng, {"audio": most})
+
+    def _interferer(
+        self,
+        sources: Float[np.ndarray, "t s"],
+        column: int,
+        members: Int[np.ndarray, "n"],
+        rng: np.random.Generator,
+    ) -> np.int32:
+        """Puts a voice into a column, scaled against the target; its position in the source."""
+        snr, overlap = rng.uniform(*self.config.snr_db), rng.uniform(*self.config.overlap)
+        place = int(members[rng.integers(len(members))])
+        drawn = self._stretch(place, max(1, round(overlap * len(sources))), rng)
+        audio = drawn["audio"]
+        start = int(rng.integers(len(sources) - len(audio) + 1))
+        own, wanted = (
+            max(float(np.mean(np.square(x, dtype=np.float64))), _QUIET)
+            for x in (audio, sources[:, 0])
+        )
+        scale = (wanted / own * 10 ** (-snr / 10)) ** 0.5
+        sources[start : start + len(audio), column] = audio * np.float32(scale)
+        return drawn["index"]

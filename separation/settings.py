@@ -1,0 +1,50 @@
+"""Every setting of a separation network with its default; configs/separation/*.py start here."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from common import optim, trainer
+from common.data import splits
+from separation import causal, cue, losses, mixing, voicefilter
+
+
+def _section(cls: type) -> dict:
+    """The fields of a dataclass with their defaults, without the rate, which the data have."""
+    found = {field.name: field.default for field in dataclasses.fields(cls)}
+    return {name: value for name, value in found.items() if name != "sample_rate_hz"}
+
+
+def default_config() -> ConfigDict:
+    """The streaming extractor on mixtures of two voices, without any data."""
+    config = trainer.default_config()
+    config.optimizer = optim.default_config()
+    config.data = splits.default_config()
+    config.data.update(
+        {
+            "min_seconds": 1.0,
+            "max_seconds": 1000.0,
+            "crop_seconds": 3.0,  # of a mixture in training, at most
+            "enrolment_seconds": 4.0,  # at most, in evaluations too
+            "batch_rows": 32,  # of one global batch
+            "max_eval_seconds": 8.0,  # of a mixture
+            "max_eval_mixtures": 200,  # of a split; 0: each recording is a target once
+            "eval_batch_seconds": 64.0,
+            "num_buckets": 3,
+        }
+    )
+    config.mixing = ConfigDict(_section(mixing.MixingConfig))
+    config.cue = ConfigDict(_section(cue.CueConfig))
+    # The share of training rows whose enrolment is not shown: the loudest voice is their target.
+    config.cue.dropout = 0.1
+    config.model = ConfigDict(
+        {
+            "kind": "causal",  # or voicefilter; each has a section of its own
+            "causal": _section(causal.CausalConfig),
+            "voicefilter": _section(voicefilter.VoiceFilterConfig),
+        }
+    )
+    config.loss = ConfigDict(_section(losses.LossConfig))
+    # SDR, SIR and SAR of BSS Eval in every evaluation: some tenths of a second for each mixture.
+    config.bss_eval = True
+    return config

@@ -1,0 +1,200 @@
+"""The separation task: what the trainer needs to train, evaluate and report a `SeparationNet`."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common import metrics, package, parallel, sections, state, steps
+from common.data import splits
+from common.nn import masking
+from common.task import Batch, Metrics, Report
+from separation import data, evaluation, losses, mixing, model
+from separation import metrics as separation_metrics
+from separation import settings as settings_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class SeparationTask(splits.SplitTask, steps.SupervisedTask):
+    """See `common.task.Task`. `parts` are the splits of the data by name."""
+
+    config: Any
+    workdir: pathlib.Path
+    parts: Mapping  # of splits.Split; a checker of its values would open them
+    name: str = "separation"
+    work_metric: str = "audio_seconds"
+    num_examples: int = 3  # mixtures with what was made of them, for the writers
+
+    def prepare(self) -> None:
+        # What cannot be mixed is said before the work begins.
+        data.mixtures(self.train_split, self.config, train=True)
+        self.eval_data()
+
+    @property
+    def best_metric(self) -> tuple[str, str, str]:
+        return next(iter(self.config.data.eval), ""), "si_sdri_median", "max"
+
+    @functools.cached_property
+    def model(self) -> model.SeparationNet:
+        return model.make_model(self.config)
+
+    @functools.cached_property
+    def _loss(self) -> losses.LossConfig:
+        return sections.build(losses.LossConfig, self.config.loss)
+
+    def init(self, key: jax.Array) -> state.Variables:
+        return model.init(self.model, key)
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        return {}
+
+    def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
+        del meta  # the network follows from the config
+
+    def _seconds(self, batch: Batch) -> metrics.Ratio:
+        lengths = masking.fold_row_mask(batch["sources_lengths"], batch["mask"])
+        seconds = jnp.sum(lengths.astype(jnp.float32)) / self.config.data.sample_rate_hz
+        return metrics.Ratio(seconds, jnp.ones(()))
+
+    def loss(
+        self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
+    ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
+        del step
+        sources, mask = batch["sources"], batch["mask"]
+        lengths = masking.fold_row_mask(batch["sources_lengths"], mask)
+        shown, present = batch["enrolment_lengths"], batch["present"]
+        wanted = jnp.zeros(mask.shape, jnp.int32)
+        if train and self.config.cue.dropout:
+            keys = parallel.row_keys(key, batch["row"])
+            hidden = jax.vmap(jax.random.uniform)(keys) < self.config.cue.dropout
+            shown = jnp.where(hidden, 0, shown)
+            wanted = jnp.where(hidden, loudest(sources), wanted)
+            present = present | hidden
+        estimate, new_state = self.model.apply(
+            variables,
+            jnp.sum(sources, axis=2),
+            lengths,
+            batch["enrolment"],
+            shown,
+            train=train,
+            mask=mask,
+            mutable=[name for name in variables if name != "params"],
+        )
+        target = jnp.take_along_axis(sources, wanted[:, None, None], axis=2)[:, :, 0]
+        target = masking.zero_padding(target[:, :, None], lengths)[:, :, 0]
+        terms = losses.terms(estimate, target, lengths, present & mask, self._loss)
+        return terms, ({"audio_seconds": self._seconds(batch)}, new_state)
+
+    def eval_step(
+        self, variables: state.Variables, batch: Batch
+    ) -> tuple[Metrics, Mapping[str, Any]]:
+        """Measures of every mixture, extracted with the enrolment and without."""
+        sources, mask = batch["sources"], batch["mask"]
+        lengths = masking.fold_row_mask(batch["sources_lengths"], mask)
+        mixture = jnp.sum(sources, axis=2)
+
+        def extracted(enrolment_lengths: jax.Array) -> jax.Array:
+            return self.model.apply(
+                variables,
+                mixture,
+                lengths,
+                batch["enrolment"],
+                enrolment_lengths,
+                train=False,
+                mask=mask,
+            )
+
+        def ratios(signal: jax.Array) -> jax.Array:
+            """SI-SDR against each source."""
+            one = functools.partial(separation_metrics.batched_si_sdr, signal, lengths=lengths)
+            return jnp.stack([one(target=sources[:, :, s]) for s in range(sources.shape[2])], 1)
+
+        with_cue = extracted(batch["enrolment_lengths"])
+        without = extracted(jnp.zeros_like(batch["enrolment_lengths"]))
+        power = [jnp.sum(jnp.square(x), axis=1) for x in (with_cue, mixture)]
+        outputs = {
+            "mixture_si_sdr": ratios(mixture),
+            "si_sdr": ratios(with_cue),
+            "blind_si_sdr": ratios(without),
+            "loudest": loudest(sources),
+            "level_db": 10 * (jnp.log10(power[0] + 1e-12) - jnp.log10(power[1] + 1e-12)),
+            "seconds": lengths / self.config.data.sample_rate_hz,
+            **{name: batch[name] for name in evaluation.GIVEN},
+        }
+        if self.config.bss_eval:
+            target = jnp.zeros_like(lengths)
+            found = separation_metrics.batched_bss_eval(with_cue, sources, lengths, target)
+            outputs |= found._asdict()
+        sounds = {"mixture": mixture, "target": sources[:, :, 0], "extracted": with_cue}
+        outputs["examples"] = {**sounds, "lengths": lengths}
+        return {"audio_seconds": self._seconds(batch)}, outputs
+
+    def train_data(self) -> Any:
+        return data.train_batches(self.train_split, self.config)
+
+    def eval_batches(self, split: str) -> Any:
+        return data.eval_batches(self.parts[split], self.config)
+
+    def report(
+        self,
+        split: str,
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        examples: Sequence[Mapping[str, np.ndarray]] = (),
+    ) -> Report:
+        """SI-SDR improvement, failures and wrong speakers, with intervals over speakers."""
+        part, rate = self.parts[split], self.config.data.sample_rate_hz
+        found = evaluation.summarise(split, outputs, part)
+        audio = {}
+        for number, example in enumerate(examples):
+            for name in ("mixture", "target", "extracted"):
+                audio[f"{number}/{name}"] = example[name][: int(example["lengths"])], rate
+        return dataclasses.replace(found, audio=audio, over=self._over(part))
+
+    def _over(self, part: splits.Split) -> str:
+        """Changes with the mixtures of a split."""
+        return repr(sorted(data.mixtures(part, self.config, train=False).identity.items()))
+
+
+def loudest(sources: jax.Array) -> jax.Array:
+    """The place of the voice with the most energy, of `sources` [b, t, s]."""
+    return jnp.argmax(jnp.sum(jnp.square(sources), axis=1), axis=1).astype(jnp.int32)
+
+
+def make_task(config: Any, workdir: pathlib.Path) -> SeparationTask:
+    """The task of a config. Settings that cannot be are said; no data are opened."""
+    model.make_model(config)
+    sections.build(losses.LossConfig, config.loss)
+    sections.build(mixing.MixingConfig, config.mixing)
+    return SeparationTask(config, workdir, splits.Splits(config, workdir, require_text=False))
+
+
+def close(task: SeparationTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -> None:
+    """The last words of a run: figures, and where things lie."""
+    for report in reports.values():
+        print("\n".join(report.lines))
+    if task.config.data.kind == "embedded":
+        print("These are synthetic voices: the figures say nothing about real speech.")
+    if reports:
+        print(f"  figures and mixtures: {workdir / 'results'}")
+    print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
+    print(
+        f"Next: python -m separation.enhance --workdir={workdir} --enroll=VOICE.wav --out=DIR FILES"
+    )
+
+
+PACKAGE = package.Package(
+    "separation",
+    settings_lib.default_config,
+    make_task,
+    close,
+    changeable=("data", "mixing", "bss_eval", "parallel"),
+    fixed=(
+        *("data.sample_rate_hz", "data.train"),
+        *("data.crop_seconds", "data.batch_rows"),  # of no use without training
+    ),
+)

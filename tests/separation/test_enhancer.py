@@ -1,0 +1,120 @@
+"""`separation.load` and `separation.enhance`: lengths, rates, streams, and bad input."""
+
+import jax
+import numpy as np
+import pytest
+
+from common import errors, parallel, trained, workdir
+from common.audio import io
+from configs.separation import quickstart
+from separation import enhance, enhancer
+from separation import task as separation_task
+from tests import commands
+
+RATE_HZ = 16000
+
+
+def make(folder, **changes) -> enhancer.Enhancer:
+    """A tiny network as it is before training, without a work directory."""
+    config = quickstart.get_config("debug")
+    config.update_from_flattened_dict(changes)
+    config = workdir.freeze(config)
+    task = separation_task.make_task(config, folder)
+    variables = jax.jit(task.init)(jax.random.key(0))
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    return enhancer.Enhancer(trained.Trained(folder, config, task, mesh, variables, {}))
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("causal"))
+
+
+def noise(seconds: float, rate: int = RATE_HZ, seed: int = 0) -> np.ndarray:
+    samples = np.random.default_rng(seed).normal(size=round(seconds * rate))
+    return (0.1 * samples).astype(np.float32)
+
+
+def test_chunks_of_any_size_give_what_the_network_gives_of_the_whole(causal):
+    """1e-5: chunks of other sizes add in another order."""
+    mixture, enrolment = noise(1.3), noise(1.5, seed=1)
+    lengths = np.array([len(mixture)])
+    expected = causal._extract(
+        causal._variables, mixture[None], lengths, causal.cue(enrolment, RATE_HZ)
+    )
+    sizes = np.random.default_rng(2).integers(0, 3000, size=40)
+    stream = causal.stream(enrolment, RATE_HZ)
+    parts, late = [], []
+    for first, end in zip(np.cumsum(sizes) - sizes, np.cumsum(sizes)):
+        parts.append(stream(mixture[first:end]))
+        late.append(min(end, len(mixture)) - sum(map(len, parts)))
+    assert max(late) < stream.delay_samples + causal.extractor.hop_size
+    parts.append(stream.flush())
+    np.testing.assert_allclose(np.concatenate(parts), expected[0], atol=1e-5)
+    np.testing.assert_allclose(causal(mixture, RATE_HZ, enrolment), expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 48000])
+def test_a_mixture_keeps_its_rate_and_length(causal, rate):
+    """A tone comes back where and how it was, but for the network's own gain."""
+    time = np.arange(rate + 17) / rate
+    tone = (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    found = causal(np.stack([tone, tone], axis=1), rate)
+    assert found.shape == tone.shape
+    spectrum = np.abs(np.fft.rfft(found * np.hanning(len(found))))
+    assert np.argmax(spectrum) * rate / len(found) == pytest.approx(440, rel=0.02)
+
+
+def test_a_network_that_sees_everything_takes_long_recordings_in_pieces(tmp_path):
+    network = make(tmp_path, **{"model.kind": "voicefilter"})
+    mixture = noise(21.0)
+    # A mask of one, so that what comes out is known: the pieces' weights add up to one.
+    params = dict(network._variables["params"])
+    fc2 = {"kernel": 0 * params["extractor"]["fc2"]["kernel"], "bias": np.full(257, 30, np.float32)}
+    params["extractor"] = {**params["extractor"], "fc2": fc2}
+    network._variables = {**network._variables, "params": params}
+    np.testing.assert_allclose(network(mixture, RATE_HZ), mixture, atol=1e-5)
+    with pytest.raises(errors.UserError, match="cannot stream"):
+        network.stream()
+
+
+def test_bad_input_is_one_message(causal, tmp_path, caplog):
+    for enrolment, message in (
+        (noise(0.9), r"enrolment: 0\.90 s are too short"),
+        (np.zeros(20000, np.float32), "enrolment: silent"),
+        (np.full(20000, np.nan, np.float32), "NaN"),
+    ):
+        with pytest.raises(io.AudioError, match=message):
+            causal(noise(1.0), RATE_HZ, enrolment)
+    causal.cue(np.sign(noise(1.5)), RATE_HZ)
+    assert "clipped" in caplog.text
+    with pytest.raises(io.AudioError, match="empty"):
+        causal(np.zeros(0, np.float32), RATE_HZ)
+    stream = causal.stream()
+    with pytest.raises(io.AudioError, match="NaN"):
+        stream(np.full(5, np.nan, np.float32))
+    assert len(stream(noise(0.2))) > 0  # it goes on
+    found = commands.message(
+        "separation.enhance", "--workdir", tmp_path, "--out", tmp_path, "a.wav"
+    )
+    assert "separation.enhance: " in found
+    with pytest.raises(errors.UserError, match="both become"):
+        enhance.outputs(["a/x.wav", "b/x.mp3"], tmp_path)
+
+
+def test_the_command_names_bad_files_and_goes_on(causal, tmp_path, command, monkeypatch, capsys):
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    io.write_wav(tmp_path / "good.wav", noise(1.0, 8000), 8000)
+    monkeypatch.setattr(enhancer, "load", lambda *_, **__: causal)
+    names = [str(tmp_path / name) for name in ("bad.wav", "good.wav")]
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["enhance", "--workdir=x", f"--out={out}", *names])
+    with pytest.raises(SystemExit) as stopped:
+        enhance.main()
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    assert said.out == f"{out / 'good.wav'}\n"
+    assert said.err.count("\n") == 1
+    assert "bad.wav" in said.err
+    assert [path.name for path in out.iterdir()] == ["good.wav"]
+    assert io.probe(out / "good.wav") == io.AudioInfo(8000, 1, 8000)

@@ -1,0 +1,144 @@
+"""Mixtures: who talks, how loud, when; and that they follow from the seed alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from common import errors
+from common.data import buckets, pipeline, records, speech
+from separation import mixing
+
+RATE_HZ = 1000
+SPEAKERS = "aaabbbccd"  # d has one recording
+
+
+def crops(speakers: str = SPEAKERS, seconds: float = 2.0) -> speech.SpeechCrops:
+    """Recording k holds (k + 1) / 100 and a ramp far below that, which tells its samples apart."""
+    count = round(seconds * RATE_HZ)
+    ramp = np.arange(count) * 1e-7
+    rows = [
+        {"id": f"{name}{k}", "audio": np.float32((k + 1) / 100 + ramp), "sample_rate": RATE_HZ}
+        | {"speaker": name}
+        for k, name in enumerate(speakers)
+    ]
+    index = records.Index(np.arange(len(rows)), np.full(len(rows), count), RATE_HZ)
+    labels = np.unique(list(speakers), return_inverse=True)[1].astype(np.int32)
+    return speech.SpeechCrops(records.RecordList("toy", rows), index, labels, RATE_HZ)
+
+
+def mixtures(speakers: str = SPEAKERS, **config) -> mixing.Mixtures:
+    found = crops(speakers)
+    places, settings = np.arange(len(speakers)), mixing.MixingConfig(**config)
+    return mixing.Mixtures(found, places, settings, num_samples=600, num_enrolment=500)
+
+
+def drawn(found: mixing.Mixtures, count: int = 60) -> list[dict]:
+    return [found.draw(i % len(found), np.random.default_rng([7, i]), {}) for i in range(count)]
+
+
+def test_each_voice_is_another_and_the_enrolment_another_recording_of_the_target():
+    rows = drawn(mixtures(interferers=(1, 3)))
+    counts = set()
+    for row in rows:
+        target = SPEAKERS[row["index"]]
+        others = [SPEAKERS[k] for k in row["interferer_index"] if k >= 0]
+        counts.add(len(others))
+        assert len({target, *others}) == 1 + len(others)
+        assert SPEAKERS[row["enrolment_index"]] == target
+        assert (row["enrolment_index"] != row["index"]) == (target != "d")
+        silent = ~row["sources"].any(0)
+        assert silent.tolist() == [False, *(row["interferer_index"] < 0)]
+    assert counts == {1, 2, 3}
+    heard = {int(k) for row in rows for k in row["interferer_index"]}
+    assert heard == {-1, *range(len(SPEAKERS))}
+
+
+def test_a_speaker_with_one_recording_is_known_by_another_stretch_of_it():
+    found = mixtures()
+    starts = set()
+    for seed in range(20):
+        row = found.draw(8, np.random.default_rng(seed), {})
+        assert (len(row["sources"]), len(row["enrolment"])) == (600, 500)
+        known = np.round((row["enrolment"] - 0.09) / 1e-7)
+        scale = row["sources"][0, 0] / row["sources"][-1, 0]
+        # The first of the target's samples, from the ratio of a ramp's two ends.
+        first = (599e-7 * scale / (1 - scale) - 0.09) / 1e-7
+        starts.add(round(first / 100))
+        assert known[-1] < first + 60 or known[0] > first + 540  # to the rounding of float32
+    assert len(starts) > 5
+    assert found.lengths.tolist() == [600] * 9
+    assert dataclasses.replace(found, num_samples=1500).lengths.tolist() == [1500] * 8 + [1000]
+
+
+def test_levels_shares_and_absence_are_as_asked():
+    settings = {"snr_db": (-3.0, 6.0), "overlap": (0.3, 0.5), "level_db": (-30.0, -20.0)}
+    rows = drawn(mixtures(**settings, absent=0.25), 200)
+    snrs, shares, levels, starts = [], [], [], []
+    for row in rows:
+        other = row["sources"][:, 1]
+        talks = np.flatnonzero(other)
+        assert np.all(np.diff(talks) == 1)
+        shares.append(len(talks) / len(other))
+        starts.append(talks[0])
+        levels.append(10 * np.log10(np.mean(row["sources"].sum(1) ** 2)))
+        if row["present"]:
+            target = row["sources"][:, 0]
+            snrs.append(10 * np.log10(np.mean(target**2) / np.mean(other[talks] ** 2)))
+            whole = 10 * np.log10(np.mean(target**2) / np.mean(other**2))
+            assert row["snr_db"] == pytest.approx(whole, abs=1e-3)
+        else:
+            assert not row["sources"][:, 0].any()
+    for found, (low, high) in (
+        (snrs, (-3, 6)),
+        (shares, (0.3, 0.5)),
+        (levels, (-30, -20)),
+        (starts, (0, 420)),
+    ):
+        span = high - low
+        assert low - 1e-2 <= min(found) < low + 0.1 * span
+        assert high + 1e-2 >= max(found) > high - 0.15 * span
+    absent = np.mean([not row["present"] for row in rows])
+    assert 0.16 < absent < 0.34  # 200 throws of 0.25: three deviations
+
+
+def test_batches_follow_from_the_seed_and_their_number_and_go_on_where_they_stopped():
+    found = mixtures(interferers=(1, 2), absent=0.2)
+    shape = buckets.Bucket(4, {"sources": 600, "enrolment": 500})
+    sizes = {name: np.full(9, most) for name, most in shape.lengths.items()}
+
+    def stream(**options):
+        return iter(pipeline.train_batches(found, (shape,), sizes, seed=3, **options))
+
+    whole = stream()
+    batches = [next(whole) for _ in range(5)]
+    resumed = stream()
+    resumed.set_state({**resumed.get_state(), "next_batch": 3})
+    for batch in batches[3:]:
+        np.testing.assert_equal(next(resumed), batch)
+    halves = [stream(process_index=p, process_count=2) for p in range(2)]
+    for batch in batches[:2]:
+        parts = [next(half) for half in halves]
+        for name, values in batch.items():
+            np.testing.assert_equal(np.concatenate([part[name] for part in parts]), values)
+    seen = [(int(i), b["sources"][r].tobytes()) for b in batches for r, i in enumerate(b["index"])]
+    seen = [(i, mixture) for i, mixture in seen if i >= 0]
+    assert len(set(seen)) == len(seen) > len({i for i, _ in seen})  # anew in every epoch
+
+
+def test_an_evaluation_has_the_same_mixtures_in_every_bucket():
+    found = mixtures(absent=0.3)
+    np.testing.assert_equal(
+        found.draw(2, None, {"sources": 600}), found.draw(2, None, {"sources": 9999})
+    )
+    other = dataclasses.replace(found, seed=1).draw(2, None, {})
+    assert not np.array_equal(found.draw(2, None, {})["sources"], other["sources"])
+
+
+def test_what_cannot_be_mixed_is_said():
+    with pytest.raises(errors.UserError, match=r"toy: 1 speaker.*up to 2"):
+        mixtures("aaa")
+    with pytest.raises(errors.UserError, match=r"config\.mixing\.snr_db=\(5, -5\)"):
+        mixing.MixingConfig(snr_db=(5, -5))
+    with pytest.raises(errors.UserError, match=r"config\.mixing\.absent=1"):
+        mixing.MixingConfig(absent=1)

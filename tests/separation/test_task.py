@@ -1,0 +1,196 @@
+"""The separation task: it learns whom to extract, devices, cues that are hidden, and its report."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common import errors, evaluation, metrics, parallel, trainer, workdir
+from configs.separation import quickstart
+from separation import task as separation_task
+from tests.separation import voices
+
+CHANGES = {
+    "data.sample_rate_hz": voices.RATE_HZ,
+    "data.crop_seconds": 0.6,
+    "data.enrolment_seconds": 0.6,
+    "data.max_eval_seconds": 0.8,
+    "data.eval_batch_seconds": 6.4,
+    "data.max_eval_mixtures": 0,
+    "mixing.snr_db": (-1.0, 1.0),
+    "mixing.absent": 0.2,
+}
+
+
+def make_task(folder, **changes) -> separation_task.SeparationTask:
+    config = quickstart.get_config("debug")
+    config.update_from_flattened_dict({**CHANGES, **changes})
+    found = voices.corpus()
+    return separation_task.SeparationTask(
+        workdir.freeze(config), folder, {"train": found, "dev": found}
+    )
+
+
+def mesh(devices: int):
+    return parallel.make_mesh(jax.devices()[:devices])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A task and its state after 100 steps on one device."""
+    task = make_task(tmp_path_factory.mktemp("task"))
+    state = task.create_state(jax.jit(task.init)(jax.random.key(0)))
+    state = parallel.place(state, mesh(1))
+    step = trainer.make_train_step(task, task.config, mesh(1))
+    batches = iter(task.train_data())
+    for _ in range(100):
+        state, _ = step(state, parallel.global_batch(next(batches), mesh(1)))
+    return task, state
+
+
+@pytest.fixture(scope="module")
+def report(trained):
+    task, state = trained
+    step = evaluation.make_eval_step(task, task.config, mesh(1))
+    batches = task.eval_data()["dev"]
+    return evaluation.evaluate(task, step, state.variables, "dev", batches, mesh(1))
+
+
+def test_it_learns_whom_to_extract(report):
+    """Four voices in bands of their own: a mask is enough, if the cue says which."""
+    assert report.scalars["si_sdri_median"] > 12
+    assert report.scalars["wrong_speaker_rate"] < 0.1
+    assert report.scalars["mixtures"] == 12
+    assert "4 voices" in report.lines[0]
+    rows = list(csv.DictReader(report.files["dev.csv"].splitlines()))
+    assert len(rows) == 12
+    assert {row["target"] for row in rows} == set(voices.corpus().ids)
+    for row in rows:
+        one, other = row["enrolment"], row["interferers"]
+        assert one[:3] == row["speaker"] != other[:3]
+        assert bool(row["si_sdri"]) == (row["present"] == "1")
+    found = [float(row["si_sdri"]) for row in rows if row["si_sdri"]]
+    assert 0 < len(found) < 12  # some targets are absent
+    assert np.median(found) == pytest.approx(report.scalars["si_sdri_median"], abs=0.01)
+    assert len(report.audio["0/extracted"][0]) == len(report.audio["0/mixture"][0])
+
+
+def test_another_enrolment_gives_the_other_voice(trained):
+    task, state = trained
+    one, other = (0.05 * x / np.std(x) for x in (voices.voice(0, 0.8, 7), voices.voice(3, 0.8, 8)))
+    lengths = jnp.full(2, len(one))
+    mixture = jnp.float32(np.stack([one + other] * 2))
+    enrolments = jnp.float32(np.stack([voices.voice(0, 0.8, 9), voices.voice(3, 0.8, 9)]))
+    found = jax.jit(
+        lambda v: task.model.apply(
+            v, mixture, lengths, enrolments, lengths, train=False, mask=lengths > 0
+        )
+    )(state.variables)
+    likeness = np.abs([[np.corrcoef(x, y)[0, 1] for y in (one, other)] for x in found])
+    assert likeness[0, 0] > likeness[0, 1] + 0.3
+    assert likeness[1, 1] > likeness[1, 0] + 0.3
+
+
+def test_eight_devices_train_and_evaluate_as_one(trained, report):
+    """Sums in another order, over one step: float32 to five digits."""
+    task, state = trained
+    batch = next(iter(task.train_data()))
+    host = jax.device_get(state)
+    states, losses = [], []
+    for devices in (1, 8):
+        start = parallel.place(host, mesh(devices))
+        step = trainer.make_train_step(task, task.config, mesh(devices))
+        after, sums = step(start, parallel.global_batch(batch, mesh(devices)))
+        states.append(jax.device_get(after.params))
+        losses.append(metrics.finalize(sums)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for one, many in zip(*map(jax.tree.leaves, states), strict=True):
+        # An update of Adam hangs on the sign of a gradient that is all but 0.
+        assert np.mean(np.abs(one - many) > 1e-5) < 0.01
+    step = evaluation.make_eval_step(task, task.config, mesh(8))
+    variables = parallel.place(host, mesh(8)).variables
+    batches = task.eval_data()["dev"]
+    found = evaluation.evaluate(task, step, variables, "dev", batches, mesh(8))
+    for name in ("si_sdri_median", "si_sdri_mean", "blind_si_sdri_median"):
+        assert found.scalars[name] == pytest.approx(report.scalars[name], abs=1e-3)
+
+
+def test_without_a_cue_the_loudest_voice_is_the_target(tmp_path):
+    """All cues hidden: enrolments are without effect, and so is the order of the voices."""
+    task = make_task(tmp_path, **{"cue.dropout": 1.0, "mixing.absent": 0.5})
+    variables = jax.jit(task.init)(jax.random.key(0))
+    batch = {k: jnp.asarray(v) for k, v in next(iter(task.train_data())).items()}
+    batch["row"] = jnp.arange(len(batch["mask"]))
+
+    @jax.jit
+    def loss(batch):
+        terms, _ = task.loss(variables, batch, jax.random.key(1), 0, train=True)
+        return {name: (term.total, term.count) for name, term in terms.items()}
+
+    found = loss(batch)
+    assert not batch["present"].all()
+    assert found["si_sdr_loss"][1] == batch["mask"].sum()  # of those too whose target is absent
+    others = {
+        **batch,
+        "enrolment": batch["enrolment"][:, ::-1],
+        "sources": batch["sources"][:, :, ::-1],
+        "present": ~batch["present"],
+    }
+    for name, values in loss(others).items():
+        np.testing.assert_allclose(values, found[name], rtol=1e-5)
+
+
+def outputs(**changes) -> dict:
+    """Four mixtures: one well done, one failed, one of the wrong speaker, one without target."""
+    ratios = {"mixture_si_sdr": [[0, 0]] * 4, "blind_si_sdr": [[1, 2]] * 4}
+    given = {
+        **ratios,
+        "si_sdr": [[10, -9], [-1, -8], [-6, 5], [0, 3]],
+        "index": [0, 3, 6, 9],
+        "mask": [True] * 4,
+        "present": [True, True, True, False],
+        "snr_db": [0.0] * 4,
+        "enrolment_index": [1, 4, 7, 10],
+        "interferer_index": [[3], [0], [0], [0]],
+        "loudest": [0, 1, 0, 1],
+        "level_db": [0.0, 0.0, 0.0, -20.0],
+        "seconds": [1.0] * 4,
+    }
+    return {name: np.array(values) for name, values in {**given, **changes}.items()}
+
+
+def test_the_report_counts_failures_and_wrong_speakers_of_those_present(tmp_path):
+    task = make_task(tmp_path)
+    found = task.report("dev", [outputs()])
+    expected = {
+        "mixtures": 4,
+        "si_sdri_median": -1.0,
+        "si_sdri_mean": 1.0,
+        "failure_rate": 2 / 3,
+        "wrong_speaker_rate": 1 / 3,
+        "blind_si_sdri_median": 1.5,
+        "absent_level_db_median": -20.0,
+    }
+    for name, value in expected.items():
+        assert found.scalars[name] == pytest.approx(value), name
+    assert (found.scalars["si_sdri_median_low"], found.scalars["si_sdri_median_high"]) == (-6, 10)
+    with_bss = outputs(sdr=[9.0, 1, 2, np.nan], sir=[1.0] * 4, sar=[2.0] * 4)
+    found = task.report("dev", [with_bss])
+    assert (found.scalars["sdr_median"], found.scalars["sar_median"]) == (2.0, 2.0)
+    assert "sdr,sir,sar" in found.files["dev.csv"]
+
+
+def test_settings_that_cannot_be_are_said_before_data_are_opened(tmp_path):
+    for change, message in (
+        ({"mixing.overlap": (0.0, 1.0)}, r"config\.mixing\.overlap"),
+        ({"loss.si_sdr": -1.0}, r"config\.loss"),
+        ({"model.kind": "lite"}, r"config\.model\.kind='lite' is unknown"),
+    ):
+        config = quickstart.get_config("debug")
+        config.update_from_flattened_dict(change)
+        with pytest.raises(errors.UserError, match=message):
+            separation_task.make_task(workdir.freeze(config), tmp_path)
+    with pytest.raises(errors.UserError, match="4 speaker"):
+        make_task(tmp_path, **{"mixing.interferers": (1, 4)}).prepare()
