@@ -24,6 +24,10 @@ def get_config(size: str = "") -> ConfigDict:
     # Voices never heard are what is hard here: the vocal tract is warped. Masks and dropout only
     # slowed so short a training down, and a higher learning rate hastened it.
     config.augment.update({"freq_masks": 0, "time_masks": 0, "warps": (0.75, 1.33)})
+    # Utterances are never cut as closely as these: silence at the ends, noise, other levels.
+    config.augment.silence.probability = 0.5
+    config.augment.hiss.probability = 0.75
+    config.augment.gain_db = (-20.0, 6.0)
     config.tokenizer.update({"kind": "unigram", "vocab_size": 256})
     config.encoder.blocks = (
         (1, 96, 2),
@@ -53,6 +57,8 @@ def shrink(config: ConfigDict) -> None:
     config.encoder.update({"blocks": ((1, 24, 2), (2, 24, 2), (1, 32, 1)), "pointwise_ranks": ()})
     config.encoder.dropout_rate = 0.0
     config.augment.update({"speeds": (), "warps": (), "freq_masks": 0, "time_masks": 0})
+    config.augment.gain_db = ()
+    config.augment.silence.probability = config.augment.hiss.probability = 0.0
     config.optimizer.weight_decay = 0.0
     config.decoder.update({"embedding": 8, "lstm": 16, "joint": 24, "noise_start_step": 5})
     config.decoder.blank_penalty = 0.0
