@@ -84,10 +84,11 @@ class CausalExtractor(nn.Module):
     def initial_state(self, batch: int) -> CausalState:
         """Before a stream's first sample."""
         config = self.config
-        zero = lstm.zero_state(batch, config.lstm_size)
+        # Arrays of their own: a step may use the memory of each again.
+        layers = [lstm.zero_state(batch, config.lstm_size) for _ in range(config.num_layers)]
         return CausalState(
             stft.stft_state(batch, config.stft),
-            (zero,) * config.num_layers,
+            tuple(layers),
             stft.istft_state(batch, config.stft),
         )
 

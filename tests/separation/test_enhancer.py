@@ -27,7 +27,7 @@ def make(folder, **changes) -> enhancer.Enhancer:
 
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("causal"))
+    return make(tmp_path_factory.mktemp("causal"), **{"model.causal.num_layers": 2})
 
 
 def noise(seconds: float, rate: int = RATE_HZ, seed: int = 0) -> np.ndarray:
