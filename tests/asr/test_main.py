@@ -178,13 +178,14 @@ def test_a_learned_filter_bank_trains_resumes_and_is_factorised(tmp_path):
         "--config.features.kind=learned",
         "--config.features.num_mels=40",
     )
-    options = (CONFIG, *options, "--config.features.rank=60", "--config.evaluate_every=30")
-    commands.run("asr.main", *options, "--config.total_steps=10")
+    options = (CONFIG, *options, "--config.features.rank=24", "--config.evaluate_every=30")
+    done = commands.run("asr.main", *options, "--config.total_steps=10")
+    assert "leaves 22 of 40 features constant" in done.stderr
     done = commands.run("asr.main", *options)
     assert "Resumed at step 10" in done.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     train = [line["loss"] for line in lines if line["split"] == "train"]
-    assert train[-1] < 0.5 * train[0]
+    assert train[-1] < 0.8 * train[0]
     figures = done.stdout.splitlines()[:2]
     assert figures[0].startswith("dev WER")
     state = ocp.StandardCheckpointer().restore(run / "checkpoints" / "30" / "state")
@@ -192,8 +193,7 @@ def test_a_learned_filter_bank_trains_resumes_and_is_factorised(tmp_path):
 
     done = commands.run("asr.lowrank", f"--workdir={run}", "--bank_rank=12", f"--out={low}")
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("filterbank ")]
-    assert [row[2:4] for row in rows] == [["400x80", "60"], ["400x80", "12"]]
-    assert "of 40 features constant" in done.stderr
+    assert [row[2:4] for row in rows] == [["400x80", "24"], ["400x80", "12"]]
     assert json.loads((low / "config.json").read_text())["config"]["features"]["rank"] == 12
 
     done = commands.run("asr.lowrank", f"--workdir={run}", "--merge", f"--out={dense}")
