@@ -6,7 +6,7 @@ speakers.
 Command: python -m separation.main --config=configs/separation/quickstart.py --workdir=runs/sep
 Hardware: 2 CPU cores.
 Argument: debug (tiny model, a few dozen steps, several checkpoints).
-Expected: see benchmarks/RESULTS.md.
+Expected: after 500 steps about 0 dB of SI-SDRi: it does not learn to separate yet. Not tuned.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from separation import settings
 
 
 def get_config(size: str = "") -> ConfigDict:
-    """Chosen for SI-SDRi after a few minutes on 2 cores."""
+    """A small streaming network on an hour of speech."""
     if size not in ("", "debug"):
         raise ValueError(f"quickstart.py:{size}: the argument is debug or nothing")
     config = settings.default_config()
