@@ -24,7 +24,8 @@ class _TwoShapes(toy.ToyTask):
 def test_counts_and_memory_of_a_known_net(tmp_path):
     config = toy.make_config(total_steps=1)
     task = _TwoShapes(config)
-    small, large = estimate.estimates(task, config, parallel.make_mesh(jax.devices()[:1]))
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    small, large = estimate.estimates(task, config, mesh)
     # x [8, 6, 5] @ [5, 7] and its kernel's gradient (x needs none), [8, 7] @ [7, 1] with both; four
     # sums over true frames of [8, 6, 7] are products with the mask.
     assert small.macs == 2 * 8 * 6 * 5 * 7 + 3 * 8 * 7 + 4 * 8 * 6 * 7
@@ -32,7 +33,7 @@ def test_counts_and_memory_of_a_known_net(tmp_path):
     assert small.shapes == "x 8 x 6 x 5"
     assert large.peak_bytes > small.peak_bytes > 8 * 6 * 5 * 4
     with pytest.raises(errors.UserError, match="shard_map"):
-        list(estimate.estimates(task, toy.make_config(total_steps=1, parallel="pmap"), None))
+        list(estimate.estimates(task, toy.make_config(total_steps=1, parallel="pmap"), mesh))
 
 
 def test_the_command_leaves_no_work_directory(tmp_path, capsys):
@@ -43,5 +44,5 @@ def test_the_command_leaves_no_work_directory(tmp_path, capsys):
     (row,) = [line for line in said.splitlines() if "audio " in line]
     gmacs, gib, *_ = row.split()
     assert float(gmacs) > 0
-    assert 0.001 < float(gib) < 1
+    assert 0.0001 < float(gib) < 1
     assert not pathlib.Path(folder).exists()
