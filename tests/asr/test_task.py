@@ -110,7 +110,8 @@ def test_the_interval_of_a_report_draws_speakers_whole(tmp_path):
     split = dataclasses.replace(split, source=records.RecordList("tones", tuple(rows)))
     task = dataclasses.replace(task, parts={"dev": split})
     found = {"tokens": batch["labels"], "lengths": np.where(right, batch["labels_lengths"], 0)}
-    report = task.report("dev", [{**found, "index": batch["index"], "mask": batch["mask"]}])
+    found |= {"index": batch["index"], "mask": batch["mask"], "truncated": np.zeros(ROWS, bool)}
+    report = task.report("dev", [found])
     assert (report.scalars["wer_low"], report.scalars["wer_high"]) == (0.0, 1.0)
     assert "[0.00, 100.00 over 2 speakers]" in report.lines[0]
 

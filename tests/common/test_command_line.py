@@ -90,7 +90,7 @@ def test_names_of_splits_are_any_text(tmp_path, words, names):
         (("--config=configs/speaker/absent.py",), "absent.py"),
         (("--config=configs/speaker/an4.py:huge",), "the argument is"),
         ((), "--config is missing"),
-        ((CONFIG, "--mode=evaluat"), "train|evaluate"),
+        ((CONFIG, "--mode=evaluat"), "train|estimate|evaluate"),
         ((CONFIG, "--chekpoint=3"), "chekpoint"),
         ((CONFIG, "stray"), "What is 'stray'?"),
         ((CONFIG, "--checkpoint=3"), "--checkpoint has no use with --mode=train"),
