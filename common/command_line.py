@@ -97,7 +97,7 @@ def parse(package: Package, modes: Mapping[str, Mode], argv: Sequence[str]) -> O
     folder = pathlib.Path(values.workdir).expanduser().resolve()
     mode = modes[values.mode]
     _check_use(values, mode)
-    base = _base(package, folder, values)
+    base = _base(package, folder, values, mode)
     config, before = _override(base, overrides)
     unfit = [name for name in before if not (mode.trains or package.may_change(name))]
     if unfit:
@@ -147,9 +147,11 @@ def _check_use(values: flags.FlagValues, mode: Mode) -> None:
             raise errors.UserError("--coordinator needs --processes=N and --process=i beside it.")
 
 
-def _base(package: Package, folder: pathlib.Path, values: flags.FlagValues) -> ConfigDict:
+def _base(
+    package: Package, folder: pathlib.Path, values: flags.FlagValues, mode: Mode
+) -> ConfigDict:
     if values.config is None:
-        if not (folder / "config.json").is_file() and values.mode in ("train", "estimate"):
+        if not (folder / "config.json").is_file() and "config" in mode.takes:
             raise errors.UserError(
                 f"--config is missing, e.g. --config=configs/{package.name}/quickstart.py"
             )

@@ -2,7 +2,6 @@
 
 python -m separation.main --config=configs/separation/quickstart.py --workdir=runs/separation
 python -m separation.main --workdir=runs/separation --mode=evaluate
-python -m separation.main --workdir=runs/separation --mode=evaluate --config.mixing.snr_db=0,0
 """
 
 from common import app

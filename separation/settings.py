@@ -45,6 +45,6 @@ def default_config() -> ConfigDict:
         }
     )
     config.loss = ConfigDict(_section(losses.LossConfig))
-    # SDR, SIR and SAR of BSS Eval in every evaluation: some tenths of a second for each mixture.
+    # SDR, SIR and SAR of BSS Eval in every evaluation: up to some seconds for each mixture.
     config.bss_eval = True
     return config
