@@ -60,7 +60,7 @@ def measure(package: Package, argv: Sequence[str], bucket: int, times: int = 5) 
             pathlib.Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
             state = jax.block_until_ready(compiled(state, batch))[0]
             steps.append(resident_bytes("VmHWM") - before)
-        print([s>>20 for s in steps], file=sys.stderr)
+        print([s >> 20 for s in steps], file=sys.stderr)
         memory = compiled.memory_analysis()
         return {
             "shapes": estimate.shapes(batch),
@@ -95,7 +95,9 @@ def measured_apart(package: str, argv: Sequence[str], bucket: int) -> dict | Non
     """`measure` in a process of its own."""
     this = [sys.executable, "-m", "benchmarks.estimate_memory", package, f"--bucket={bucket}"]
     environment = os.environ | GIVE_BACK
-    done = subprocess.run([*this, *argv], stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [*this, *argv], stdout=subprocess.PIPE, text=True, check=True, env=environment
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
