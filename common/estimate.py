@@ -26,9 +26,9 @@ class Estimate(NamedTuple):
 def estimates(task: Task, config: Any, mesh: Mesh) -> Iterator[Estimate]:
     """One for each shape of the training batches, each compiled, none run.
 
-    The state is not allocated; one batch of each shape is read. Operations of loops whose length
-    follows from the data are not counted (`flops.count`): of a transducer loss, the output layer.
-    Memory of libraries outside of XLA (cuDNN's workspaces, NCCL) is not in it. Raises UserError for
+    The state is not allocated; one batch of each shape is read. Padding counts as what it pads: of
+    a transducer loss, all nodes of the lattice (`flops.count`). Memory of libraries outside of XLA
+    (cuDNN's workspaces, NCCL) is not in it, nor that of the process itself. Raises UserError for
     `config.parallel="pmap"` and for several processes.
     """
     if config.parallel == "pmap" or jax.process_count() > 1:
@@ -80,6 +80,6 @@ def run(package: Package, context: Context) -> None:
                 flush=True,
             )
     print(
-        "GMAC: products and convolutions, forward and backward, without loops whose length follows "
-        "from the data."
+        "GMAC: products and convolutions, forward and backward, those of padding too. Peak: state, "
+        "batch and temporaries of a step, without what the program itself takes."
     )
