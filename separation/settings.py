@@ -34,6 +34,8 @@ def default_config() -> ConfigDict:
         }
     )
     config.mixing = ConfigDict(_section(mixing.MixingConfig))
+    # Noise and rooms of the mixtures, in evaluations too, at these ratios to the target.
+    config.augment = splits.default_augment()
     config.cue = ConfigDict(_section(cue.CueConfig))
     # The share of training rows whose enrolment is not shown: the loudest voice is their target.
     config.cue.dropout = 0.1

@@ -14,7 +14,7 @@ from common import metrics, package, parallel, sections, state, steps
 from common.data import splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
-from separation import data, evaluation, losses, mixing, model
+from separation import data, evaluation, losses, mixing, model, surroundings
 from separation import metrics as separation_metrics
 from separation import settings as settings_lib
 
@@ -32,7 +32,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     def prepare(self) -> None:
         # What cannot be mixed is said before the work begins.
-        data.mixtures(self.train_split, self.config, train=True)
+        data.mixtures(self.train_split, self.config, self._around, train=True)
         self.eval_data()
 
     @property
@@ -42,6 +42,10 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     @functools.cached_property
     def model(self) -> model.SeparationNet:
         return model.make_model(self.config)
+
+    @functools.cached_property
+    def _around(self) -> surroundings.Surroundings | None:
+        return data.surroundings(self.config, self.workdir)
 
     @functools.cached_property
     def _loss(self) -> losses.LossConfig:
@@ -73,7 +77,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             keys = parallel.row_keys(key, batch["row"])
             hidden = jax.vmap(jax.random.uniform)(keys) < self.config.cue.dropout
             shown = jnp.where(hidden, 0, shown)
-            wanted = jnp.where(hidden, loudest(sources), wanted)
+            wanted = jnp.where(hidden, loudest(voices(batch)), wanted)
             present = present | hidden
         estimate, new_state = self.model.apply(
             variables,
@@ -121,24 +125,24 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             "mixture_si_sdr": ratios(mixture),
             "si_sdr": ratios(with_cue),
             "blind_si_sdr": ratios(without),
-            "loudest": loudest(sources),
+            "loudest": loudest(voices(batch)),
             "level_db": 10 * (jnp.log10(power[0] + 1e-12) - jnp.log10(power[1] + 1e-12)),
             "seconds": lengths / self.config.data.sample_rate_hz,
             **{name: batch[name] for name in evaluation.GIVEN},
         }
         if self.config.bss_eval:
             target = jnp.zeros_like(lengths)
-            found = separation_metrics.batched_bss_eval(with_cue, sources, lengths, target)
+            found = separation_metrics.batched_bss_eval(with_cue, voices(batch), lengths, target)
             outputs |= found._asdict()
         sounds = {"mixture": mixture, "target": sources[:, :, 0], "extracted": with_cue}
         outputs["examples"] = {**sounds, "lengths": lengths}
         return {"audio_seconds": self._seconds(batch)}, outputs
 
     def train_data(self) -> Any:
-        return data.train_batches(self.train_split, self.config)
+        return data.train_batches(self.train_split, self.config, self._around)
 
     def eval_batches(self, split: str) -> Any:
-        return data.eval_batches(self.parts[split], self.config)
+        return data.eval_batches(self.parts[split], self.config, self._around)
 
     def report(
         self,
@@ -157,7 +161,13 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     def _over(self, part: splits.Split) -> str:
         """Changes with the mixtures of a split."""
-        return repr(sorted(data.mixtures(part, self.config, train=False).identity.items()))
+        found = data.mixtures(part, self.config, self._around, train=False)
+        return repr(sorted(found.identity.items()))
+
+
+def voices(batch: Batch) -> jax.Array:
+    """Of the sources those that are voices, the target first."""
+    return batch["sources"][:, :, : 1 + batch["interferer_index"].shape[1]]
 
 
 def loudest(sources: jax.Array) -> jax.Array:
@@ -192,7 +202,7 @@ PACKAGE = package.Package(
     settings_lib.default_config,
     make_task,
     close,
-    changeable=("data", "mixing", "bss_eval", "parallel"),
+    changeable=("data", "mixing", "augment", "bss_eval", "parallel"),
     fixed=(
         *("data.sample_rate_hz", "data.train"),
         *("data.crop_seconds", "data.batch_rows"),  # of no use without training

@@ -79,7 +79,8 @@ def default_augment() -> ConfigDict:
     """The part of `config.augment` that `companions` reads."""
     return ConfigDict(
         {
-            # Folders of audio files, searched in depth; empty: none. Mixed into the waveform.
+            # Folders of audio files, searched in depth, or manifests; empty: none. Mixed into the
+            # waveform.
             "noise": {"root": "", "probability": 0.5, "snr_db": (5.0, 25.0)},
             "music": {"root": "", "probability": 0.5, "snr_db": (5.0, 15.0)},
             # Speech of several people at once; how many, at least and at most.
@@ -107,10 +108,10 @@ class Split:
     @functools.cached_property
     def written(self) -> records.RecordList:
         """The usable records without their audio, read once: some sources cannot give them
-        without it. What one does not have is "": id, text, speaker, and path, the audio as a
-        manifest writes it."""
+        without it. What one does not have is "": id, text, speaker, gender, and path, the audio as
+        a manifest writes it."""
         rows = (self.source[int(position)] for position in self.index.positions)
-        names = ("text", "speaker", "path")
+        names = ("text", "speaker", "gender", "path")
         short = ({"id": row["id"], **{n: row.get(n) or "" for n in names}} for row in rows)
         return records.RecordList(self.name, short)
 
@@ -352,7 +353,9 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Compani
             continue
         if not settings.root:
             continue
-        source = clips.read_folder(settings.root)
+        is_file = pathlib.Path(settings.root).expanduser().is_file()
+        read = manifest.read_manifest if is_file else clips.read_folder
+        source = read(settings.root)
         index = indexing.build_index(
             source,
             cache=cache.folder() / "index",

@@ -658,7 +658,7 @@ def test_empty_references_are_kept_to_evaluate_when_asked(tmp_path):
         assert opened["train"].texts == ["A"]
         assert opened["dev"].texts == texts
         last = opened["dev"].written_at(int(opened["dev"].index.positions[-1]))
-        assert last == {"id": "3", "text": "B", "speaker": "", "path": "3.wav"}
+        assert last == {"id": "3", "text": "B", "speaker": "", "gender": "", "path": "3.wav"}
 
 
 def test_names_with_commas_between_are_several():
