@@ -9,7 +9,7 @@ import numpy as np
 
 from common import errors, sections
 from common.data import buckets, pipeline, speech, splits
-from separation import mixing
+from separation import fixed, mixing
 from separation import surroundings as surroundings_lib
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,15 @@ def mixtures(
     )
 
 
+def evaluated(
+    split: splits.Split, config: Any, around: surroundings_lib.Surroundings | None
+) -> mixing.Mixtures | fixed.ListSplit:
+    """What is evaluated of a split: a list as it is, mixtures of others."""
+    if isinstance(split, fixed.ListSplit):
+        return split
+    return mixtures(split, config, around, train=False)
+
+
 def train_batches(
     split: splits.Split, config: Any, around: surroundings_lib.Surroundings | None
 ) -> Any:
@@ -85,7 +94,7 @@ def eval_batches(
     split: splits.Split, config: Any, around: surroundings_lib.Surroundings | None
 ) -> Any:
     """Every mixture once, in length buckets; the same mixtures whatever the devices."""
-    data, found = config.data, mixtures(split, config, around, train=False)
+    data, found = config.data, evaluated(split, config, around)
     sizes = {
         "sources": found.lengths,
         "enrolment": np.full(len(found), found.num_enrolment),

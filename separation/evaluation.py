@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Shaped
 from common import files, metrics
 from common.data import splits
 from common.task import Report
+from separation import fixed
 
 # What the report takes from the batch as it is.
 GIVEN = ("present", "noisy", "snr_db", "target_index", "enrolment_index", "interferer_index")
@@ -94,6 +95,8 @@ def summarise(
             (kind, label, _Figures.of(improved, columns["wrong_speaker"], speakers, among))
             for label, among in _groups(labels, present)
         ]
+    if isinstance(part, fixed.ListSplit) and part.note:
+        lines.append(f"{split}: {part.note}")
     lines += [f"{split} {kind} {label}: {figures}" for kind, label, figures in groups]
     name = files.safe_name(split)
     table = _table(rows, columns, targets, speakers, genders, part)
@@ -104,6 +107,8 @@ def summarise(
 
 def _genders(rows: Mapping[str, np.ndarray], part: splits.Split) -> Shaped[np.ndarray, "n"]:
     """Those of the voices of each mixture, sorted ("fm"), "" where one is not known."""
+    if isinstance(part, fixed.ListSplit):
+        return np.array(part.genders)[rows["index"]]
     found = []
     for i, target in enumerate(rows["target_index"]):
         places = [target, *(k for k in rows["interferer_index"][i] if k >= 0)]
@@ -184,7 +189,7 @@ def _table(
     """A line for every mixture; what has no meaning there is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    head = ["target", "speaker", "enrolment", "noisy", "interferers", "genders"]
+    head = ["mixture", "target", "speaker", "enrolment", "noisy", "interferers", "genders"]
     head += ["seconds", "snr_db", "present"]
     bss = [name for name in BSS if name in rows]
     measured = ["mixture_si_sdr", "si_sdr", "si_sdri", "wrong_speaker", *bss]
@@ -193,6 +198,8 @@ def _table(
         others = [part.written_at(int(k))["id"] for k in rows["interferer_index"][i] if k >= 0]
         enrolment = part.written_at(int(rows["enrolment_index"][i]))["id"]
         here = bool(rows["present"][i])
+        listed = isinstance(part, fixed.ListSplit)
+        name = part.fixed.entries[rows["index"][i]].id if listed else target["id"]
         values = {
             "mixture_si_sdr": rows["mixture_si_sdr"][i, 0],
             "si_sdr": rows["si_sdr"][i, 0],
@@ -202,7 +209,7 @@ def _table(
         }
         writer.writerow(
             [
-                *(target["id"], speakers[i], enrolment, int(rows["noisy"][i])),
+                *(name, target["id"], speakers[i], enrolment, int(rows["noisy"][i])),
                 *(" ".join(others), genders[i]),
                 *(f"{rows['seconds'][i]:.2f}", f"{rows['snr_db'][i]:.2f}", int(here)),
                 *(f"{values[n]:.4g}" if here else "" for n in measured),

@@ -30,6 +30,10 @@ def default_config() -> ConfigDict:
             "max_eval_seconds": 8.0,  # of a mixture
             "max_eval_mixtures": 200,  # of a split; 0: each recording is a target once
             "eval_batch_seconds": 64.0,
+            # Lists of mixtures to evaluate whole and as they are (see separation/lists.py), each
+            # NAME=FILE or FILE; one of the name of a split stands in its place. Their relative
+            # paths start at `audio_root`, or where a folder above the list has them.
+            "lists": (),
             "num_buckets": 3,
         }
     )

@@ -14,7 +14,7 @@ from common import metrics, package, parallel, sections, state, steps
 from common.data import splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
-from separation import data, evaluation, losses, mixing, model, surroundings
+from separation import data, evaluation, fixed, lists, losses, mixing, model, surroundings
 from separation import metrics as separation_metrics
 from separation import settings as settings_lib
 
@@ -37,7 +37,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     @property
     def best_metric(self) -> tuple[str, str, str]:
-        return next(iter(self.config.data.eval), ""), "si_sdri_median", "max"
+        return next(iter(self.eval_names(test=False)), ""), "si_sdri_median", "max"
 
     @functools.cached_property
     def model(self) -> model.SeparationNet:
@@ -141,8 +141,30 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     def train_data(self) -> Any:
         return data.train_batches(self.train_split, self.config, self._around)
 
+    def eval_names(self, *, test: bool) -> tuple[str, ...]:
+        settings = self.config.data
+        names = (*settings.eval, *self._lists, *(settings.test if test else ()))
+        return tuple(dict.fromkeys(names))
+
+    @functools.cached_property
+    def _lists(self) -> Mapping[str, pathlib.Path]:
+        return lists.named(self.config.data.lists)
+
+    @functools.cached_property
+    def _opened(self) -> dict[str, fixed.ListSplit]:
+        return {}  # lists by name, filled when they are asked for
+
+    def part(self, name: str) -> splits.Split:
+        """A split, or a list, by its name."""
+        if name not in self._lists:
+            return self.parts[name]
+        if name not in self._opened:
+            path = self._lists[name]
+            self._opened[name] = fixed.open_list(name, path, self.config, self.workdir)
+        return self._opened[name]
+
     def eval_batches(self, split: str) -> Any:
-        return data.eval_batches(self.parts[split], self.config, self._around)
+        return data.eval_batches(self.part(split), self.config, self._around)
 
     def report(
         self,
@@ -151,7 +173,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         examples: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> Report:
         """SI-SDR improvement, failures and wrong speakers, with intervals over speakers."""
-        part, rate = self.parts[split], self.config.data.sample_rate_hz
+        part, rate = self.part(split), self.config.data.sample_rate_hz
         found = evaluation.summarise(split, outputs, part)
         audio = {}
         for number, example in enumerate(examples):
@@ -161,7 +183,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     def _over(self, part: splits.Split) -> str:
         """Changes with the mixtures of a split."""
-        found = data.mixtures(part, self.config, self._around, train=False)
+        found = data.evaluated(part, self.config, self._around)
         return repr(sorted(found.identity.items()))
 
 
@@ -180,6 +202,7 @@ def make_task(config: Any, workdir: pathlib.Path) -> SeparationTask:
     model.make_model(config)
     sections.build(losses.LossConfig, config.loss)
     sections.build(mixing.MixingConfig, config.mixing)
+    lists.named(config.data.lists)
     return SeparationTask(config, workdir, splits.Splits(config, workdir, require_text=False))
 
 

@@ -32,7 +32,8 @@ from common.data import (
 
 log = logging.getLogger(__name__)
 
-NAMES = ("data.train", "data.eval", "data.test")  # settings that name parts of the data
+# Settings that name parts of the data; the last one is of `separation`.
+NAMES = ("data.train", "data.eval", "data.test", "data.lists")
 
 _WHOLE_SECONDS = 300  # an evaluated utterance at most: longer ones are recordings to be cut
 
@@ -218,13 +219,13 @@ def open_source(
 
 
 def separate_names(config: ConfigDict) -> ConfigDict:
-    """The config with one name an entry in `data.train`, `.eval` and `.test`.
+    """The config with one name an entry in the settings of `NAMES`.
 
     A command line gives several as one text with commas between. Raises UserError where there is
     nothing to train on.
     """
     config = config.copy_and_resolve_references()
-    for key in {"train", "eval", "test"} & set(config.data):
+    for key in {name.removeprefix("data.") for name in NAMES} & set(config.data):
         names = [part.strip() for name in config.data[key] for part in str(name).split(",")]
         config.data[key] = tuple(name for name in names if name)
     if not config.data.get("train", True):
@@ -334,12 +335,15 @@ class SplitTask:
 
     def eval_data(self, *, test: bool = False) -> dict[str, Any]:
         """Evaluation batches of the splits of `data.eval`, with `test` of `data.test` too."""
-        settings, made = self.config.data, self._made
-        names = (*settings.eval, *(settings.test if test else ()))
+        names, made = self.eval_names(test=test), self._made
         for name in names:
             if name not in made:
                 made[name] = self.eval_batches(name)
         return {name: made[name] for name in names}
+
+    def eval_names(self, *, test: bool) -> tuple[str, ...]:
+        """What is evaluated, in its order."""
+        return (*self.config.data.eval, *(self.config.data.test if test else ()))
 
 
 def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Companion]:
