@@ -63,9 +63,16 @@ def evaluated(
 
 
 def train_batches(
-    split: splits.Split, config: Any, around: surroundings_lib.Surroundings | None
+    split: splits.Split,
+    config: Any,
+    around: surroundings_lib.Surroundings | None,
+    *,
+    num_workers: int | None = None,
 ) -> Any:
-    """The endless stream of `batch_rows` mixtures; an epoch has each recording as target once."""
+    """The endless stream of `batch_rows` mixtures; an epoch has each recording as target once.
+
+    `num_workers`: instead of the config's.
+    """
     data, found = config.data, mixtures(split, config, around, train=True)
     per_step = jax.device_count() * config.accumulate
     if data.batch_rows % per_step:
@@ -83,7 +90,7 @@ def train_batches(
         (buckets.Bucket(data.batch_rows, lengths),),
         {name: np.full(len(found), most) for name, most in lengths.items()},
         seed=config.seed,
-        num_workers=data.num_workers,
+        num_workers=data.num_workers if num_workers is None else num_workers,
         max_failed_share=data.max_bad_share,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

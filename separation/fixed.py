@@ -21,6 +21,7 @@ from separation import lists, signals
 
 log = logging.getLogger(__name__)
 
+SHORTEST_SECONDS = 0.1
 REST_SECONDS = 2.0  # of a recording that is its own enrolment, less where it is short
 _REST_SHARE = 0.4
 
@@ -75,18 +76,17 @@ class ListSplit(splits.Split):
                 found[i] = min(found[i], whole - rest)
         return found
 
-    def check_lengths(self, min_seconds: float | int) -> None:
-        """Raises records.DataError for a mixture or an enrolment that is shorter."""
+    def check_lengths(self) -> None:
+        """Raises records.DataError for a mixture or an enrolment that is too short for either."""
         for entry, count in zip(self.fixed.entries, self._cuts, strict=True):
             known = entry.enrolment or entry.voices[0].path
             rest = self._length(known) - (0 if entry.enrolment else count)
             for what, length in (("mixture", count), ("enrolment", rest)):
-                if length < min_seconds * self.index.rate_hz:
+                if length < SHORTEST_SECONDS * self.index.rate_hz:
                     raise records.DataError(
                         f"{self.fixed.path}, line {entry.line}: its {what} has "
-                        f"{length / self.index.rate_hz:.2f} s, too short by "
-                        f"config.data.min_seconds={min_seconds:g}. Take the line off the list, or "
-                        "lower that."
+                        f"{length / self.index.rate_hz:.3f} s, less than {SHORTEST_SECONDS:g} s. "
+                        "Take the line off the list."
                     )
 
     def _length(self, path: str) -> int:
@@ -111,6 +111,11 @@ class ListSplit(splits.Split):
     def num_samples(self) -> int:
         """Those of the longest."""
         return int(self._cuts.max())
+
+    @property
+    def num_voices(self) -> int:
+        """Of a mixture, at most."""
+        return 1 + self._most
 
     def __len__(self) -> int:
         return len(self.fixed.entries)
@@ -147,7 +152,7 @@ class ListSplit(splits.Split):
             "sources": sources,
             "enrolment": known[: self.num_enrolment],
             "present": np.bool_(bool(target)),
-            "noisy": np.bool_(False),
+            "noisy": np.bool_(entry.noisy),
             "snr_db": np.float32(signals.decibels(ratio)),
             "index": np.int32(i),
             "target_index": np.int32(self.place[target or named]),
@@ -208,7 +213,7 @@ def open_list(name: str, path: pathlib.Path, config: Any, workdir: pathlib.Path)
     place = {source[i]["id"]: i for i in range(len(source))}
     enrolment = round(data.enrolment_seconds * data.sample_rate_hz)
     found = ListSplit(name, source, index, fixed, place, splits.channel(data), enrolment)
-    found.check_lengths(data.min_seconds)
+    found.check_lengths()
     log.info("%s: %d mixtures of %s.", name, len(found), path)
     return found
 

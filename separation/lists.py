@@ -5,7 +5,8 @@ Forms, told apart by the columns of the first line (fields between tabs or comma
       Source 1 scaled to an RMS of 0.05 and source 2 so far below it, both cut to the shorter;
       noise, where it is not "-", cut or repeated from its start and scaled likewise. Each source is
       the target once.
-  mixture_ID, mixture_path, source_1_path, source_2_path, ...; enrolment_1_path, speaker_1, ...
+  mixture_ID, mixture_path, source_1_path, source_2_path, ...; enrolment_1_path, speaker_1,
+  utterance_1, ..., noisy (of the enrolment: 1), genders
       As LibriMix writes it: the files are taken as they are, and what the mixture holds beside
       its sources is noise. Each source is the target once; where there are columns of enrolments,
       those sources that have one. A source without a path is silent: its speaker is absent.
@@ -69,6 +70,7 @@ class Entry:
     noise: str = ""
     noise_rms: float = 0.0
     genders: str = ""
+    noisy: bool = False  # the enrolment
     whole_target: bool = False
 
     @property
@@ -217,6 +219,8 @@ def _librimix(line: int, row: Mapping[str, str]) -> Iterator[Entry]:
                 (voice, *others),
                 enrolment=enrolments[k],
                 mixture=row["mixture_path"],
+                genders=row.get("genders", ""),
+                noisy=row.get("noisy") == "1",
             )
 
 

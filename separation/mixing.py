@@ -113,6 +113,11 @@ class Mixtures:
         alone = np.array([len(self._members[s]) == 1 for s in self._speaker[self.places]], bool)
         return np.minimum(np.where(alone, whole // 2, whole), self.num_samples)
 
+    @property
+    def num_voices(self) -> int:
+        """Of a mixture, at most."""
+        return 1 + self.config.interferers[1]
+
     def __len__(self) -> int:
         return len(self.places)
 

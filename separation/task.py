@@ -14,7 +14,8 @@ from common import metrics, package, parallel, sections, state, steps
 from common.data import splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
-from separation import data, evaluation, fixed, lists, losses, mixing, model, surroundings
+from separation import data, evaluation, fixed, losses, mixing, model, surroundings
+from separation import lists as lists_lib
 from separation import metrics as separation_metrics
 from separation import settings as settings_lib
 
@@ -32,7 +33,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     def prepare(self) -> None:
         # What cannot be mixed is said before the work begins.
-        data.mixtures(self.train_split, self.config, self._around, train=True)
+        data.mixtures(self.train_split, self.config, self.around, train=True)
         self.eval_data()
 
     @property
@@ -44,7 +45,8 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         return model.make_model(self.config)
 
     @functools.cached_property
-    def _around(self) -> surroundings.Surroundings | None:
+    def around(self) -> surroundings.Surroundings | None:
+        """The noise and the rooms of its mixtures."""
         return data.surroundings(self.config, self.workdir)
 
     @functools.cached_property
@@ -139,16 +141,17 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         return {"audio_seconds": self._seconds(batch)}, outputs
 
     def train_data(self) -> Any:
-        return data.train_batches(self.train_split, self.config, self._around)
+        return data.train_batches(self.train_split, self.config, self.around)
 
     def eval_names(self, *, test: bool) -> tuple[str, ...]:
         settings = self.config.data
-        names = (*settings.eval, *self._lists, *(settings.test if test else ()))
+        names = (*settings.eval, *self.lists, *(settings.test if test else ()))
         return tuple(dict.fromkeys(names))
 
     @functools.cached_property
-    def _lists(self) -> Mapping[str, pathlib.Path]:
-        return lists.named(self.config.data.lists)
+    def lists(self) -> Mapping[str, pathlib.Path]:
+        """Fixed lists of mixtures by name."""
+        return lists_lib.named(self.config.data.lists)
 
     @functools.cached_property
     def _opened(self) -> dict[str, fixed.ListSplit]:
@@ -156,15 +159,19 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     def part(self, name: str) -> splits.Split:
         """A split, or a list, by its name."""
-        if name not in self._lists:
+        if name not in self.lists:
             return self.parts[name]
         if name not in self._opened:
-            path = self._lists[name]
+            path = self.lists[name]
             self._opened[name] = fixed.open_list(name, path, self.config, self.workdir)
         return self._opened[name]
 
+    def drawn(self, name: str) -> mixing.Mixtures | fixed.ListSplit:
+        """What is evaluated of a part."""
+        return data.evaluated(self.part(name), self.config, self.around)
+
     def eval_batches(self, split: str) -> Any:
-        return data.eval_batches(self.part(split), self.config, self._around)
+        return data.eval_batches(self.part(split), self.config, self.around)
 
     def report(
         self,
@@ -179,12 +186,8 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         for number, example in enumerate(examples):
             for name in ("mixture", "target", "extracted"):
                 audio[f"{number}/{name}"] = example[name][: int(example["lengths"])], rate
-        return dataclasses.replace(found, audio=audio, over=self._over(part))
-
-    def _over(self, part: splits.Split) -> str:
-        """Changes with the mixtures of a split."""
-        found = data.evaluated(part, self.config, self._around)
-        return repr(sorted(found.identity.items()))
+        over = repr(sorted(self.drawn(split).identity.items()))
+        return dataclasses.replace(found, audio=audio, over=over)
 
 
 def voices(batch: Batch) -> jax.Array:
@@ -202,7 +205,7 @@ def make_task(config: Any, workdir: pathlib.Path) -> SeparationTask:
     model.make_model(config)
     sections.build(losses.LossConfig, config.loss)
     sections.build(mixing.MixingConfig, config.mixing)
-    lists.named(config.data.lists)
+    lists_lib.named(config.data.lists)
     return SeparationTask(config, workdir, splits.Splits(config, workdir, require_text=False))
 
 
@@ -210,7 +213,7 @@ def close(task: SeparationTask, workdir: pathlib.Path, reports: Mapping[str, Rep
     """The last words of a run: figures, and where things lie."""
     for report in reports.values():
         print("\n".join(report.lines))
-    if task.config.data.kind == "embedded":
+    if task.config.data.kind == "embedded" and not set(reports) <= set(task.lists):
         print("These are synthetic voices: the figures say nothing about real speech.")
     if reports:
         print(f"  figures and mixtures: {workdir / 'results'}")
