@@ -30,7 +30,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from common.data import records, tables
+from common.data import librispeech, records, tables
 
 _RMS = 0.05
 _PLAIN = ("mix", "source1", "source2", "speaker1", "speaker2", "s1_over_s2_db")
@@ -144,7 +144,7 @@ def read(path: pathlib.Path, root: pathlib.Path | None) -> FixedList:
         first = next(entries[0].paths)
         folders = path.absolute().parents
         root = next((folder for folder in folders if (folder / first).is_file()), folders[0])
-    found = FixedList(path, root, _with_enrolments(entries))
+    found = FixedList(path, root, _with_genders(root, _with_enrolments(entries)))
     _check_files(found)
     return found
 
@@ -244,7 +244,10 @@ def _tuples(root: pathlib.Path | None, line: int, row: Mapping[str, str]) -> Ite
 
 @functools.cache
 def _subsets(root: pathlib.Path) -> tuple[str, ...]:
-    return ("", *sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+    """The folders of subsets, in the order in which an utterance is looked for in them."""
+    if (root / "LibriSpeech").is_dir():
+        return tuple(f"LibriSpeech/{name}" for name in _subsets(root / "LibriSpeech"))
+    return (".", *sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
 
 
 def _in_tree(root: pathlib.Path, utterance: str) -> str:
@@ -255,7 +258,7 @@ def _in_tree(root: pathlib.Path, utterance: str) -> str:
     if not root.is_dir():
         raise records.DataError(f"There is no folder {root}: see config.data.audio_root.")
     inside = f"{found['speaker']}/{found['chapter']}/{utterance}.flac"
-    paths = (f"{subset}/{inside}" if subset else inside for subset in _subsets(root))
+    paths = (f"{subset}/{inside}".removeprefix("./") for subset in _subsets(root))
     # One that is nowhere is said with all that are missing.
     return next((path for path in paths if (root / path).is_file()), inside)
 
@@ -278,6 +281,17 @@ def _with_enrolments(entries: Sequence[Entry]) -> tuple[Entry, ...]:
             entry = dataclasses.replace(entry, enrolment=others[names[place]])
         found.append(entry)
     return tuple(found)
+
+
+def _with_genders(root: pathlib.Path, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """Those of LibriSpeech's speakers, where the list does not tell them and its tree does."""
+    known = librispeech.genders(root) or librispeech.genders(root / "LibriSpeech")
+
+    def told(entry: Entry) -> str:
+        found = [known.get(voice.speaker, "") for voice in entry.voices]
+        return entry.genders or ("".join(sorted(found)) if all(found) else "")
+
+    return tuple(dataclasses.replace(entry, genders=told(entry)) for entry in entries)
 
 
 def _check_files(found: FixedList) -> None:

@@ -218,6 +218,8 @@ def prepare(
         batches = evaluation(drawn, journal.rows, wanted, workers)
     writer = Writer(out, part, format, config.data.sample_rate_hz, drawn.num_voices)
     here = [row for row in journal.rows.values() if row]
+    for left in (out / split).rglob(".*.tmp"):  # by one that was killed: we hold the lock
+        left.unlink()
     with (
         concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         tqdm.tqdm(desc=split, total=wanted, initial=len(here), unit="mixture") as bar,

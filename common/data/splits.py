@@ -88,7 +88,8 @@ def default_augment() -> ConfigDict:
             "babble": {"root": "", "probability": 0.5, "snr_db": (13.0, 20.0), "voices": (3, 7)},
             # Made, not read: steady noise between white and red. A probability of 0: none.
             "hiss": {"probability": 0.0, "snr_db": (10.0, 40.0)},
-            "rir": {"root": "", "probability": 0.5, "max_seconds": 1.0},
+            # Recorded rooms, or made ones: their least and most reverberation time in seconds.
+            "rir": {"root": "", "t60_seconds": (), "probability": 0.5, "max_seconds": 1.0},
         }
     )
 
@@ -355,6 +356,15 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Compani
             if settings.probability > 0:
                 found[name] = examples.Companion(clips.Hiss(), settings.probability)
             continue
+        length = round(settings.max_seconds * rate) if name == "rir" else None
+        if name == "rir" and len(settings.t60_seconds):
+            if settings.root:
+                raise errors.UserError(
+                    "config.augment.rir: give a root with recorded rooms, or t60_seconds of made "
+                    "ones, not both."
+                )
+            made = clips.MadeRooms(tuple(settings.t60_seconds), rate)
+            found[name] = examples.Companion(made, settings.probability, length)
         if not settings.root:
             continue
         is_file = pathlib.Path(settings.root).expanduser().is_file()
@@ -374,7 +384,6 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Compani
             num_workers=os.cpu_count() or 1,
             progress=jax.process_index() == 0,
         )
-        length = round(settings.max_seconds * rate) if name == "rir" else None
         voices = tuple(settings.voices) if name == "babble" else (1, 1)
         drawn = clips.Clips(source, index, rate, crop=name != "rir", voices=voices)
         found[name] = examples.Companion(drawn, settings.probability, length)

@@ -69,7 +69,7 @@ def tree(tmp_path):
             write_audio(folder / f"{speaker}-1-000{i}.flac", seed=i)
         lines = [f"{speaker}-1-000{i} WORD {i}" for i in range(2)]
         (folder / f"{speaker}-1.trans.txt").write_text("\n".join(lines) + "\n")
-    (root / "SPEAKERS.TXT").write_text("; not a subset\n")
+    (root / "SPEAKERS.TXT").write_text("; not a subset\n84 | M | dev-clean | 8.02 | A Reader\n")
     return root
 
 
@@ -80,6 +80,7 @@ def test_tree_with_several_subsets(tree):
     assert [r["id"] for r in source] == ["84-1-0000", "84-1-0001", "9-1-0000", "9-1-0001"]
     assert source[2]["text"] == "WORD 0"
     assert source[2]["speaker"] == "9"
+    assert [r.get("gender") for r in source] == ["m", "m", None, None]
     assert "dev-clean" in source.name
 
 

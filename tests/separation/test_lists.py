@@ -155,7 +155,9 @@ def test_googles_tuples_are_looked_up_in_a_librispeech_tree(tmp_path):
     head = "clean_utterance embedding_utterance interference_utterance"
     rows = ("84-1-0000 84-1-0001 77-2-0000", "77-2-0001 77-2-0000 84-1-0001")
     path = write_table(tmp_path / "dev_tuples.csv", head, *rows, tab=False)
+    (tree / "SPEAKERS.TXT").write_text("; ID\n84 | F | dev-clean | 8.0 | A\n77 | M | x | 8.0 | B\n")
     part = opened(path, audio_root=str(tree))
+    assert part.genders == ("fm", "fm")
     assert part.lengths.tolist() == [16000, 10400]
     row = part.draw(0, None, {})
     np.testing.assert_equal(row["sources"][:, 0], found["84-1-0000"])
@@ -163,7 +165,8 @@ def test_googles_tuples_are_looked_up_in_a_librispeech_tree(tmp_path):
     assert not row["sources"][9600:, 1].any()
     np.testing.assert_equal(row["enrolment"], found["84-1-0001"][: part.num_enrolment])
     np.testing.assert_equal(part.draw(1, None, {})["sources"][:, 1], found["84-1-0001"][:10400])
-    assert opened(path, kind="librispeech", root=str(tree)).lengths.tolist() == [16000, 10400]
+    above = opened(path, kind="librispeech", root=str(tmp_path))
+    assert above.lengths.tolist() == [16000, 10400]
     with pytest.raises(errors.UserError, match=r"line 2: its utterances.*config\.data\.audio_root"):
         opened(path)
 

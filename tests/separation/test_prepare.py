@@ -89,14 +89,15 @@ def test_a_second_start_goes_on_to_the_same_files(manifest, tmp_path):
     written(config, "train", parts, 3)
     journal = parts / "train.jsonl"
     journal.write_text(journal.read_text() + '[17, ["half')  # killed while it wrote
+    (parts / "train" / "s1" / ".0000003.wav.12ab.tmp").touch()
     again = mock.Mock(wraps=prepare.Writer.write)
     with mock.patch.object(prepare.Writer, "write", lambda *args: again(*args)):
         assert written(config, "train", parts, 11) == expected
         assert again.call_count == 8
         assert written(config, "train", parts, 11) == expected
         assert again.call_count == 8
-    names = sorted(p.relative_to(whole) for p in whole.rglob("*.wav"))
-    assert names == sorted(p.relative_to(parts) for p in parts.rglob("*.wav"))
+    names = sorted(p.relative_to(whole) for p in (whole / "train").rglob("*.*"))
+    assert names == sorted(p.relative_to(parts) for p in (parts / "train").rglob("*.*"))
     for name in names:
         one, two = (soundfile.read(folder / name, dtype="float32")[0] for folder in (whole, parts))
         np.testing.assert_equal(one, two)  # the samples: the header holds the time of writing
