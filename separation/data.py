@@ -21,6 +21,11 @@ def surroundings(config: Any, workdir: pathlib.Path) -> surroundings_lib.Surroun
     if not companions:
         return None
     ratios = {name: tuple(config.augment[name].snr_db) for name in companions if name != "rir"}
+    for name, (low, high) in ratios.items():
+        if low > high:
+            raise errors.UserError(
+                f"config.augment.{name}.snr_db={(low, high)}: give the least and the most."
+            )
     return surroundings_lib.Surroundings(companions, ratios, config.data.sample_rate_hz)
 
 

@@ -47,10 +47,11 @@ class ListSplit(splits.Split):
         own = sum(not entry.enrolment for entry in self.fixed.entries)
         if not own:
             return ""
+        share = 100 * self._cuts.sum() / self._published.sum()
         return (
             f"{own} of {len(self.fixed.entries)} targets have no other recording in the list: the "
             f"enrolment is of the end of the same one, for which {cut} mixtures are cut to what "
-            f"comes before ({self._cuts.sum() / self._published.sum():.0%} of their time)"
+            f"comes before (the list is {share:.0f} % as long)"
         )
 
     @functools.cached_property

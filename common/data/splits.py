@@ -80,8 +80,8 @@ def default_augment() -> ConfigDict:
     """The part of `config.augment` that `companions` reads."""
     return ConfigDict(
         {
-            # Folders of audio files, searched in depth, or manifests; empty: none. Mixed into the
-            # waveform.
+            # Folders of audio files, searched in depth, or manifests (relative paths as those of
+            # the data); empty: none. Mixed into the waveform.
             "noise": {"root": "", "probability": 0.5, "snr_db": (5.0, 25.0)},
             "music": {"root": "", "probability": 0.5, "snr_db": (5.0, 15.0)},
             # Speech of several people at once; how many, at least and at most.
@@ -367,9 +367,11 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Compani
             found[name] = examples.Companion(made, settings.probability, length)
         if not settings.root:
             continue
-        is_file = pathlib.Path(settings.root).expanduser().is_file()
-        read = manifest.read_manifest if is_file else clips.read_folder
-        source = read(settings.root)
+        if pathlib.Path(settings.root).expanduser().is_file():
+            start = config.data.audio_root if config.data.kind == "manifest" else ""
+            source = manifest.read_manifest(settings.root, root=start or None)
+        else:
+            source = clips.read_folder(settings.root)
         index = indexing.build_index(
             source,
             cache=cache.folder() / "index",

@@ -215,5 +215,8 @@ def test_settings_that_cannot_be_are_said_before_data_are_opened(tmp_path):
         config.update_from_flattened_dict(change)
         with pytest.raises(errors.UserError, match=message):
             separation_task.make_task(workdir.freeze(config), tmp_path)
+    wrong = {"augment.hiss.probability": 0.5, "augment.hiss.snr_db": (9.0, 3.0)}
+    with pytest.raises(errors.UserError, match=r"config\.augment\.hiss\.snr_db=\(9\.0, 3\.0\)"):
+        make_task(tmp_path, **wrong).prepare()
     with pytest.raises(errors.UserError, match="4 speaker"):
         make_task(tmp_path, **{"mixing.interferers": (1, 4)}).prepare()
