@@ -137,7 +137,7 @@ def read(path: pathlib.Path, root: pathlib.Path | None) -> FixedList:
         try:
             entries += read_row(line, row)
         except ValueError as error:
-            raise records.DataError(f"{path}, line {line}: {error} Repair the line.") from None
+            raise records.DataError(f"{path}, line {line}: {error}") from None
     if not entries:
         raise records.DataError(f"{path} holds no mixtures.")
     if root is None:
@@ -191,7 +191,7 @@ def _number(row: Mapping[str, str], name: str) -> float:
     try:
         return float(row.get(name, ""))
     except ValueError:
-        raise ValueError(f"{name} is {row.get(name)!r}, which is no number.") from None
+        raise ValueError(f"{name} is {row.get(name)!r}, which is no number. Repair it.") from None
 
 
 def _librimix(line: int, row: Mapping[str, str]) -> Iterator[Entry]:
@@ -254,7 +254,9 @@ def _in_tree(root: pathlib.Path, utterance: str) -> str:
     """The path of an utterance below a LibriSpeech tree, or a subset of it."""
     found = _UTTERANCE.fullmatch(utterance)
     if not found:
-        raise ValueError(f"{utterance!r} is no utterance of LibriSpeech (84-121123-0000).")
+        raise ValueError(
+            f"{utterance!r} is no utterance of LibriSpeech: give one as 84-121123-0000."
+        )
     if not root.is_dir():
         raise records.DataError(f"There is no folder {root}: see config.data.audio_root.")
     inside = f"{found['speaker']}/{found['chapter']}/{utterance}.flac"

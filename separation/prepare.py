@@ -145,9 +145,10 @@ def _row(batch: pipeline.Batch, r: int) -> Row | None:
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """Puts a mixture into files below `out`."""
+    """Puts a mixture into files below `out`/`name`."""
 
     out: pathlib.Path
+    name: str
     part: splits.Split
     format: str
     sample_rate_hz: int
@@ -176,7 +177,7 @@ class Writer:
             self.clipped.append(number)
         paths = {}
         for folder, audio in sounds.items():
-            paths[folder] = f"{self.part.name}/{folder}/{name}.{self.format}"
+            paths[folder] = f"{self.name}/{folder}/{name}.{self.format}"
             write(self.out / paths[folder], audio, self.sample_rate_hz, **options)
         genders = [voice.get("gender", "") for voice in of if voice]
         if hasattr(self.part, "genders"):
@@ -184,8 +185,8 @@ class Writer:
         return [
             *(name, paths["mix"], *(paths.get(f"s{k}", "") for k in range(1, 1 + len(heard)))),
             str(len(sources)),
-            *(voice.get("speaker", "") for voice in of),
-            *(voice.get("id", "") for voice in of),
+            *(io.printable(voice.get("speaker", "")) for voice in of),
+            *(io.printable(voice.get("id", "")) for voice in of),
             *(paths["enrolment"], str(int(row["noisy"]))),
             "".join(sorted(genders)) if all(genders) else "",
         ]
@@ -211,14 +212,15 @@ def prepare(
     identity = {**drawn.identity, "seed": str(config.seed), "format": format, "train": str(train)}
     if train:
         identity["config.data.batch_rows"] = str(config.data.batch_rows)
-    journal = Journal(out / f"{split}.jsonl", identity)
+    name = files.safe_name(split)
+    journal = Journal(out / f"{name}.jsonl", identity)
     if train:
         batches = training(found, part, journal.rows, workers)
     else:
         batches = evaluation(drawn, journal.rows, wanted, workers)
-    writer = Writer(out, part, format, config.data.sample_rate_hz, drawn.num_voices)
+    writer = Writer(out, name, part, format, config.data.sample_rate_hz, drawn.num_voices)
     here = [row for row in journal.rows.values() if row]
-    for left in (out / split).rglob(".*.tmp"):  # by one that was killed: we hold the lock
+    for left in (out / name).rglob(".*.tmp"):  # by one that was killed: we hold the lock
         left.unlink()
     with (
         concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
@@ -240,7 +242,7 @@ def prepare(
     lines = journal.written[:wanted]
     text = text_io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([writer.header, *lines])
-    path = out / f"{split}.csv"
+    path = out / f"{name}.csv"
     files.write_text(path, text.getvalue())
     return path, wanted - len(lines)
 
@@ -285,7 +287,7 @@ def main() -> None:
         if args.count is not None and args.count < 1:
             raise errors.UserError(f"--count={args.count}: at least one mixture.")
         out = args.out.expanduser().resolve()
-        files.check_output(out / f"{split}.csv")
+        files.check_output(out / "list.csv")
         with workdir.Lock(out):
             path, failed = prepare(
                 *(config, split, out),

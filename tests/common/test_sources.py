@@ -679,3 +679,10 @@ def test_a_run_without_data_is_refused():
 def test_a_channel_that_is_none_is_one_message(wanted):
     with pytest.raises(errors.UserError, match="give mean, or the number of a channel"):
         splits.channel(ConfigDict({"channel": wanted}))
+
+
+def test_a_manifest_may_tell_the_gender(tmp_path):
+    rows = ["path\tSex", "a.wav\tFemale", "b.wav\tm", "c.wav\t", "d.wav\tunknown"]
+    (tmp_path / "m.tsv").write_text("\n".join(rows) + "\n")
+    found = manifest.read_manifest(tmp_path / "m.tsv")
+    assert [record.get("gender") for record in found] == ["f", "m", None, None]
