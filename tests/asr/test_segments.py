@@ -85,7 +85,7 @@ def test_one_word_in_a_minute_is_kept_and_the_rest_is_not(level):
     assert sum(end - start for start, end in pieces) <= 16 * RATE_HZ
 
 
-@pytest.mark.parametrize("before, after", [(0.4, 0.8), (0.8, 0.4)])
+@pytest.mark.parametrize(("before", "after"), [(0.4, 0.8), (0.8, 0.4)])
 def test_a_click_between_two_pauses_goes_to_the_nearer_side(before, after):
     """It is no piece by itself, at the ends of a recording neither; a short word is one."""
     click, word = speech(0.1), speech(0.3)
@@ -97,4 +97,5 @@ def test_a_click_between_two_pauses_goes_to_the_nearer_side(before, after):
     assert len(bounds) == 3
     assert bounds[0][0] < ends[0]
     assert (bounds[0][1] > ends[5]) == (bounds[1][0] > ends[5]) == (before < after)
-    assert bounds[2][0] < ends[8] and bounds[1][1] < ends[8]
+    assert bounds[2][0] < ends[8]
+    assert bounds[1][1] < ends[8]
