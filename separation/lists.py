@@ -10,8 +10,8 @@ Forms, told apart by the columns of the first line (fields between tabs or comma
       As LibriMix writes it: the files are taken as they are, and what the mixture holds beside
       its sources is noise. Each source is the target once; where there are columns of enrolments,
       those sources that have one. A source without a path is silent: its speaker is absent.
-      Without `speaker_k` the speaker is what the file's name, or else the k-th part (between "_")
-      of mixture_ID, has before its first "-", as in LibriSpeech's "84-121123-0000".
+      Without `speaker_k` the file's name, or else the k-th part (between "_") of mixture_ID, is
+      an utterance of LibriSpeech ("84-121123-0000"), whose first number is the speaker.
   clean_utterance, embedding_utterance, interference_utterance
       Google's lists of VoiceFilter: ids of a LibriSpeech tree. The interference is cut or filled up
       with zeros to the length of the clean utterance, and added as it is.
@@ -201,12 +201,15 @@ def _librimix(line: int, row: Mapping[str, str]) -> Iterator[Entry]:
     for k in range(1, count + 1):
         path = row[f"source_{k}_path"]
         stem = pathlib.PurePath(path).stem
-        utterance = parts[k - 1] if len(parts) >= count and "_" in row["mixture_ID"] else stem
-        if _UTTERANCE.fullmatch(stem):
-            utterance = stem
-        known = row.get(f"utterance_{k}") or utterance
-        speaker = row.get(f"speaker_{k}") or known.partition("-")[0]
-        voices.append(Voice(path, speaker, known))
+        names = (row.get(f"utterance_{k}", ""), stem, *parts[k - 1 : k])
+        found = next((name for name in names if _UTTERANCE.fullmatch(name)), None)
+        speaker = row.get(f"speaker_{k}") or (found or "").partition("-")[0]
+        if path and not speaker:
+            raise ValueError(
+                f"neither {stem!r} nor {row['mixture_ID']!r} says who source {k} is, as "
+                f"LibriSpeech's 84-121123-0000 does: add a column speaker_{k}."
+            )
+        voices.append(Voice(path, speaker, names[0] or found or path))
     enrolments = [row.get(f"enrolment_{k}_path", "") for k in range(1, count + 1)]
     given = any(name.startswith("enrolment_") for name in row)
     for k, voice in enumerate(voices):

@@ -197,7 +197,11 @@ def test_what_is_wrong_with_a_list_is_said_once_with_list_line_and_file(tmp_path
         ((HEADER, "m a.wav"), r"line 2: 2 fields"),
         ((HEADER,), "holds no mixtures"),
         (("one two", "1 2"), "the columns one, two are of no form"),
-        ((mixed, "1_2 a.wav a.wav fast.wav"), r"line 2: .*fast\.wav is at 16000 Hz, .*at 8000 Hz"),
+        ((mixed, "m a.wav a.wav b.wav"), r"line 2: neither 'a' nor 'm' says who source 1 is"),
+        (
+            (mixed, "1-1-1_2-2-2 a.wav a.wav fast.wav"),
+            r"line 2: .*fast\.wav is at 16000 Hz, .*at 8000 Hz",
+        ),
     ):
         path = write_table(tmp_path / "dev.tsv", *rows)
         with pytest.raises(errors.UserError, match=message) as said:
