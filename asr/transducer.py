@@ -13,6 +13,7 @@ arXiv:1211.3711, sections 2.4 and 2.5.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from common import flops
 
 BLANK = 0
 
@@ -313,8 +316,11 @@ class _Joint(NamedTuple):
         return hidden, logits + self.bias.astype(accumulate)[None, :], labels
 
 
-def _for_tiles(options: _Options, keep: Array, body, init):
-    """Runs `body(tiles i32[chunk_tiles], carry)` over as many chunks as the kept tiles fill."""
+def _for_tiles(options: _Options, keep: Array, nodes: int, body, init):
+    """Runs `body(tiles i32[chunk_tiles], carry)` over as many chunks as the kept tiles fill.
+
+    `nodes` are those of the whole lattice, for counts of operations.
+    """
     size = -(-keep.shape[0] // options.chunk_tiles) * options.chunk_tiles
     # The rest of the last chunk points beyond the end: gathers fill, scatters drop.
     (tiles,) = jnp.nonzero(keep, size=size, fill_value=keep.shape[0])
@@ -324,7 +330,8 @@ def _for_tiles(options: _Options, keep: Array, body, init):
         return body(lax.dynamic_slice_in_dim(tiles, start, options.chunk_tiles), carry)
 
     chunks = (jnp.sum(keep) + options.chunk_tiles - 1) // options.chunk_tiles
-    return lax.fori_loop(0, chunks, step, init)
+    with flops.pieces(nodes, options.chunk_tiles * options.tile_frames * options.tile_labels):
+        return lax.fori_loop(0, chunks, step, init)
 
 
 def _node_logprobs(options, joint: _Joint, shape, frame_lengths, label_lengths):
@@ -347,7 +354,7 @@ def _node_logprobs(options, joint: _Joint, shape, frame_lengths, label_lengths):
 
     accumulate = jnp.promote_types(options.dtype, jnp.float32)
     out = jnp.zeros((3, keep.shape[0], options.tile_frames, options.tile_labels), accumulate)
-    blank, label, log_norm = _for_tiles(options, keep, body, out)
+    blank, label, log_norm = _for_tiles(options, keep, math.prod(shape), body, out)
     return _untile_nodes(options, blank, shape), _untile_nodes(options, label, shape), log_norm
 
 
@@ -411,7 +418,9 @@ def _rnnt_bwd(options, residuals, g):
         return d_frames, d_steps, d_kernel, d_bias
 
     zeros = [jnp.zeros(x.shape, accumulate) for x in (joint.frames, joint.steps, kernel, bias)]
-    d_frames, d_steps, d_kernel, d_bias = _for_tiles(options, keep, body, tuple(zeros))
+    d_frames, d_steps, d_kernel, d_bias = _for_tiles(
+        options, keep, occupied.size, body, tuple(zeros)
+    )
 
     def untile(d, like):
         return d.reshape(like.shape[0], -1, like.shape[2])[:, : like.shape[1]].astype(like.dtype)

@@ -7,8 +7,8 @@
 The steps are the trainer's own, on made batches of the size that the configs have on each device
 (no data are read): no time here is that of the input pipeline. A row gives the time to compile, the
 median and the least time of a step (until its results are there), the products and convolutions of
-one device (common/flops.py; of the transducer loss by formula, all nodes of its lattice), their
-share of what the device can do, and the memory that the program takes on it by XLA's count.
+one device (common/flops.py; of the transducer loss all nodes of its lattice), their share of what
+the device can do, and the memory that the program takes on it by XLA's count.
 
 The peak is the data sheet's, dense, without sparsity: float32 as a device multiplies by default
 (TF32, on TPUs bfloat16; what is pinned to all of float32, as front ends and margin losses are, is
@@ -40,7 +40,7 @@ from jax.sharding import Mesh
 from asr import ctc, transducer
 from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
-from common import app, evaluation, flops, parallel, starting, trainer, workdir
+from common import app, estimate, evaluation, flops, parallel, starting, trainer, workdir
 from configs.asr import librispeech
 from configs.speaker import voxceleb_ecapa as ECAPA
 from configs.speaker import voxceleb_resnet34 as RESNET
@@ -86,7 +86,6 @@ class Work:
     dtype: str  # of the model's products
     audio_seconds: float = 0.0  # of the whole batch; 0: it is not about audio
     carries: bool = False
-    hidden_flops: int = 0  # of one device, in loops whose length the trace does not tell
 
 
 class Size(NamedTuple):
@@ -145,9 +144,6 @@ def recogniser(size: Size, model: str, dtype: str, mode: str = "train") -> Work:
     rng = np.random.default_rng(1)
     batch["labels"] = rng.integers(1, len(pieces), (total, labels)).astype(np.int32)
     batch["labels_lengths"] = np.full(total, labels, np.int32)
-    frames = round(seconds * 1000 / config.features.hop_ms)
-    frames = -(-frames // task.model.encoder_config.reduction)
-    nodes = rows * frames * (labels + 1)
     return step_work(
         task,
         batch,
@@ -155,13 +151,7 @@ def recogniser(size: Size, model: str, dtype: str, mode: str = "train") -> Work:
         mode,
         batch=f"{rows} x {seconds:g} s",
         audio_seconds=total * seconds,
-        hidden_flops=joint_flops(nodes, config.decoder.joint, len(pieces), mode == "train"),
     )
-
-
-def joint_flops(nodes: int, hidden: int, vocab: int, gradients: bool) -> int:
-    """Of the logits; with gradients they are made twice, and each gradient is as dear."""
-    return 2 * nodes * hidden * vocab * (4 if gradients else 1)
 
 
 def transducer_loss(size: Size, dtype: str) -> Work:
@@ -187,7 +177,6 @@ def transducer_loss(size: Size, dtype: str) -> Work:
         (arrays, targets, *lengths),
         batch=f"B={rows} T={frames} U={labels} V={vocab}",
         dtype=dtype,
-        hidden_flops=joint_flops(rows * frames * (labels + 1), hidden, vocab, True),
     )
 
 
@@ -331,10 +320,8 @@ def measure(work: Work, peak: dict[str, float]) -> str:
     traced = work.step.trace(*work.arguments)
     compiled = traced.lower().compile()
     compile_seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    taken = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    taken += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    operations = flops.count(traced.jaxpr) + work.hidden_flops
+    taken = estimate.peak_bytes(compiled)
+    operations = flops.count(traced.jaxpr)
     seconds = time_steps(compiled, work)
     median = statistics.median(seconds)
     rate = f"{work.audio_seconds / median:,.0f}" if work.audio_seconds else "-"

@@ -26,9 +26,9 @@ class Estimate(NamedTuple):
 def estimates(task: Task, config: Any, mesh: Mesh) -> Iterator[Estimate]:
     """One for each shape of the training batches, each compiled, none run.
 
-    The state is not allocated; one batch of each shape is read. Operations of loops whose length
-    follows from the data are not counted (`flops.count`): of a transducer loss, the output layer.
-    Memory of libraries outside of XLA (cuDNN's workspaces, NCCL) is not in it. Raises UserError for
+    The state is not allocated; one batch of each shape is read. Padding counts as what it pads: of
+    a transducer loss, all nodes of the lattice (`flops.count`). Memory of libraries outside of XLA
+    (cuDNN's workspaces, NCCL) is not in it, nor that of the process itself. Raises UserError for
     `config.parallel="pmap"` and for several processes.
     """
     if config.parallel == "pmap" or jax.process_count() > 1:
@@ -41,14 +41,19 @@ def estimates(task: Task, config: Any, mesh: Mesh) -> Iterator[Estimate]:
     for batch in task.train_data().one_of_each_shape():
         start = time.perf_counter()
         traced = step.trace(state, parallel.global_batch(batch, mesh))
-        memory = traced.lower().compile().memory_analysis()
-        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+        peak = peak_bytes(traced.lower().compile())
         seconds = time.perf_counter() - start
-        yield Estimate(_shapes(batch), flops.count(traced.jaxpr) // 2, peak, seconds)
+        yield Estimate(shapes(batch), flops.count(traced.jaxpr) // 2, peak, seconds)
 
 
-def _shapes(batch: Batch) -> str:
+def peak_bytes(compiled: Any) -> int:
+    """What a call of a compiled function takes on a device, its arguments and results included."""
+    memory = compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return held + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+
+
+def shapes(batch: Batch) -> str:
     """Of the padded sequences: "audio 8 x 40000, labels 8 x 32"."""
     return ", ".join(
         f"{name} {' x '.join(map(str, array.shape))}"
@@ -75,6 +80,6 @@ def run(package: Package, context: Context) -> None:
                 flush=True,
             )
     print(
-        "GMAC: products and convolutions, forward and backward, without loops whose length follows "
-        "from the data."
+        "GMAC: products and convolutions, forward and backward, those of padding too. Peak: state, "
+        "batch and temporaries of a step, without what the program itself takes."
     )

@@ -11,7 +11,7 @@ import pytest
 from asr import data
 from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
-from common import checkpoint, errors, evaluation, metrics, parallel, trainer, workdir
+from common import checkpoint, errors, evaluation, flops, metrics, parallel, trainer, workdir
 from common.audio import io
 from common.data import records, splits
 from configs.asr import quickstart
@@ -310,6 +310,36 @@ def test_a_training_step_on_four_devices_equals_one(tmp_path):
         # Adam's first step is the sign of the gradient times the rate: gradients that are zero but
         # for rounding may point either way, so compare all but a few.
         assert np.mean(np.abs(a - b) > 1e-4) < 0.02
+
+
+def test_operations_of_the_whole_model(tmp_path):
+    """Each kernel times the steps that it is applied to; the output layer at every node."""
+    task = make_task(tmp_path, loss="transducer", ctc_weight=0.0)
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    batch, key = make_batch(task.tokenizer), jax.random.key(0)
+    traced = jax.make_jaxpr(lambda *x: task.loss(*x, key, 0, train=False)[0])(variables, batch)
+    frames, outputs = 100, 10 + 1
+    steps = {
+        "encoder/block_0/conv_0": frames // 2,  # its stride is 2
+        "encoder/block_1/conv_0": frames // 2,
+        "encoder": frames // 4,  # after the last convolution of block 1
+        "joint/encoder_projection": frames // 4,
+        "joint/prediction_projection": outputs,
+        "joint/kernel": frames // 4 * outputs,
+        "prediction/lstm_0": outputs,
+    }
+    by_hand = frames * (512 // 2 + 1) * 40  # mel bands
+    for path, leaf in jax.tree.leaves_with_path(variables["params"]):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "/se/" in name and name.endswith("kernel"):
+            by_hand += leaf.size  # one mean a row
+        # Depthwise filters of few taps are sums of shifted arrays.
+        elif name.endswith("kernel") and "depthwise" not in name:
+            by_hand += leaf.size * next(n for part, n in steps.items() if name.startswith(part))
+    # So are means over true frames, here of the features and their squares; and, at each stride,
+    # frames are counted in pairs.
+    by_hand += 2 * frames * 40 + frames + frames + frames // 2
+    assert flops.count(traced) == 2 * ROWS * by_hand
 
 
 @pytest.mark.slow

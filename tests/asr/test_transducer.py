@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from asr import transducer
+from common import flops
 
 # The classic B=2 T=4 U=2 V=3 case of warp-transducer's test suite: unnormalised scores, costs, and
 # gradient of the summed costs with respect to the scores.
@@ -383,6 +384,21 @@ def test_memory_stays_far_below_one_full_tensor(h, v, share):
     compiled = jax.jit(gradient).lower(*arguments, *integers).compile()
     full = b * length * u * max(v, h) * 4
     assert compiled.memory_analysis().temp_size_in_bytes < share * full
+
+
+def test_products_of_the_output_layer_are_counted():
+    """h x v multiply-accumulates a node and product: the logits twice, and two gradients."""
+    b, length, u, h, v = 3, 21, 10, 13, 17  # whole neither in tiles nor in chunks
+    arrays, labels = random_joint(0, b, length, u, h, v)
+    arguments = *arrays, labels, jnp.full(b, length), jnp.full(b, u)
+
+    def loss(*arguments):
+        return jnp.sum(transducer.rnnt_loss(*arguments, chunk_nodes=128))
+
+    logits = 2 * (b * length * (u + 1)) * h * v
+    assert flops.count(jax.make_jaxpr(loss)(*arguments)) == logits
+    gradients = jax.make_jaxpr(jax.grad(loss, (0, 1, 2, 3)))(*arguments)
+    assert flops.count(gradients) == 4 * logits
 
 
 def test_loss_falls_to_zero_on_one_example():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common import app, errors, estimate, parallel
+from separation import task as separation_task
 from speaker import task as speaker_task
 from tests.common import toy
 
@@ -36,12 +37,15 @@ def test_counts_and_memory_of_a_known_net(tmp_path):
         list(estimate.estimates(task, toy.make_config(total_steps=1, parallel="pmap"), mesh))
 
 
-def test_the_command_leaves_no_work_directory(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("package", "sequence"), [(speaker_task.PACKAGE, "audio"), (separation_task.PACKAGE, "sources")]
+)
+def test_the_command_leaves_no_work_directory(tmp_path, capsys, package, sequence):
     folder = tmp_path / "run"
-    options = ["--config=configs/speaker/quickstart.py:debug", f"--workdir={folder}"]
-    app.run(speaker_task.PACKAGE, ["speaker.main", "--mode=estimate", *options])
+    options = [f"--config=configs/{package.name}/quickstart.py:debug", f"--workdir={folder}"]
+    app.run(package, [f"{package.name}.main", "--mode=estimate", *options])
     said = capsys.readouterr().out
-    (row,) = [line for line in said.splitlines() if "audio " in line]
+    (row,) = [line for line in said.splitlines() if f"{sequence} " in line]
     gmacs, gib, *_ = row.split()
     assert float(gmacs) > 0
     assert 0.0001 < float(gib) < 1

@@ -50,3 +50,10 @@ def test_loops_and_branches():
         return jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w, x @ w)
 
     assert of(unknown, (3, 4), (4, 4)) == once
+
+    def at_most(x, w):
+        with flops.pieces(13, 2):
+            return unknown(x, w)
+
+    # 13 pieces at two a pass are six and a half of them.
+    assert of(at_most, (3, 4), (4, 4)) == once + 13 * once // 2
