@@ -74,8 +74,9 @@ def test_an_evaluation_that_is_stopped_leaves_nothing_in_shared_memory(trained):
     before = {path.name: path.stat().st_mtime_ns for path in results.iterdir()}
 
     def workers() -> int:
-        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-        lines = [pathlib.Path(f"/proc/{child}/cmdline").read_bytes() for child in children.split()]
+        threads = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [child for thread in threads for child in thread.read_text().split()]
+        lines = [pathlib.Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
         return sum(b"spawn_main" in line for line in lines)
 
     with commands.start("asr.main", *options, stderr=subprocess.PIPE) as process:
