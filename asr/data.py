@@ -12,6 +12,8 @@ from common.data import buckets, examples, pipeline, speech, splits
 
 log = logging.getLogger(__name__)
 
+_VERSIONS = 8  # of the silence around a recording; epochs take them in turn
+
 
 def batches(
     split: splits.Split,
@@ -24,20 +26,31 @@ def batches(
     """The grain dataset of a split: endless and shuffled to train, each record once otherwise.
 
     `beside` is what training rows draw at random (`splits.companions`). Each recording is trained
-    on at every one of `config.augment.speeds`, all of them shuffled together.
+    on at every one of `config.augment.speeds`, all of them shuffled together, with silence around
+    it that is another one in each of `_VERSIONS` epochs.
     Recordings whose labels cannot be aligned by CTC (more labels than frames) stay in: the loss
     counts them.
     """
-    data = config.data
+    data, silent = config.data, config.augment.silence
     speeds = tuple(config.augment.speeds) or (1.0,) if train else (1.0,)
+    versions = _VERSIONS if train and silent.probability > 0 else 1
     labels = [tokenizer.encode(text) for text in split.texts]
     coverage = tokenizer.coverage(split.texts)
     if coverage.message:
         log.warning("%s: %s", split.name, coverage.message)
     sizes = {
-        "audio": speech.played_lengths(split.index.lengths, speeds),
-        "labels": np.tile([max(1, len(row)) for row in labels], len(speeds)),
+        "audio": np.tile(speech.played_lengths(split.index.lengths, speeds), versions),
+        "labels": np.tile([max(1, len(row)) for row in labels], len(speeds) * versions),
     }
+    silence = None
+    if versions > 1:
+        silence = speech.draw_silence(
+            len(sizes["audio"]),
+            seed=config.seed,
+            probability=silent.probability,
+            max_samples=round(silent.seconds * data.sample_rate_hz),
+        )
+        sizes["audio"] = sizes["audio"] + silence.sum(axis=1)
     most, limit = len(split.index), int(data.batch_seconds * data.sample_rate_hz)
     if not train:
         longest = int(split.index.lengths.max(initial=0))
@@ -49,7 +62,7 @@ def batches(
     options = {"primary": "audio", "num_buckets": min(data.num_buckets, most), "max_total": limit}
     if train:
         devices = {"devices": jax.device_count(), "accumulate": config.accumulate}
-        shapes = buckets.choose_for_devices(sizes, **devices, **options)
+        shapes = buckets.choose_for_devices(sizes, **devices, versions=versions, **options)
     else:  # no row more than there are recordings, or devices
         shapes = buckets.choose_buckets(sizes, rows_multiple_of=jax.device_count(), **options)
     log.info(
@@ -65,6 +78,7 @@ def batches(
         channel=splits.channel(data),
         encode=tokenizer.encode,
         speeds=speeds,
+        silence=silence,
     )
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     if train:
@@ -73,8 +87,10 @@ def batches(
             shapes,
             sizes,
             seed=config.seed,
+            versions=versions,
             num_workers=data.num_workers,
-            max_failed_share=data.max_bad_share / len(speeds),  # a recording counts once
+            # A recording counts once.
+            max_failed_share=data.max_bad_share / (len(speeds) * versions),
             **share,
         )
     return pipeline.eval_batches(spoken, shapes, sizes, num_workers=data.num_workers, **share)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 PAIRS = 5  # shown at the end of an evaluation
 # Each takes random numbers of its own; a new one goes to the end.
-KEYS = ("masks", "dropout", "warp", *augment.ADDED, "silence", "gain")
+KEYS = ("masks", "dropout", "warp", *augment.ADDED, "gain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,24 +83,16 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
                 'it, set "pooling": 1 and "normalize": "batch" under "features" in its config.json.'
             )
 
-    def _distortions(self, batch: Batch, key: Any) -> tuple[Any, Any, dict[str, Any]]:
+    def _distortions(self, batch: Batch, key: Any) -> tuple[Any, dict[str, Any]]:
         """Audio of training rows, distorted, and what else is to happen inside the model."""
         settings = self.config.augment
-        audio, lengths = batch["audio"], batch["audio_lengths"]
         keys = {
             name: parallel.row_keys(jax.random.fold_in(key, i), batch["row"])
             for i, name in enumerate(KEYS, start=1)
         }
-        if settings.silence.probability > 0:
-            # Before noise, which covers some of it: what is left are digital zeros.
-            audio, lengths = augment.add_silence(
-                audio,
-                lengths,
-                keys["silence"],
-                probability=settings.silence.probability,
-                max_samples=round(settings.silence.seconds * self.config.data.sample_rate_hz),
-            )
-        audio = augment.add_rooms_and_noise(audio, lengths, batch, keys, settings)
+        audio = augment.add_rooms_and_noise(
+            batch["audio"], batch["audio_lengths"], batch, keys, settings
+        )
         if settings.gain_db:
             audio = augment.change_gain(audio, keys["gain"], tuple(settings.gain_db))
         options: dict[str, Any] = {"dropout_keys": keys["dropout"]}
@@ -115,7 +107,7 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
 
         if settings.warps or settings.freq_masks or settings.time_masks:
             options["distort"] = distort
-        return audio, lengths, options
+        return audio, options
 
     def _terms(
         self, found: tuple[Any, ...], batch: Batch
@@ -149,9 +141,9 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
     ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
         decoder = self.config.decoder
-        audio, lengths, options = batch["audio"], batch["audio_lengths"], {}
+        audio, options = batch["audio"], {}
         if train:
-            audio, lengths, options = self._distortions(batch, key)
+            audio, options = self._distortions(batch, key)
             if decoder.noise_std > 0 and decoder.loss == "transducer":
                 std = jnp.where(step >= decoder.noise_start_step, decoder.noise_std, 0.0)
                 noisy = prediction.variational_noise(
@@ -161,7 +153,7 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         found, new_state = self.model.apply(
             variables,
             audio,
-            lengths,
+            batch["audio_lengths"],
             batch["labels"],
             train=train,
             mask=batch["mask"],

@@ -37,7 +37,7 @@ def measure(
     first = time.perf_counter()
     count = samples = 0
     # What was read ahead at either end is a few batches of many.
-    for _ in range(epochs * plan.batches_per_epoch):
+    for _ in range(epochs * plan.num_batches):
         batch = next(iterator)
         count += int(batch["mask"].sum())
         samples += int(batch["audio_lengths"].sum())

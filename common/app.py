@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import itertools
 import logging
 import pathlib
 import sys
@@ -200,17 +201,20 @@ def _evaluate(package: Package, context: Context) -> None:
             "config.data.eval and config.data.test name no part of the data: there is nothing to "
             "evaluate. Give one, as --config.data.eval=dev."
         )
-    reports = evaluation.evaluate_all(
-        found.task,
-        found.eval_step,
-        found.variables,
-        context.mesh,
-        writer,
-        found.step,
-        context.folder / "results",
-        test=True,
-        about=context.changed,
-    )
+    with preemption.Preemption() as asked:
+        batches = itertools.count()
+        reports = evaluation.evaluate_all(
+            found.task,
+            found.eval_step,
+            found.variables,
+            context.mesh,
+            writer,
+            found.step,
+            context.folder / "results",
+            test=True,
+            about=context.changed,
+            stop=lambda: asked.requested(next(batches)),
+        )
     if first:
         package.close(found.task, context.folder, reports)
 

@@ -112,6 +112,17 @@ def parse(package: Package, modes: Mapping[str, Mode], argv: Sequence[str]) -> O
     return Options(folder, values.mode, config, before, **given)
 
 
+def read_config(base: str | ConfigDict, words: Sequence[str]) -> FrozenConfigDict:
+    """A config, or that of a file, with the settings `words` (--config.a.b=v) put into it.
+
+    For small command lines, which do not know what is left over. Raises UserError.
+    """
+    overrides, others = _separate(words)
+    if others:
+        raise errors.UserError(f"What is {others[0]!r}? Options are listed by --help.")
+    return _override(_read_file(base) if isinstance(base, str) else base, overrides)[0]
+
+
 def _separate(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words that set something in the config, each with its value, and the others."""
     overrides, others, awaits_value = [], [], False

@@ -86,8 +86,12 @@ def evaluate(
     split: str,
     batches: Iterable[Any],
     mesh: Mesh,
+    stop: Callable[[], str | None] | None = None,
 ) -> Report:
-    """Every record of a split exactly once; sums over all devices and hosts, divided at the end."""
+    """Every record of a split exactly once; sums over all devices and hosts, divided at the end.
+
+    Raises UserError where `stop` gives the name of a signal; it is called after every batch.
+    """
     started = time.monotonic()
     pending: tuple[Any, Any] | None = None
     parts: list[Metrics] = []
@@ -115,6 +119,9 @@ def evaluate(
             if pending is not None:
                 collect(pending)
             pending = result
+            if stop is not None and (signal := stop()):
+                jax.block_until_ready(pending)  # a process that ends amid a computation crashes
+                raise errors.UserError(f"stopped by {signal} before all of {split} was evaluated.")
     if pending is not None:
         collect(pending)
     report = task.report(split, outputs, [examples[i] for i in sorted(examples)])
@@ -137,15 +144,16 @@ def evaluate_all(
     *,
     test: bool = False,
     about: Mapping[str, Any] | None = None,
+    stop: Callable[[], str | None] | None = None,
 ) -> dict[str, Report]:
     """All evaluation splits, with `test` those for testing too, written and said.
 
     The reports' files go into the folder `results`, with the numbers of each in <split>.json, and
-    `about` what they were measured.
+    `about` what they were measured. `stop` is that of `evaluate`.
     """
     reports = {}
     for split, batches in task.eval_data(test=test).items():
-        report = evaluate(task, eval_step, variables, split, batches, mesh)
+        report = evaluate(task, eval_step, variables, split, batches, mesh, stop)
         writer.scalars(step, split, report.scalars)
         for name, image in report.images.items():
             writer.image(step, f"{split}/{name}", image)

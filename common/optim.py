@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
@@ -107,15 +108,17 @@ def _is_matrix(params: Any) -> Any:
 
 def global_norm(tree: Any, sharded: Sequence[str] = ()) -> Array:
     """Euclidean length of all leaves together; inside the mapped axis if some are `sharded`."""
-    squares = {spec: jnp.zeros(()) for spec in (parallel.ROWS, parallel.REPLICATED)}
+    leaves = {parallel.ROWS: [], parallel.REPLICATED: []}
     for spec, leaf in zip(
         jax.tree.leaves(parallel.specs(tree, sharded)), jax.tree.leaves(tree), strict=True
     ):
-        squares[spec] += jnp.sum(jnp.square(leaf.astype(jnp.float32)))
-    split = squares[parallel.ROWS]
+        leaves[spec].append(leaf.astype(jnp.float32))
+    # As one vector, see `make_optimizer`.
+    square = jnp.sum(jnp.square(jax.flatten_util.ravel_pytree(leaves[parallel.REPLICATED])[0]))
     if sharded:
-        split = jax.lax.psum(split, parallel.AXIS)
-    return jnp.sqrt(split + squares[parallel.REPLICATED])
+        split = sum(jnp.sum(jnp.square(leaf)) for leaf in leaves[parallel.ROWS])
+        square += jax.lax.psum(split, parallel.AXIS)
+    return jnp.sqrt(square)
 
 
 def _clip(most: float, sharded: Sequence[str]) -> optax.GradientTransformation:
@@ -124,7 +127,10 @@ def _clip(most: float, sharded: Sequence[str]) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         factor = most / jnp.maximum(global_norm(updates, sharded), most)
-        return jax.tree.map(lambda g: g * factor, updates), state
+        if sharded:
+            return jax.tree.map(lambda g: g * factor, updates), state
+        vector, unravel = jax.flatten_util.ravel_pytree(updates)
+        return unravel(vector * factor), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 

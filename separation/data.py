@@ -1,6 +1,7 @@
 """Batches of mixtures: drawn anew in training, a fixed list of them in evaluation."""
 
 import logging
+import pathlib
 from typing import Any
 
 import jax
@@ -8,12 +9,33 @@ import numpy as np
 
 from common import errors, sections
 from common.data import buckets, pipeline, speech, splits
-from separation import mixing
+from separation import fixed, mixing
+from separation import surroundings as surroundings_lib
 
 log = logging.getLogger(__name__)
 
 
-def mixtures(split: splits.Split, config: Any, *, train: bool) -> mixing.Mixtures:
+def surroundings(config: Any, workdir: pathlib.Path) -> surroundings_lib.Surroundings | None:
+    """The noise and the rooms of `config.augment`; None where it has none."""
+    companions = splits.companions(config, workdir)
+    if not companions:
+        return None
+    ratios = {name: tuple(config.augment[name].snr_db) for name in companions if name != "rir"}
+    for name, (low, high) in ratios.items():
+        if low > high:
+            raise errors.UserError(
+                f"config.augment.{name}.snr_db={(low, high)}: give the least and the most."
+            )
+    return surroundings_lib.Surroundings(companions, ratios, config.data.sample_rate_hz)
+
+
+def mixtures(
+    split: splits.Split,
+    config: Any,
+    around: surroundings_lib.Surroundings | None,
+    *,
+    train: bool,
+) -> mixing.Mixtures:
     """The mixtures of a split: one for each recording, in evaluation at most so many."""
     data, rate = config.data, config.data.sample_rate_hz
     labels = np.unique(splits.speakers_of(split), return_inverse=True)[1].astype(np.int32)
@@ -32,12 +54,31 @@ def mixtures(split: splits.Split, config: Any, *, train: bool) -> mixing.Mixture
         round(seconds * rate),
         round(data.enrolment_seconds * rate),
         config.seed,
+        around,
     )
 
 
-def train_batches(split: splits.Split, config: Any) -> Any:
-    """The endless stream of `batch_rows` mixtures; an epoch has each recording as target once."""
-    data, found = config.data, mixtures(split, config, train=True)
+def evaluated(
+    split: splits.Split, config: Any, around: surroundings_lib.Surroundings | None
+) -> mixing.Mixtures | fixed.ListSplit:
+    """What is evaluated of a split: a list as it is, mixtures of others."""
+    if isinstance(split, fixed.ListSplit):
+        return split
+    return mixtures(split, config, around, train=False)
+
+
+def train_batches(
+    split: splits.Split,
+    config: Any,
+    around: surroundings_lib.Surroundings | None,
+    *,
+    num_workers: int | None = None,
+) -> Any:
+    """The endless stream of `batch_rows` mixtures; an epoch has each recording as target once.
+
+    `num_workers`: instead of the config's.
+    """
+    data, found = config.data, mixtures(split, config, around, train=True)
     per_step = jax.device_count() * config.accumulate
     if data.batch_rows % per_step:
         raise errors.UserError(
@@ -54,16 +95,18 @@ def train_batches(split: splits.Split, config: Any) -> Any:
         (buckets.Bucket(data.batch_rows, lengths),),
         {name: np.full(len(found), most) for name, most in lengths.items()},
         seed=config.seed,
-        num_workers=data.num_workers,
+        num_workers=data.num_workers if num_workers is None else num_workers,
         max_failed_share=data.max_bad_share,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
-def eval_batches(split: splits.Split, config: Any) -> Any:
+def eval_batches(
+    split: splits.Split, config: Any, around: surroundings_lib.Surroundings | None
+) -> Any:
     """Every mixture once, in length buckets; the same mixtures whatever the devices."""
-    data, found = config.data, mixtures(split, config, train=False)
+    data, found = config.data, evaluated(split, config, around)
     sizes = {
         "sources": found.lengths,
         "enrolment": np.full(len(found), found.num_enrolment),

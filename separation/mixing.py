@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 
 from common import errors
 from common.data import examples, speech
-
-_QUIET = 1e-10  # power of -100 dB: what a pause is taken to have
+from separation import signals, surroundings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +24,9 @@ class MixingConfig:
         overlap: the share of the mixture that each of them talks, anywhere in it.
         absent: the probability that the target says nothing.
         level_db: RMS of the mixture below full scale.
+        noisy_enrolment: the probability that something else is heard in the enrolment: another
+            voice, or noise where there is any.
+        enrolment_snr_db: power of the voice over that of it.
     """
 
     interferers: tuple[int, int] = (1, 1)
@@ -32,10 +34,13 @@ class MixingConfig:
     overlap: tuple[float | int, float | int] = (1.0, 1.0)
     absent: float | int = 0.0
     level_db: tuple[float | int, float | int] = (-35.0, -15.0)
+    noisy_enrolment: float | int = 0.0
+    enrolment_snr_db: tuple[float | int, float | int] = (0.0, 10.0)
 
     def __post_init__(self) -> None:
-        bounds = {"interferers": (1, 8), "snr_db": (-60, 60), "overlap": (0.01, 1)}
-        for name, (least, most) in {**bounds, "level_db": (-80, 0)}.items():
+        bounds = {"interferers": (1, 8), "overlap": (0.01, 1), "level_db": (-80, 0)}
+        ratios = dict.fromkeys(("snr_db", "enrolment_snr_db"), (-60, 60))
+        for name, (least, most) in {**bounds, **ratios}.items():
             drawn = getattr(self, name)
             if len(drawn) != 2 or not least <= drawn[0] <= drawn[1] <= most:
                 raise errors.UserError(
@@ -44,16 +49,21 @@ class MixingConfig:
                 )
         if not 0 <= self.absent < 1:
             raise errors.UserError(f"config.mixing.absent={self.absent}: from 0 to below 1.")
+        if not 0 <= self.noisy_enrolment <= 1:
+            raise errors.UserError(
+                f"config.mixing.noisy_enrolment={self.noisy_enrolment}: from 0 to 1."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixtures:
     """Mixture i has recording `places[i]` of the crops as its target; see `examples.Examples`.
 
-    {"sources": f32[t, 1 + most interferers], the target first, whose sum is the mixture,
-    "enrolment": f32[n], "present": bool, "snr_db": f32 over all interferers together (as if the
-    target were present), "index", "enrolment_index" i32 and "interferer_index": i32[most] positions
-    in the source, -1 where there is none, "id"}. t is at most `num_samples`, n at most
+    {"sources": f32[t, 1 + most interferers (+ 1)], whose sum is the mixture: the target, the others
+    and, where there is something `around`, what is no voice; "enrolment": f32[n], "present": bool,
+    "noisy": bool of the enrolment, "snr_db": f32, the target over all else (as if it were present),
+    "index", "target_index", "enrolment_index" i32 and "interferer_index": i32[most] positions in
+    the source, -1 where there is none, "id"}. t is at most `num_samples`, n at most
     `num_enrolment`. The enrolment is of another recording of the target's speaker, or where there
     is no other one of another stretch of the same. Interferers are different speakers.
 
@@ -67,6 +77,7 @@ class Mixtures:
     num_samples: int
     num_enrolment: int
     seed: int = 0
+    around: surroundings.Surroundings | None = None
 
     def __post_init__(self) -> None:
         needed = 1 + self.config.interferers[1]
@@ -80,7 +91,8 @@ class Mixtures:
     def identity(self) -> Mapping[str, str]:
         """Which recordings, and what is made of them."""
         how = (self.config, self.num_samples, self.num_enrolment, self.places.tolist())
-        return {**self.crops.identity, "mixing": repr(how)}
+        around = self.around.identity if self.around else {}
+        return {**self.crops.identity, "mixing": repr(how), **around}
 
     @functools.cached_property
     def _members(self) -> tuple[Int[np.ndarray, "n"], ...]:
@@ -101,6 +113,11 @@ class Mixtures:
         alone = np.array([len(self._members[s]) == 1 for s in self._speaker[self.places]], bool)
         return np.minimum(np.where(alone, whole // 2, whole), self.num_samples)
 
+    @property
+    def num_voices(self) -> int:
+        """Of a mixture, at most."""
+        return 1 + self.config.interferers[1]
+
     def __len__(self) -> int:
         return len(self.places)
 
@@ -118,27 +135,66 @@ class Mixtures:
         target, enrolment = self._target(int(self.places[i]), rng)
         own = self._speaker[self.places[i]]
         others = choice.choice(len(self._members) - 1, most, replace=False)[:count]
-        sources = np.zeros((len(target["audio"]), 1 + most), np.float32)
-        sources[:, 0] = target["audio"]
+        others += others >= own
+        around = self.around
+        room = around is not None and around.has_room(examples.own_stream(rng, "room"))
+        sources = np.zeros((len(target["audio"]), 1 + most + (around is not None)), np.float32)
+        sources[:, 0], late = self._heard(target["audio"], room, rng, "target room")
         heard = np.full(most, -1, np.int32)
-        for k, speaker in enumerate(others + (others >= own)):
+        for k, speaker in enumerate(others):
             stream = examples.own_stream(rng, f"interferer {k}")
-            heard[k] = self._interferer(sources, 1 + k, self._members[speaker], stream)
-        powers = np.mean(np.square(sources, dtype=np.float64), axis=0)
-        snr = 10 * np.log10(max(powers[0], _QUIET) / max(powers[1:].sum(), _QUIET))
+            heard[k] = self._interferer(sources, 1 + k, self._members[speaker], stream, room)
+        if around is not None:
+            sources[:, -1] = around.noise(sources[:, 0], target, rng)
+        rest = sources[:, 1:].sum(1) + late
+        snr = signals.decibels(signals.power(sources[:, 0]) / signals.power(rest))
         if absent:
             sources[:, 0] = 0
-        power = np.mean(np.square(sources.sum(1, dtype=np.float64)))
+        elif around is not None:
+            sources[:, -1] += late
+        noisy = examples.own_stream(rng, "noisy enrolment")
+        is_noisy = noisy.random() < self.config.noisy_enrolment
+        if is_noisy:
+            enrolment["audio"] = self._disturbed(enrolment, int(own), noisy)
+        power = signals.power(sources.sum(1))
         return {
-            "sources": sources * np.float32(level / max(power, _QUIET) ** 0.5),
+            "sources": sources * np.float32(level / power**0.5),
             "enrolment": enrolment["audio"],
             "present": np.bool_(not absent),
+            "noisy": np.bool_(is_noisy),
             "snr_db": np.float32(snr),
             "index": target["index"],
+            "target_index": target["index"],
             "enrolment_index": enrolment["index"],
             "interferer_index": heard,
             "id": target["id"],
         }
+
+    def _heard(
+        self, audio: Float[np.ndarray, "t"], room: bool, rng: np.random.Generator, name: str
+    ) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t"]]:
+        """(what of a voice is wanted, what its room adds after it)"""
+        if not room:
+            return audio, np.zeros_like(audio)
+        return self.around.reverberate(audio, examples.own_stream(rng, name))
+
+    def _disturbed(
+        self, enrolment: Mapping[str, Any], own: int, rng: np.random.Generator
+    ) -> Float[np.ndarray, "n"]:
+        """An enrolment with another voice or noise in it."""
+        audio, ratio = enrolment["audio"], rng.uniform(*self.config.enrolment_snr_db)
+        kinds = self.around.kinds if self.around else ()
+        kind = int(rng.integers(1 + len(kinds)))
+        if kind:
+            added = self.around.stretch(kinds[kind - 1], len(audio), enrolment, rng)
+        else:
+            speaker = int(rng.integers(len(self._members) - 1))
+            members = self._members[speaker + (speaker >= own)]
+            place = int(members[rng.integers(len(members))])
+            voice = self._stretch(place, len(audio), rng)["audio"]
+            start = int(rng.integers(len(audio) - len(voice) + 1))
+            added = np.pad(voice, (start, len(audio) - len(voice) - start))
+        return audio + signals.at_ratio(added, audio, ratio)
 
     def _target(
         self, place: int, rng: np.random.Generator
@@ -171,6 +227,7 @@ class Mixtures:
         column: int,
         members: Int[np.ndarray, "n"],
         rng: np.random.Generator,
+        room: bool,
     ) -> np.int32:
         """Puts a voice into a column, scaled against the target; its position in the source."""
         snr, overlap = rng.uniform(*self.config.snr_db), rng.uniform(*self.config.overlap)
@@ -178,10 +235,6 @@ class Mixtures:
         drawn = self._stretch(place, max(1, round(overlap * len(sources))), rng)
         audio = drawn["audio"]
         start = int(rng.integers(len(sources) - len(audio) + 1))
-        own, wanted = (
-            max(float(np.mean(np.square(x, dtype=np.float64))), _QUIET)
-            for x in (audio, sources[:, 0])
-        )
-        scale = (wanted / own * 10 ** (-snr / 10)) ** 0.5
-        sources[start : start + len(audio), column] = audio * np.float32(scale)
+        audio = sum(self._heard(audio, room, rng, "room"))
+        sources[start : start + len(audio), column] = signals.at_ratio(audio, sources[:, 0], snr)
         return drawn["index"]

@@ -30,10 +30,16 @@ def default_config() -> ConfigDict:
             "max_eval_seconds": 8.0,  # of a mixture
             "max_eval_mixtures": 200,  # of a split; 0: each recording is a target once
             "eval_batch_seconds": 64.0,
+            # Lists of mixtures to evaluate whole and as they are (see separation/lists.py), each
+            # NAME=FILE or FILE; one of the name of a split stands in its place. Their relative
+            # paths start at `audio_root`, or where a folder above the list has them.
+            "lists": (),
             "num_buckets": 3,
         }
     )
     config.mixing = ConfigDict(_section(mixing.MixingConfig))
+    # Noise and rooms of the mixtures, in evaluations too, at these ratios to the target.
+    config.augment = splits.default_augment()
     config.cue = ConfigDict(_section(cue.CueConfig))
     # The share of training rows whose enrolment is not shown: the loudest voice is their target.
     config.cue.dropout = 0.1

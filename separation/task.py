@@ -14,7 +14,8 @@ from common import metrics, package, parallel, sections, state, steps
 from common.data import splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
-from separation import data, evaluation, losses, mixing, model
+from separation import data, evaluation, fixed, losses, mixing, model, surroundings
+from separation import lists as lists_lib
 from separation import metrics as separation_metrics
 from separation import settings as settings_lib
 
@@ -32,16 +33,21 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     def prepare(self) -> None:
         # What cannot be mixed is said before the work begins.
-        data.mixtures(self.train_split, self.config, train=True)
+        data.mixtures(self.train_split, self.config, self.around, train=True)
         self.eval_data()
 
     @property
     def best_metric(self) -> tuple[str, str, str]:
-        return next(iter(self.config.data.eval), ""), "si_sdri_median", "max"
+        return next(iter(self.eval_names(test=False)), ""), "si_sdri_median", "max"
 
     @functools.cached_property
     def model(self) -> model.SeparationNet:
         return model.make_model(self.config)
+
+    @functools.cached_property
+    def around(self) -> surroundings.Surroundings | None:
+        """The noise and the rooms of its mixtures."""
+        return data.surroundings(self.config, self.workdir)
 
     @functools.cached_property
     def _loss(self) -> losses.LossConfig:
@@ -73,7 +79,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             keys = parallel.row_keys(key, batch["row"])
             hidden = jax.vmap(jax.random.uniform)(keys) < self.config.cue.dropout
             shown = jnp.where(hidden, 0, shown)
-            wanted = jnp.where(hidden, loudest(sources), wanted)
+            wanted = jnp.where(hidden, loudest(voices(batch)), wanted)
             present = present | hidden
         estimate, new_state = self.model.apply(
             variables,
@@ -121,24 +127,51 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             "mixture_si_sdr": ratios(mixture),
             "si_sdr": ratios(with_cue),
             "blind_si_sdr": ratios(without),
-            "loudest": loudest(sources),
+            "loudest": loudest(voices(batch)),
             "level_db": 10 * (jnp.log10(power[0] + 1e-12) - jnp.log10(power[1] + 1e-12)),
             "seconds": lengths / self.config.data.sample_rate_hz,
             **{name: batch[name] for name in evaluation.GIVEN},
         }
         if self.config.bss_eval:
             target = jnp.zeros_like(lengths)
-            found = separation_metrics.batched_bss_eval(with_cue, sources, lengths, target)
+            found = separation_metrics.batched_bss_eval(with_cue, voices(batch), lengths, target)
             outputs |= found._asdict()
         sounds = {"mixture": mixture, "target": sources[:, :, 0], "extracted": with_cue}
         outputs["examples"] = {**sounds, "lengths": lengths}
         return {"audio_seconds": self._seconds(batch)}, outputs
 
     def train_data(self) -> Any:
-        return data.train_batches(self.train_split, self.config)
+        return data.train_batches(self.train_split, self.config, self.around)
+
+    def eval_names(self, *, test: bool) -> tuple[str, ...]:
+        settings = self.config.data
+        names = (*settings.eval, *self.lists, *(settings.test if test else ()))
+        return tuple(dict.fromkeys(names))
+
+    @functools.cached_property
+    def lists(self) -> Mapping[str, pathlib.Path]:
+        """Fixed lists of mixtures by name."""
+        return lists_lib.named(self.config.data.lists)
+
+    @functools.cached_property
+    def _opened(self) -> dict[str, fixed.ListSplit]:
+        return {}  # lists by name, filled when they are asked for
+
+    def part(self, name: str) -> splits.Split:
+        """A split, or a list, by its name."""
+        if name not in self.lists:
+            return self.parts[name]
+        if name not in self._opened:
+            path = self.lists[name]
+            self._opened[name] = fixed.open_list(name, path, self.config, self.workdir)
+        return self._opened[name]
+
+    def drawn(self, name: str) -> mixing.Mixtures | fixed.ListSplit:
+        """What is evaluated of a part."""
+        return data.evaluated(self.part(name), self.config, self.around)
 
     def eval_batches(self, split: str) -> Any:
-        return data.eval_batches(self.parts[split], self.config)
+        return data.eval_batches(self.part(split), self.config, self.around)
 
     def report(
         self,
@@ -147,17 +180,19 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         examples: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> Report:
         """SI-SDR improvement, failures and wrong speakers, with intervals over speakers."""
-        part, rate = self.parts[split], self.config.data.sample_rate_hz
+        part, rate = self.part(split), self.config.data.sample_rate_hz
         found = evaluation.summarise(split, outputs, part)
         audio = {}
         for number, example in enumerate(examples):
             for name in ("mixture", "target", "extracted"):
                 audio[f"{number}/{name}"] = example[name][: int(example["lengths"])], rate
-        return dataclasses.replace(found, audio=audio, over=self._over(part))
+        over = repr(sorted(self.drawn(split).identity.items()))
+        return dataclasses.replace(found, audio=audio, over=over)
 
-    def _over(self, part: splits.Split) -> str:
-        """Changes with the mixtures of a split."""
-        return repr(sorted(data.mixtures(part, self.config, train=False).identity.items()))
+
+def voices(batch: Batch) -> jax.Array:
+    """Of the sources those that are voices, the target first."""
+    return batch["sources"][:, :, : 1 + batch["interferer_index"].shape[1]]
 
 
 def loudest(sources: jax.Array) -> jax.Array:
@@ -170,6 +205,7 @@ def make_task(config: Any, workdir: pathlib.Path) -> SeparationTask:
     model.make_model(config)
     sections.build(losses.LossConfig, config.loss)
     sections.build(mixing.MixingConfig, config.mixing)
+    lists_lib.named(config.data.lists)
     return SeparationTask(config, workdir, splits.Splits(config, workdir, require_text=False))
 
 
@@ -177,7 +213,7 @@ def close(task: SeparationTask, workdir: pathlib.Path, reports: Mapping[str, Rep
     """The last words of a run: figures, and where things lie."""
     for report in reports.values():
         print("\n".join(report.lines))
-    if task.config.data.kind == "embedded":
+    if task.config.data.kind == "embedded" and not set(reports) <= set(task.lists):
         print("These are synthetic voices: the figures say nothing about real speech.")
     if reports:
         print(f"  figures and mixtures: {workdir / 'results'}")
@@ -192,7 +228,7 @@ PACKAGE = package.Package(
     settings_lib.default_config,
     make_task,
     close,
-    changeable=("data", "mixing", "bss_eval", "parallel"),
+    changeable=("data", "mixing", "augment", "bss_eval", "parallel"),
     fixed=(
         *("data.sample_rate_hz", "data.train"),
         *("data.crop_seconds", "data.batch_rows"),  # of no use without training

@@ -89,6 +89,7 @@ def sequence(config: Any) -> tuple[str, float]:
         raise errors.UserError(f"config.features.hop_ms={features.hop_ms} must be positive.")
     settings = config.augment
     of_waves = [f"{name}.root" for name in ("rir", *augment.ADDED) if settings[name].get("root")]
+    of_waves += ["rir.t60_seconds"] if len(settings.rir.t60_seconds) else []
     of_waves += ["hiss.probability"] if settings.hiss.probability > 0 else []
     of_waves += ["speeds"] if len(settings.speeds) > 1 else []
     if of_waves:

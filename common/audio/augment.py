@@ -1,4 +1,4 @@
-"""Augmentation inside the jitted step: SpecAugment, silence, gain, noise, rooms.
+"""Augmentation inside the jitted step: SpecAugment, gain, noise, rooms.
 
 Every function takes one key per row, so a row's draw depends neither on its neighbours nor on the
 number of devices. Shapes are static; rows stay zero beyond their lengths.
@@ -100,27 +100,6 @@ def warp_frequency(
     weights = jnp.maximum(0.0, 1.0 - jnp.abs(place[:, None, :] - bands[None, :, None]))
     weights = weights.astype(features.dtype)
     return jnp.einsum("blm,bmn->bln", features, weights, precision="highest")
-
-
-def add_silence(
-    audio: Float[Array, "b t"],
-    lengths: Int[Array, "b"],
-    keys: Key[Array, "b"],
-    *,
-    probability: float,
-    max_samples: int,
-) -> tuple[Float[Array, "b n"], Int[Array, "b"]]:
-    """Zeros before and after each row, of `n = t + max_samples` samples then; and the new lengths.
-
-    Which rows get any is drawn with `probability`. Before the row go 0 to `max_samples` zeros,
-    uniformly, after it 0 to what that leaves of them.
-    """
-    draws = jax.vmap(lambda key: jax.random.uniform(key, (3,)), out_axes=1)(keys)
-    most = jnp.where(draws[0] < probability, max_samples, 0)
-    before = jnp.floor(draws[1] * (most + 1)).astype(jnp.int32)
-    after = jnp.floor(draws[2] * (most - before + 1)).astype(jnp.int32)
-    audio = jnp.pad(_true_samples(audio, lengths).astype(audio.dtype), ((0, 0), (0, max_samples)))
-    return jax.vmap(jnp.roll)(audio, before), lengths + before + after
 
 
 def change_gain(

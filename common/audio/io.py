@@ -208,13 +208,24 @@ def write_wav(
     the round trip bit for bit. Raises AudioError where `check_audio` does, UserError where the
     system refuses.
     """
+    _write(path, audio, sample_rate_hz, "WAV", subtype)
+
+
+def write_flac(path: PathLike, audio: Float[np.ndarray, "t *d"], sample_rate_hz: int) -> None:
+    """Writes FLAC of 16 bits, otherwise as `write_wav` does PCM_16."""
+    _write(path, audio, sample_rate_hz, "FLAC", "PCM_16")
+
+
+def _write(
+    path: PathLike, audio: Float[np.ndarray, "t *d"], rate: int, form: str, subtype: str
+) -> None:
     path = pathlib.Path(path)
     check_audio(audio, name=path)
     if subtype == "PCM_16":
         audio = np.clip(np.rint(np.asarray(audio, np.float64) * 32768), -32768, 32767)
         audio = audio.astype(np.int16)
     encoded = io.BytesIO()  # libsndfile does not say why the system refuses a file
-    soundfile.write(encoded, audio, sample_rate_hz, format="WAV", subtype=subtype)
+    soundfile.write(encoded, audio, rate, format=form, subtype=subtype)
     with files.replacing(path) as temporary:
         temporary.write_bytes(encoded.getvalue())
 

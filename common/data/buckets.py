@@ -35,6 +35,7 @@ def choose_buckets(
     num_buckets: int,
     max_total: int,
     rows_multiple_of: int,
+    versions: int = 1,
 ) -> tuple[Bucket, ...]:
     """The at most `num_buckets` shapes with the least padding, the shortest first.
 
@@ -44,6 +45,7 @@ def choose_buckets(
       num_buckets: shapes at most; each is compiled once.
       max_total: limit of rows * length of the primary sequence, padding included.
       rows_multiple_of: devices x accumulation steps, which divide the rows between them.
+      versions: of the records there are so many, and an epoch has one (`pipeline.train_batches`).
 
     What is minimised is the padded total of one epoch: padding inside rows and empty rows in the
     last batch of a bucket, exactly, over cuts at quantiles of the lengths (dynamic programming).
@@ -63,7 +65,7 @@ def choose_buckets(
     # Candidate cut c: the bucket takes the records before ends[c], whose longest is tops[c].
     places = np.linspace(0, len(lengths) - 1, min(_MAX_CUTS, len(lengths))).round().astype(int)
     tops = np.unique(lengths[places])
-    ends = np.searchsorted(lengths, tops, side="right")
+    ends = _divide_up(np.searchsorted(lengths, tops, side="right"), versions)
     for full_batches in (True, False):
         cuts = _cheapest_cuts(tops, ends, num_buckets, max_total, rows_multiple_of, full_batches)
         if cuts:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -174,3 +175,42 @@ class Hiss:
         spectrum[1:] *= np.arange(1, len(spectrum), dtype=np.float64) ** (-slope / 2)
         noise = np.fft.irfft(spectrum, count).astype(np.float32)
         return noise / np.float32(max(float(np.mean(np.square(noise))), 1e-20) ** 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeRooms:
+    """Room responses made from random numbers, for training without a folder of recordings.
+
+    The direct sound, and behind it noise that decays by 60 dB in the reverberation time (the
+    statistical model of Polack). Drawn uniformly: the time within `t60_seconds`, the direct sound
+    at -3 to 12 dB over all that follows, the first reflection after 1 to 15 ms.
+    """
+
+    t60_seconds: tuple[float, float]
+    sample_rate_hz: int
+
+    def __post_init__(self) -> None:
+        limits = self.t60_seconds
+        if len(limits) != 2 or not 0.05 <= limits[0] <= limits[1] <= 10:
+            raise records.DataError(
+                f"Reverberation times of {limits} s? Give the least and the most, as (0.2, 0.6)."
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        return f"rooms of {self.t60_seconds} s"
+
+    def draw(
+        self, rng: np.random.Generator, max_samples: int, beside: Mapping[str, Any]
+    ) -> Float[np.ndarray, "n"]:
+        """A response, its direct sound first and 1."""
+        del beside
+        seconds, ratio = rng.uniform(*self.t60_seconds), rng.uniform(-3.0, 12.0)
+        gap = max(1, round(rng.uniform(0.001, 0.015) * self.sample_rate_hz))
+        count = max(gap + 1, min(max_samples, round(seconds * self.sample_rate_hz)))
+        decay = np.exp(-math.log(1000) / (seconds * self.sample_rate_hz) * np.arange(count))
+        response = rng.standard_normal(count) * decay
+        response[:gap] = 0.0
+        response *= (10 ** (-ratio / 10) / np.sum(response**2)) ** 0.5
+        response[0] = 1.0
+        return response[:max_samples].astype(np.float32)

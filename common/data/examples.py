@@ -64,6 +64,12 @@ class Companion:
     length: int | None = None
     like: str = "audio"
 
+    @property
+    def identity(self) -> str:
+        """Changes with what is drawn."""
+        clips = getattr(self.clips, "fingerprint", "")
+        return f"{self.probability:g} {self.length} {self.like} {clips}"
+
 
 @dataclasses.dataclass(frozen=True)
 class WithCompanions:
@@ -83,10 +89,7 @@ class WithCompanions:
     def identity(self) -> Mapping[str, str]:
         """That of the examples, and what is drawn beside them."""
         found = dict(getattr(self.examples, "identity", {}))
-        for name, companion in self.companions.items():
-            clips = getattr(companion.clips, "fingerprint", "")
-            found[name] = f"{companion.probability:g} {companion.length} {companion.like} {clips}"
-        return found
+        return found | {name: one.identity for name, one in self.companions.items()}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -103,31 +106,37 @@ class WithCompanions:
             length = companion.length
             if length is None:
                 length = lengths.get(companion.like, len(row[companion.like]))
-            drawn = self._draw(name, companion, own_stream(rng, name), length, row)
+            stream = own_stream(rng, name)
+            drawn = draw_beside(row, name, companion, stream, length, self.said)
             beside[name] = np.zeros(length, np.float32)
             beside[name][: len(drawn)] = drawn
             beside[f"{name}_lengths"] = np.int32(len(drawn))
         return row | beside
 
-    def _draw(
-        self,
-        name: str,
-        companion: Companion,
-        rng: np.random.Generator,
-        length: int,
-        row: Example,
-    ) -> Float[np.ndarray, "n"]:
-        nothing = np.zeros(0, np.float32)
-        if rng.random() >= companion.probability:
-            return nothing
-        try:
-            return companion.clips.draw(rng, length, row)
-        except (io.AudioError, OSError) as error:
-            which = error.name if isinstance(error, io.AudioError) else str(error)
-            if which not in self.said:
-                self.said.add(which)
-                log.warning("A row goes without %s: %s", name, error)
-            return nothing
+
+def draw_beside(
+    row: Example,
+    name: str,
+    companion: Companion,
+    rng: np.random.Generator,
+    length: int,
+    said: set[str],
+) -> Float[np.ndarray, "n"]:
+    """At most `length` samples of a companion; none where the coin, thrown first, says so.
+
+    Nor of one that cannot be read: a warning names it, unless it is among those already `said`.
+    """
+    nothing = np.zeros(0, np.float32)
+    if rng.random() >= companion.probability:
+        return nothing
+    try:
+        return companion.clips.draw(rng, length, row)
+    except (io.AudioError, OSError) as error:
+        which = error.name if isinstance(error, io.AudioError) else str(error)
+        if which not in said:
+            said.add(which)
+            log.warning("A row goes without %s: %s", name, error)
+        return nothing
 
 
 def own_stream(rng: np.random.Generator, name: str) -> np.random.Generator:

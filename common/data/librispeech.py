@@ -42,8 +42,24 @@ def read_tree(root: str | os.PathLike, subsets: Sequence[str] | None = None) -> 
         raise records.DataError(
             f"{root} has no subset {', '.join(absent)}; it has {', '.join(present)}."
         )
-    found = (record for subset in wanted for record in _read_subset(root / subset))
+    known = genders(root)
+    found = (
+        {**record, "gender": known.get(record.get("speaker"))}
+        for subset in wanted
+        for record in _read_subset(root / subset)
+    )
     return records.RecordList(f"{root} ({', '.join(wanted)})", found)
+
+
+def genders(root: pathlib.Path) -> dict[str, str]:
+    """ "f" or "m" of the speakers of a tree by SPEAKERS.TXT; empty where there is no such file."""
+    path = root / "SPEAKERS.TXT"
+    if not path.is_file():
+        return {}
+    # Names of readers may be in any encoding.
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+    rows = ([field.strip() for field in line.split("|")] for line in lines if line[:1] != ";")
+    return {row[0]: row[1].lower() for row in rows if len(row) > 1 and row[1] in ("F", "M")}
 
 
 def _is_subset(entry: os.DirEntry) -> bool:

@@ -16,6 +16,7 @@ Columns, in capitals or not, of the first name that is there:
   text      text, transcript, sentence (Common Voice), transcription (Hugging Face), words, wrd
             (SpeechBrain); a list of words is joined by blanks
   speaker   speaker, speaker_id, spk, client_id (Common Voice), spk_id (SpeechBrain)
+  gender    gender, sex; f or m, of which the first letter counts
   offset    NeMo's: where the stretch that is meant starts, in seconds
   duration  beside an offset, or audio_filepath: how long the stretch is, in seconds. Elsewhere it
             only says how long the recording is, and is not looked at, like SpeechBrain's length.
@@ -44,6 +45,7 @@ _USUAL_COLUMNS = {
     "audio": ("audio", "path", "audio_filepath", "wav", "file", "file_name"),
     "text": ("text", "transcript", "sentence", "transcription", "words", "wrd"),
     "speaker": ("speaker", "speaker_id", "spk", "client_id", "spk_id"),
+    "gender": ("gender", "sex"),
 }
 _UNCLEAR = re.compile(
     r"channel_selector|(segment_)?(start|stop|begin|end|offset(?=_))"
@@ -274,6 +276,9 @@ def _record(place: str, root: pathlib.Path, row: _Row, names: Mapping[str, str])
         for field in ("text", "speaker"):
             if text := _text(field, names, value.get(field)):
                 record[field] = text
+        gender = _plain(value.get("gender"))[:1].lower()
+        if gender in ("f", "m"):
+            record["gender"] = gender
         for name in filter(_UNCLEAR.fullmatch, names):
             if _plain(value.get(name)):
                 raise _Refused(

@@ -5,6 +5,7 @@ follows from the seed and its number alone, so any process or worker can compute
 whole state of the stream is the number of the next batch.
 """
 
+import bisect
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -54,22 +55,37 @@ class EpochPlan:
     In every epoch each record comes exactly once: records are shuffled inside their bucket, cut
     into batches, and the batches shuffled. The last batch of a bucket is filled up with -1.
     Without `shuffle` every epoch is the same: bucket after bucket, in the order of the records.
+
+    Of several `versions` of the records, which follow one another, epochs take one each, in turn.
     """
 
     rows: tuple[int, ...]
     bucket_of: Int[np.ndarray, "n"]
     seed: int
     shuffle: bool
+    versions: int = 1
 
     @functools.cached_property
-    def batches_per_epoch(self) -> int:
-        counts = np.bincount(self.bucket_of, minlength=len(self.rows))
-        return sum(-(-int(n) // rows) for n, rows in zip(counts, self.rows))
+    def _starts(self) -> list[int]:
+        """The first batch of every version's epoch, and the number of batches of them all."""
+        rows = np.array(self.rows)
+        counts = [np.bincount(buckets, minlength=len(rows)) for buckets in self._buckets_of]
+        return np.cumsum([0, *(int(np.sum(-(-count // rows))) for count in counts)]).tolist()
+
+    @property
+    def _buckets_of(self) -> Int[np.ndarray, "v n"]:
+        return self.bucket_of.reshape(self.versions, -1)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch of each version."""
+        return self._starts[-1]
 
     def batch(self, number: int) -> tuple[int, Int[np.ndarray, "rows"]]:
         """(bucket, records or -1 of every row) of a batch of the endless stream."""
-        epoch, k = divmod(number, self.batches_per_epoch)
-        return self._epoch(epoch)[k]
+        turn, k = divmod(number, self.num_batches)
+        version = bisect.bisect_right(self._starts, k) - 1
+        return self._epoch(turn * self.versions + version)[k - self._starts[version]]
 
     def _epoch(self, epoch: int) -> list[tuple[int, Int[np.ndarray, "rows"]]]:
         recent = self.__dict__.get("_recent", {})
@@ -81,9 +97,10 @@ class EpochPlan:
         return recent[epoch]
 
     def _draw(self, epoch: int) -> list[tuple[int, Int[np.ndarray, "rows"]]]:
-        batches = []
+        batches, version = [], epoch % self.versions
+        bucket_of = self._buckets_of[version]
         for b, rows in enumerate(self.rows):
-            members = np.flatnonzero(self.bucket_of == b)
+            members = version * len(bucket_of) + np.flatnonzero(bucket_of == b)
             if self.shuffle:
                 # PCG64 seeded by these numbers: the same on every platform.
                 np.random.default_rng([self.seed, epoch, b]).shuffle(members)
@@ -102,6 +119,7 @@ def train_batches(
     sizes: Mapping[str, Int[np.ndarray, "n"]],
     *,
     seed: int,
+    versions: int = 1,
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -116,6 +134,8 @@ def train_batches(
 
     Rows are drawn with room for as much as their bucket has (`Examples.draw`), and random numbers
     that follow from the seed, the batch's number and the row's; `sizes` are those of what is drawn.
+    What changes these is drawn beforehand: of several `versions` of the examples, one after another
+    and equally many, each epoch has one, in turn.
 
     The stream depends on `seed`, the buckets and the sizes, on neither `num_workers` (processes; 0
     decodes in threads of this one) nor the number of processes of the run: process p gets the p-th
@@ -131,10 +151,10 @@ def train_batches(
     Raises records.DataError for examples that fit no bucket, for rows that the processes cannot
     share evenly, and, from the iterator, for arrays of several shapes or types.
     """
-    source = _source(
-        examples, buckets, sizes, seed, True, num_workers, process_index, process_count
-    )
-    return _Stream(dataclasses.replace(source, max_failed_share=max_failed_share), num_workers)
+    source = _source(examples, buckets, sizes, num_workers, process_index, process_count)
+    plan = dataclasses.replace(source.plan, seed=seed, shuffle=True, versions=versions)
+    source = dataclasses.replace(source, plan=plan, max_failed_share=max_failed_share)
+    return _Stream(source, num_workers)
 
 
 def eval_batches(
@@ -147,7 +167,7 @@ def eval_batches(
     process_count: int = 1,
 ) -> grain.IterDataset:
     """The batches of one pass in fixed order: each example once. Otherwise as `train_batches`."""
-    source = _source(examples, buckets, sizes, 0, False, num_workers, process_index, process_count)
+    source = _source(examples, buckets, sizes, num_workers, process_index, process_count)
     return _Stream(source, num_workers)
 
 
@@ -155,12 +175,11 @@ def _source(
     examples: Examples,
     buckets: Sequence[buckets_lib.Bucket],
     sizes: Mapping[str, Int[np.ndarray, "n"]],
-    seed: int,
-    shuffle: bool,
     num_workers: int,
     process_index: int,
     process_count: int,
 ) -> "_BatchSource":
+    """That of an evaluation, in fixed order."""
     for name, size in sizes.items():
         if len(size) != len(examples):
             raise ValueError(f"{len(size)} sizes {name!r} for {len(examples)} examples")
@@ -171,7 +190,7 @@ def _source(
                 "evenly. Choose buckets with rows_multiple_of a multiple of the devices."
             )
     assigned = buckets_lib.assign(buckets, sizes, len(examples))
-    plan = EpochPlan(tuple(bucket.rows for bucket in buckets), assigned, seed, shuffle)
+    plan = EpochPlan(tuple(bucket.rows for bucket in buckets), assigned, seed=0, shuffle=False)
     # Reading from a far disk waits more than it computes, but every worker has its own readers.
     cores = (os.cpu_count() or 1) // max(1, num_workers)
     return _BatchSource(
@@ -210,7 +229,7 @@ class _BatchSource:
     failed: dict[str, str] = dataclasses.field(default_factory=dict)  # by the recording's name
 
     def __len__(self) -> int:
-        return (_FOREVER if self.plan.shuffle else self.plan.batches_per_epoch) - self.start
+        return (_FOREVER if self.plan.shuffle else self.plan.num_batches) - self.start
 
     def __getitem__(self, k: int) -> Batch:
         number = self.start + k
@@ -356,7 +375,7 @@ class _Stream(grain.IterDataset):
     def one_of_each_shape(self) -> Iterator[Batch]:
         """The first batch of every bucket that has one, read when asked for."""
         plan, first = self._source.plan, {}
-        for k in range(plan.batches_per_epoch):
+        for k in range(plan.num_batches):
             first.setdefault(plan.batch(k)[0], k)
         for _, k in sorted(first.items()):
             yield self._source[k]

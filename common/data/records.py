@@ -7,6 +7,7 @@ A source is a lazy sequence of records. A record is a mapping with
   start, duration  the stretch of `audio` that is meant, in seconds; optional, None: to the end
   channel      int or "mean", optional: that of `audio` which is meant, whatever the config says
   text, speaker  str, optional
+  gender       "f" or "m", optional: of the speaker
   path         str, optional: what lists call the recording instead of its id
   video, face  paths, optional: looked at by a task's own inspection (see indexing.py)
   problem      str, optional: why it cannot be used, known without looking; nothing else is sure

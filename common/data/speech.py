@@ -5,6 +5,7 @@ import dataclasses
 import fractions
 import hashlib
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ class SpeechExamples:
     where the record names one, and with `encode` "labels": i32[u] = encode(text). `encode` must be
     picklable. With several `speeds` each record is an example at every one (Ko et al., Audio
     augmentation for speech recognition, Interspeech 2015): first all at the first speed, and so on;
-    `played_lengths` says how long they are.
+    `played_lengths` says how long they are. `silence` has the zeros before and after each example
+    (`draw_silence`); with a multiple of that many rows the examples come in several versions.
     """
 
     source: records.Source
@@ -33,6 +35,7 @@ class SpeechExamples:
     channel: str | int = "mean"
     encode: Callable[[str], Any] | None = None
     speeds: tuple[float, ...] = (1.0,)  # 1.1 is faster, shorter and higher
+    silence: Int[np.ndarray, "m 2"] | None = None
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -40,25 +43,30 @@ class SpeechExamples:
         how = f"{self.sample_rate_hz} Hz, channel {self.channel}"
         if self.speeds != (1.0,):
             how += f", speeds {self.speeds}"
+        if self.silence is not None:
+            how += f", silence {hashlib.sha256(np.ascontiguousarray(self.silence)).hexdigest()}"
         return {
             "recordings": examples.recordings(self.source, self.positions),
             "settings": how,
         }
 
     def __len__(self) -> int:
-        return len(self.positions) * len(self.speeds)
+        played = len(self.positions) * len(self.speeds)
+        return played if self.silence is None else len(self.silence)
 
     def draw(
         self, i: int, rng: np.random.Generator | None, lengths: Mapping[str, int]
     ) -> dict[str, Any]:
         """Example i, whatever there is room for: its labels stand for the whole of it."""
         del rng, lengths
-        number, i = divmod(i, len(self.positions))
-        position = int(self.positions[i])
+        number, place = divmod(i, len(self.positions))
+        position = int(self.positions[place])
         record = self.source[position]
         with _named(record):
             audio = records.load_record(record, self.sample_rate_hz, self.channel)
-        audio = _play(audio, self.speeds[number])
+        audio = _play(audio, self.speeds[number % len(self.speeds)])
+        if self.silence is not None:
+            audio = np.pad(audio, self.silence[i])
         example = {"audio": audio, "index": np.int32(position), **_names(record)}
         if self.encode is not None:
             example["labels"] = np.asarray(self.encode(record.get("text") or ""), np.int32)
@@ -176,6 +184,21 @@ def played_lengths(
     ratios = [_ratio(speed) for speed in speeds]
     played = [[records.resampled_length(int(n), *ratio) for n in lengths] for ratio in ratios]
     return np.array(played, np.int64).reshape(-1)
+
+
+def draw_silence(
+    count: int, *, seed: int, probability: float, max_samples: int
+) -> Int[np.ndarray, "n 2"]:
+    """Zeros before and after each of `count` examples.
+
+    Which of them get any is drawn with `probability`. Before go 0 to `max_samples` zeros, drawn
+    uniformly, after 0 to what that leaves of them.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(b"silence")])
+    most = np.where(rng.random(count) < probability, max_samples, 0)
+    before = rng.integers(0, most, endpoint=True)
+    after = rng.integers(0, most - before, endpoint=True)
+    return np.stack([before, after], axis=1).astype(np.int32)
 
 
 def _play(audio: Float[np.ndarray, "t"], speed: float) -> Float[np.ndarray, "n"]:

@@ -32,7 +32,8 @@ from common.data import (
 
 log = logging.getLogger(__name__)
 
-NAMES = ("data.train", "data.eval", "data.test")  # settings that name parts of the data
+# Settings that name parts of the data; the last one is of `separation`.
+NAMES = ("data.train", "data.eval", "data.test", "data.lists")
 
 _WHOLE_SECONDS = 300  # an evaluated utterance at most: longer ones are recordings to be cut
 
@@ -79,14 +80,16 @@ def default_augment() -> ConfigDict:
     """The part of `config.augment` that `companions` reads."""
     return ConfigDict(
         {
-            # Folders of audio files, searched in depth; empty: none. Mixed into the waveform.
+            # Folders of audio files, searched in depth, or manifests (relative paths as those of
+            # the data); empty: none. Mixed into the waveform.
             "noise": {"root": "", "probability": 0.5, "snr_db": (5.0, 25.0)},
             "music": {"root": "", "probability": 0.5, "snr_db": (5.0, 15.0)},
             # Speech of several people at once; how many, at least and at most.
             "babble": {"root": "", "probability": 0.5, "snr_db": (13.0, 20.0), "voices": (3, 7)},
             # Made, not read: steady noise between white and red. A probability of 0: none.
             "hiss": {"probability": 0.0, "snr_db": (10.0, 40.0)},
-            "rir": {"root": "", "probability": 0.5, "max_seconds": 1.0},
+            # Recorded rooms, or made ones: their least and most reverberation time in seconds.
+            "rir": {"root": "", "t60_seconds": (), "probability": 0.5, "max_seconds": 1.0},
         }
     )
 
@@ -107,10 +110,10 @@ class Split:
     @functools.cached_property
     def written(self) -> records.RecordList:
         """The usable records without their audio, read once: some sources cannot give them
-        without it. What one does not have is "": id, text, speaker, and path, the audio as a
-        manifest writes it."""
+        without it. What one does not have is "": id, text, speaker, gender, and path, the audio as
+        a manifest writes it."""
         rows = (self.source[int(position)] for position in self.index.positions)
-        names = ("text", "speaker", "path")
+        names = ("text", "speaker", "gender", "path")
         short = ({"id": row["id"], **{n: row.get(n) or "" for n in names}} for row in rows)
         return records.RecordList(self.name, short)
 
@@ -217,13 +220,13 @@ def open_source(
 
 
 def separate_names(config: ConfigDict) -> ConfigDict:
-    """The config with one name an entry in `data.train`, `.eval` and `.test`.
+    """The config with one name an entry in the settings of `NAMES`.
 
     A command line gives several as one text with commas between. Raises UserError where there is
     nothing to train on.
     """
     config = config.copy_and_resolve_references()
-    for key in {"train", "eval", "test"} & set(config.data):
+    for key in {name.removeprefix("data.") for name in NAMES} & set(config.data):
         names = [part.strip() for name in config.data[key] for part in str(name).split(",")]
         config.data[key] = tuple(name for name in names if name)
     if not config.data.get("train", True):
@@ -333,12 +336,15 @@ class SplitTask:
 
     def eval_data(self, *, test: bool = False) -> dict[str, Any]:
         """Evaluation batches of the splits of `data.eval`, with `test` of `data.test` too."""
-        settings, made = self.config.data, self._made
-        names = (*settings.eval, *(settings.test if test else ()))
+        names, made = self.eval_names(test=test), self._made
         for name in names:
             if name not in made:
                 made[name] = self.eval_batches(name)
         return {name: made[name] for name in names}
+
+    def eval_names(self, *, test: bool) -> tuple[str, ...]:
+        """What is evaluated, in its order."""
+        return (*self.config.data.eval, *(self.config.data.test if test else ()))
 
 
 def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Companion]:
@@ -350,9 +356,22 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Compani
             if settings.probability > 0:
                 found[name] = examples.Companion(clips.Hiss(), settings.probability)
             continue
+        length = round(settings.max_seconds * rate) if name == "rir" else None
+        if name == "rir" and len(settings.t60_seconds):
+            if settings.root:
+                raise errors.UserError(
+                    "config.augment.rir: give a root with recorded rooms, or t60_seconds of made "
+                    "ones, not both."
+                )
+            made = clips.MadeRooms(tuple(settings.t60_seconds), rate)
+            found[name] = examples.Companion(made, settings.probability, length)
         if not settings.root:
             continue
-        source = clips.read_folder(settings.root)
+        if pathlib.Path(settings.root).expanduser().is_file():
+            start = config.data.audio_root if config.data.kind == "manifest" else ""
+            source = manifest.read_manifest(settings.root, root=start or None)
+        else:
+            source = clips.read_folder(settings.root)
         index = indexing.build_index(
             source,
             cache=cache.folder() / "index",
@@ -367,7 +386,6 @@ def companions(config: Any, workdir: pathlib.Path) -> dict[str, examples.Compani
             num_workers=os.cpu_count() or 1,
             progress=jax.process_index() == 0,
         )
-        length = round(settings.max_seconds * rate) if name == "rir" else None
         voices = tuple(settings.voices) if name == "babble" else (1, 1)
         drawn = clips.Clips(source, index, rate, crop=name != "rir", voices=voices)
         found[name] = examples.Companion(drawn, settings.probability, length)

@@ -19,7 +19,7 @@ def get_config(size: str = "") -> ConfigDict:
     if size not in ("", "debug"):
         raise ValueError(f"quickstart.py:{size}: the argument is debug or nothing")
     config = settings.default_config()
-    config.data.update({"hours": 3.0, "eval_hours": 0.1, "num_buckets": 3, "batch_seconds": 48.0})
+    config.data.update({"hours": 3.0, "eval_hours": 0.1, "num_buckets": 3, "batch_seconds": 53.0})
     config.features.num_mels = 40
     # Voices never heard are what is hard here: the vocal tract is warped. Masks and dropout only
     # slowed so short a training down, and a higher learning rate hastened it.

@@ -65,6 +65,33 @@ def test_evaluate_repeats_the_figure(trained):
 
 
 @pytest.mark.slow
+def test_an_evaluation_that_is_stopped_leaves_nothing_in_shared_memory(trained):
+    """The signal comes when its loader processes are there, so before the second of 17 batches."""
+    settings = {"eval": "train", "num_workers": 2, "batch_seconds": 8.0}
+    options = [f"--config.data.{name}={value}" for name, value in settings.items()]
+    options += [f"--workdir={trained}", "--mode=evaluate"]
+    results = trained / "results"
+    before = {path.name: path.stat().st_mtime_ns for path in results.iterdir()}
+
+    def workers() -> int:
+        threads = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [child for thread in threads for child in thread.read_text().split()]
+        lines = [pathlib.Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
+        return sum(b"spawn_main" in line for line in lines)
+
+    with commands.start("asr.main", *options, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and workers() < 2:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    assert "asr: stopped by SIGTERM before all of train was evaluated.\n" in said
+    assert "leaked" not in said
+    assert "Traceback" not in said
+    assert {path.name: path.stat().st_mtime_ns for path in results.iterdir()} == before
+
+
+@pytest.mark.slow
 def test_transcribe_goes_on_after_bad_files(trained, tmp_path):
     corpus = embedded.EmbeddedCorpus(
         "dev", embedded.CorpusSettings(hours=0.02, eval_hours=0.01), progress=False

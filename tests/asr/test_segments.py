@@ -83,3 +83,19 @@ def test_one_word_in_a_minute_is_kept_and_the_rest_is_not(level):
     pieces = segments.split(audio, RATE_HZ)
     assert any(start <= 40 * RATE_HZ and end >= 40.4 * RATE_HZ for start, end in pieces)
     assert sum(end - start for start, end in pieces) <= 16 * RATE_HZ
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.4, 0.8), (0.8, 0.4)])
+def test_a_click_between_two_pauses_goes_to_the_nearer_side(before, after):
+    """It is no piece by itself, at the ends of a recording neither; a short word is one."""
+    click, word = speech(0.1), speech(0.3)
+    parts = [room(0.3), click, room(0.5), speech(8.0), room(before), click, room(after)]
+    parts += [speech(8.0, 1), room(0.5), word, room(0.5)]
+    ends = np.cumsum([len(part) for part in parts]) / RATE_HZ
+    pieces = segments.split(np.concatenate(parts), RATE_HZ)
+    bounds = [(start / RATE_HZ, end / RATE_HZ) for start, end in pieces]
+    assert len(bounds) == 3
+    assert bounds[0][0] < ends[0]
+    assert (bounds[0][1] > ends[5]) == (bounds[1][0] > ends[5]) == (before < after)
+    assert bounds[2][0] < ends[8]
+    assert bounds[1][1] < ends[8]

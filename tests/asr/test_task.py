@@ -13,7 +13,7 @@ from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
 from common import checkpoint, errors, evaluation, flops, metrics, parallel, trainer, workdir
 from common.audio import io
-from common.data import records, splits
+from common.data import pipeline, records, splits
 from configs.asr import quickstart
 from tests.common import restoring
 
@@ -150,6 +150,31 @@ def test_an_epoch_has_every_recording_at_every_speed(tmp_path):
     for batch in batches[1:]:
         jax.tree.map(np.testing.assert_array_equal, batch, next(again))
     first.close(), again.close()
+
+
+def test_silence_makes_recordings_longer_and_batches_no_longer_than_them(tmp_path):
+    """Half of the recordings of an epoch have some, others in each."""
+    task = make_task(tmp_path)
+    config = task.config.to_dict()
+    config["augment"]["silence"] = {"probability": 0.5, "seconds": 0.5}
+    config["data"] |= {"num_buckets": 1, "batch_seconds": 12.0}
+    stream = data.batches(make_split(task), task.tokenizer, workdir.freeze(config), train=True)
+    seen, widths = [], set()
+    with pipeline.opened(stream) as batches:
+        while len(seen) < 8 * ROWS:
+            batch = next(batches)
+            real = batch["mask"]
+            seen += zip(batch["index"][real].tolist(), batch["audio_lengths"][real].tolist())
+            widths.add(batch["audio"].shape[1])
+    assert len(seen) == 8 * ROWS
+    for first in range(0, len(seen), ROWS):
+        assert sorted(i for i, _ in seen[first : first + ROWS]) == list(range(ROWS))
+    lengths = np.array([length for _, length in seen])
+    assert (lengths.min(), widths) == (16000, {lengths.max()})
+    # Four deviations of a binomial's share.
+    assert abs((lengths > 16000).mean() - 0.5) < 4 * (0.25 / len(seen)) ** 0.5
+    for i in range(ROWS):
+        assert len({length for place, length in seen if place == i}) > 1
 
 
 def test_a_report_says_what_it_is_over(tmp_path):

@@ -408,3 +408,11 @@ def test_sphere_files_of_others(speech_data):
     )
     assert len(left) == 16000
     np.testing.assert_allclose(mean, (left + right) / 2, atol=1e-6)
+
+
+def test_flac_keeps_the_samples_of_16_bits(tmp_path):
+    audio = np.array([0.0, 0.5, -0.25, 2.0, -2.0], np.float32)
+    io.write_flac(tmp_path / "new" / "a.flac", audio, 16000)
+    assert soundfile.info(tmp_path / "new" / "a.flac").format == "FLAC"
+    found = io.load_audio(tmp_path / "new" / "a.flac", sample_rate_hz=16000)
+    np.testing.assert_array_equal(found, np.float32([0.0, 0.5, -0.25, 1 - 2**-15, -1.0]))

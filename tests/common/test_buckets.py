@@ -66,6 +66,18 @@ def test_four_buckets_waste_less_than_one_and_keep_the_limits():
     assert shares[2] < 0.5 * shares[0]
 
 
+@pytest.mark.parametrize("num_buckets", [1, 3])
+def test_an_epoch_has_one_of_several_versions(num_buckets):
+    """So as many rows as there would be without them, and no bucket that an epoch cannot fill."""
+    sizes = {"audio": np.random.default_rng(0).choice(200, 40, replace=False) + 20}
+    thrice = {"audio": np.tile(sizes["audio"], 3)}
+    options = {"primary": "audio", "num_buckets": num_buckets, "rows_multiple_of": 2}
+    options["max_total"] = 30 * 200
+    one = buckets.choose_buckets(sizes, **options)
+    assert buckets.choose_buckets(thrice, versions=3, **options) == one
+    assert buckets.choose_buckets(thrice, **options) != one
+
+
 def test_batches_of_many_rows_are_the_same_for_1_to_8_devices():
     sizes = speech_like(28_000)  # of LibriSpeech's clean 100 hours
     large = {"primary": "audio", "num_buckets": 4, "max_total": 16_000 * 2400, "accumulate": 2}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from common import errors
 from common.audio import io
 from common.data import buckets, clips, examples, indexing, pipeline, records, splits
 
@@ -278,3 +279,50 @@ def test_hiss_falls_with_frequency_by_a_slope_of_its_own():
     again = clips.Hiss().draw(np.random.default_rng(39), 1 << 15, {})
     np.testing.assert_array_equal(again, made)
     assert clips.Hiss().draw(np.random.default_rng(0), 100, {}).shape == (100,)
+
+
+def test_made_rooms_decay_in_their_reverberation_time():
+    """By Schroeder's backward integration, fitted from -5 to -25 dB (ISO 3382)."""
+    rate, times = 16000, []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        made = clips.MadeRooms((0.3, 0.8), rate).draw(rng, rate, {})
+        assert np.argmax(np.abs(made)) == 0
+        ratio = -10 * np.log10(np.sum(np.square(made[1:], dtype=np.float64)))
+        assert -3.01 < ratio < 12.01
+        assert not made[1:16].any()
+        energy = np.cumsum(np.square(made[1:], dtype=np.float64)[::-1])[::-1]
+        decay = 10 * np.log10(energy[energy > 0] / energy[0])
+        part = np.flatnonzero((decay < -5) & (decay > -25))
+        slope = np.polyfit(part / rate, decay[part], 1)[0]
+        times.append((-60 / slope) / np.random.default_rng(seed).uniform(0.3, 0.8))
+    assert 0.85 < min(times) < max(times) < 1.15
+    assert 0.97 < np.mean(times) < 1.03
+    short = clips.MadeRooms((0.5, 0.5), rate).draw(np.random.default_rng(0), 1000, {})
+    assert short.shape == (1000,)
+    with pytest.raises(records.DataError, match="Reverberation times of"):
+        clips.MadeRooms((0.6, 0.2), rate)
+
+
+def test_rooms_are_recorded_or_made(folder, tmp_path):
+    config = ml_collections.ConfigDict(
+        {"data": splits.default_config(), "augment": splits.default_augment()}
+    )
+    assert splits.companions(config, tmp_path) == {}
+    config.augment.rir.t60_seconds = (0.2, 0.4)
+    room = splits.companions(config, tmp_path)["rir"]
+    assert room.clips == clips.MadeRooms((0.2, 0.4), 16000)
+    assert (room.probability, room.length) == (0.5, 16000)
+    config.augment.rir.root = str(folder)
+    with pytest.raises(errors.UserError, match=r"recorded rooms, or t60_seconds .* not both"):
+        splits.companions(config, tmp_path)
+
+
+def test_noise_may_be_named_by_a_manifest(folder, tmp_path):
+    config = ml_collections.ConfigDict(
+        {"data": splits.default_config(), "augment": splits.default_augment()}
+    )
+    (tmp_path / "noise.tsv").write_text(f"path\n{folder / 'noise/free/long.wav'}\n")
+    config.augment.noise.root = str(tmp_path / "noise.tsv")
+    drawn = splits.companions(config, tmp_path)["noise"].clips
+    assert len(drawn.index) == 1

@@ -71,6 +71,21 @@ def test_examples_are_those_of_the_first_records_on_any_number_of_devices(device
     assert report.files["dev/lengths.txt"].split() == [str(1 + i % toy.FRAMES) for i in first]
 
 
+def test_a_signal_stops_an_evaluation_after_a_batch():
+    task = Pictures(toy.make_config())
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    variables = parallel.place(task.init(jax.random.key(0)), mesh)
+    step = evaluation.make_eval_step(task, task.config, mesh)
+    _, batches = split_of(range(16))
+    taken, answers = [], iter([None, "SIGTERM"])
+    counted = (taken.append(batch) or batch for batch in batches)
+    with pytest.raises(errors.UserError, match="stopped by SIGTERM before all of dev"):
+        evaluation.evaluate(
+            *(task, step, variables, "dev", counted, mesh), stop=lambda: next(answers)
+        )
+    assert len(taken) == 2 < len(batches)
+
+
 def test_only_the_rows_that_are_shown_leave_the_devices(monkeypatch):
     """Once three are found, batches of later records send none."""
     task = Pictures(toy.make_config())

@@ -103,6 +103,15 @@ def test_sgd_is_that_of_pytorch(problem, nesterov):
         np.testing.assert_allclose(found[part][name], wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_a_global_norm_is_one_sum_over_all_leaves(problem):
+    """Not one for each, which XLA:CPU compiles one by one."""
+    params, _ = problem
+    expected = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(params)))
+    np.testing.assert_allclose(optim.global_norm(params), expected, rtol=1e-6)
+    assert len(jax.tree.leaves(params)) > 2
+    assert str(jax.make_jaxpr(optim.global_norm)(params)).count("reduce_sum") == 1
+
+
 def test_adam_with_clipping_is_that_of_optax(problem):
     params, gradients = problem
     found = run(config(clip_norm=1.0, weight_decay=0.1), params, gradients)

@@ -55,6 +55,22 @@ def data(corpus):
     return make(corpus)
 
 
+@dataclasses.dataclass(frozen=True)
+class Twice:
+    """Examples, then the same again, as long as `sizes` say."""
+
+    examples: object
+    sizes: dict
+
+    def __len__(self):
+        return 2 * len(self.examples)
+
+    def draw(self, i, rng, lengths):
+        example = dict(self.examples.draw(i % len(self.examples), rng, lengths))
+        example |= {name: np.resize(example[name], size[i]) for name, size in self.sizes.items()}
+        return {**example, "index": np.int32(i)}
+
+
 def batches_per_epoch(chosen, sizes) -> int:
     counts = np.bincount(buckets.assign(chosen, sizes, COUNT), minlength=len(chosen))
     return sum(-(-n // b.rows) for n, b in zip(counts, chosen))
@@ -123,6 +139,30 @@ def test_every_epoch_holds_each_record_once_in_another_order(data):
     # Batches of different buckets come mixed, not one bucket after the other.
     widths = np.reshape([b["audio"].shape[1] for b in batches], (3, count))
     assert np.count_nonzero(np.diff(widths)) > 3 * (len(data[1]) - 1)
+
+
+def test_epochs_take_turns_with_the_versions_of_the_records(data):
+    """The second version is longer and takes more batches; resumed amid it, the stream goes on."""
+    examples, chosen, sizes = data
+    longest = {name: size.max() for name, size in sizes.items()}
+    both = {name: np.r_[size, np.full(COUNT, longest[name])] for name, size in sizes.items()}
+    twice = Twice(examples, both)
+    make = functools.partial(pipeline.train_batches, twice, chosen, both, seed=3, versions=2)
+    short, long = batches_per_epoch(chosen, sizes), -(-COUNT // chosen[-1].rows)
+    assert short != long
+    batches = take(make(), 2 * (short + long))
+    ends = np.cumsum([0, short, long, short, long])
+    orders = []
+    for epoch, (begin, end) in enumerate(itertools.pairwise(ends)):
+        seen = np.concatenate([b["index"][b["mask"]] for b in batches[begin:end]])
+        assert sorted(seen) == [i + epoch % 2 * COUNT for i in range(COUNT)]
+        orders.append(tuple(seen % COUNT))
+    assert len(set(orders)) == 4
+    for number in (1, short, short + 1, short + long, 2 * short + long):
+        iterator = iter(make())
+        iterator.set_state({**iterator.get_state(), "next_batch": number})
+        assert_same([next(iterator)], batches[number : number + 1])
+        iterator.close()
 
 
 def test_evaluation_holds_each_record_once_in_fixed_order(data):

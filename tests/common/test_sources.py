@@ -69,7 +69,7 @@ def tree(tmp_path):
             write_audio(folder / f"{speaker}-1-000{i}.flac", seed=i)
         lines = [f"{speaker}-1-000{i} WORD {i}" for i in range(2)]
         (folder / f"{speaker}-1.trans.txt").write_text("\n".join(lines) + "\n")
-    (root / "SPEAKERS.TXT").write_text("; not a subset\n")
+    (root / "SPEAKERS.TXT").write_text("; not a subset\n84 | M | dev-clean | 8.02 | A Reader\n")
     return root
 
 
@@ -80,6 +80,7 @@ def test_tree_with_several_subsets(tree):
     assert [r["id"] for r in source] == ["84-1-0000", "84-1-0001", "9-1-0000", "9-1-0001"]
     assert source[2]["text"] == "WORD 0"
     assert source[2]["speaker"] == "9"
+    assert [r.get("gender") for r in source] == ["m", "m", None, None]
     assert "dev-clean" in source.name
 
 
@@ -658,7 +659,7 @@ def test_empty_references_are_kept_to_evaluate_when_asked(tmp_path):
         assert opened["train"].texts == ["A"]
         assert opened["dev"].texts == texts
         last = opened["dev"].written_at(int(opened["dev"].index.positions[-1]))
-        assert last == {"id": "3", "text": "B", "speaker": "", "path": "3.wav"}
+        assert last == {"id": "3", "text": "B", "speaker": "", "gender": "", "path": "3.wav"}
 
 
 def test_names_with_commas_between_are_several():
@@ -678,3 +679,10 @@ def test_a_run_without_data_is_refused():
 def test_a_channel_that_is_none_is_one_message(wanted):
     with pytest.raises(errors.UserError, match="give mean, or the number of a channel"):
         splits.channel(ConfigDict({"channel": wanted}))
+
+
+def test_a_manifest_may_tell_the_gender(tmp_path):
+    rows = ["path\tSex", "a.wav\tFemale", "b.wav\tm", "c.wav\t", "d.wav\tunknown"]
+    (tmp_path / "m.tsv").write_text("\n".join(rows) + "\n")
+    found = manifest.read_manifest(tmp_path / "m.tsv")
+    assert [record.get("gender") for record in found] == ["f", "m", None, None]

@@ -1,6 +1,7 @@
 """Recordings as examples: whole and cropped to the sample, at every rate, and named when broken."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -124,6 +125,36 @@ def test_every_record_is_an_example_at_every_speed(crops):
     )
     assert plain.identity["recordings"] == examples.identity["recordings"]
     assert plain.identity["settings"] != examples.identity["settings"]
+
+
+def test_silence_is_around_what_is_played(crops):
+    plain = speech.SpeechExamples(crops.source, crops.index.positions, WANTED_HZ, speeds=(1.0, 0.9))
+    silence = speech.draw_silence(2 * len(plain), seed=0, probability=0.8, max_samples=30)
+    examples = dataclasses.replace(plain, silence=silence)
+    assert len(examples) == 24
+    for i, (before, after) in enumerate(silence.tolist()):
+        example, own = examples.draw(i, None, {}), plain.draw(i % 12, None, {})
+        assert example["id"] == own["id"]
+        np.testing.assert_array_equal(example["audio"][before:][: len(own["audio"])], own["audio"])
+        assert len(example["audio"]) == before + len(own["audio"]) + after
+        assert not example["audio"][:before].any()
+        assert not example["audio"][before + len(own["audio"]) :].any()
+    assert plain.identity["settings"] != examples.identity["settings"]
+
+
+def test_silence_is_as_likely_and_as_long_as_it_says():
+    draw = functools.partial(speech.draw_silence, 2000, probability=0.5, max_samples=9)
+    before, after = (found := draw(seed=0)).T
+    np.testing.assert_array_equal(found, draw(seed=0))
+    assert (found != draw(seed=1)).any()
+    assert (before + after).max() == 9
+    # Four deviations of a binomial's share: 1 in 10 of those with silence draws 0 before.
+    assert abs((before > 0).mean() - 0.45) < 4 * (0.45 * 0.55 / 2000) ** 0.5
+    for size in range(1, 10):
+        assert abs((before == size).mean() - 0.05) < 4 * (0.05 * 0.95 / 2000) ** 0.5
+    for first in range(9):
+        rest = after[before == first]
+        assert (rest.min(), rest.max()) == (0, 9 - first)
 
 
 @pytest.mark.parametrize(("speed", "hz"), [(0.9, 1000.0), (1.1, 1000.0), (1.25, 7900.0)])

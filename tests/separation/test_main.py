@@ -40,6 +40,17 @@ def test_it_learns_resumes_evaluates_and_enhances(tmp_path):
     )
     assert "dev BSS Eval, medians: SDR" in again.stdout
     assert (parts / "results" / "dev.csv").read_text().count("\n") == 3
+    # The mixtures of dev as files, read back as a list, have the figures of dev.
+    options = ("--split=dev", f"--out={tmp_path / 'files'}", "--workers=1")
+    commands.run("separation.prepare", CONFIG, *options)
+    lists = f"--config.data.lists=files={tmp_path / 'files' / 'dev.csv'}"
+    commands.run("separation.main", f"--workdir={parts}", "--mode=evaluate", lists)
+    one, other = (
+        json.loads((parts / "results" / f"{name}.json").read_text()) for name in ("dev", "files")
+    )
+    assert one["mixtures"] == other["mixtures"] == 8
+    for name in ("si_sdri_mean", "blind_si_sdri_median", "wrong_speaker_rate"):
+        assert one[name] == pytest.approx(other[name], abs=1e-3)
     noise = np.random.default_rng(0).normal(size=20000).astype(np.float32)
     io.write_wav(tmp_path / "mix.wav", 0.1 * noise, 8000)
     commands.run(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from common import errors
-from common.data import buckets, pipeline, records, speech
-from separation import mixing
+from common.data import buckets, clips, examples, pipeline, records, speech
+from separation import mixing, surroundings
 
 RATE_HZ = 1000
 SPEAKERS = "aaabbbccd"  # d has one recording
@@ -135,6 +135,91 @@ def test_an_evaluation_has_the_same_mixtures_in_every_bucket():
     assert not np.array_equal(found.draw(2, None, {})["sources"], other["sources"])
 
 
+def around(probability: float = 1.0, room: float = 0.0) -> surroundings.Surroundings:
+    """Noise of 0.3 s (a whole number of periods of nothing), and a room of two reflections."""
+    noise = np.random.default_rng(5).normal(size=300).astype(np.float32)
+    response = np.zeros(200, np.float32)
+    response[[10, 40, 150]] = 1.0, -0.5, 0.4  # 50 samples after the direct sound are early
+    found = {}
+    for name, audio, share, length in (
+        ("rir", response, room, 200),
+        ("noise", noise, probability, None),
+    ):
+        source = records.RecordList(name, [{"id": "x", "audio": audio, "sample_rate": RATE_HZ}])
+        index = records.Index(np.arange(1), np.array([len(audio)]), RATE_HZ)
+        drawn = clips.Clips(source, index, RATE_HZ, crop=name == "noise")
+        found[name] = examples.Companion(drawn, share, length)
+    return surroundings.Surroundings(found, {"noise": (3.0, 12.0)}, RATE_HZ)
+
+
+def test_noise_is_a_source_of_its_own_at_the_ratio_asked_for():
+    found = mixtures(absent=0.2)
+    noisy, plain = dataclasses.replace(found, around=around()), drawn(found)
+    ratios = []
+    for row, dry in zip(drawn(noisy), plain, strict=True):
+        assert row["sources"].shape == (600, 3)
+        noise = row["sources"][:, 2]
+        np.testing.assert_allclose(noise[:300], noise[300:], rtol=1e-5)  # short: repeated
+        if not row["present"]:
+            continue
+        power = np.mean(np.square(row["sources"], dtype=np.float64), axis=0)
+        ratios.append(10 * np.log10(power[0] / power[2]))
+        rest = np.mean(np.square(row["sources"][:, 1:].sum(1), dtype=np.float64))
+        assert row["snr_db"] == pytest.approx(10 * np.log10(power[0] / rest), abs=1e-3)
+        # Everything else is drawn as without it; the level of the whole is the same.
+        scale = row["sources"][0, 0] / dry["sources"][0, 0]
+        np.testing.assert_allclose(row["sources"][:, :2], scale * dry["sources"], rtol=1e-4)
+    assert 3 - 1e-3 < min(ratios) < 4 < 11 < max(ratios) < 12 + 1e-3
+    some = dataclasses.replace(found, around=around(0.5))
+    share = np.mean([row["sources"][:, 2].any() for row in drawn(some, 200)])
+    assert 0.38 < share < 0.62  # three deviations
+    assert len({str(f.identity) for f in (found, noisy, some)}) == 3
+
+
+def test_a_room_leaves_the_early_sound_to_the_target_and_the_rest_to_the_noise():
+    found = dataclasses.replace(mixtures(), around=around(0.0, room=1.0))
+    for row, dry in zip(drawn(found, 20), drawn(mixtures(), 20), strict=True):
+        voice = dry["sources"][:, 0]
+        early, late = voice.copy(), np.zeros_like(voice)
+        early[30:] -= 0.5 * voice[:-30]
+        late[140:] = 0.4 * voice[:-140]
+        scale = row["sources"][0, 0] / early[0]
+        # FFT against direct sums: float32 over 600 samples.
+        np.testing.assert_allclose(row["sources"][:, 0], scale * early, atol=1e-5)
+        np.testing.assert_allclose(row["sources"][:, 2], scale * late, atol=1e-5)
+        other = dry["sources"][:, 1]
+        wet = other.copy()
+        wet[30:] -= 0.5 * other[:-30]
+        wet[140:] += 0.4 * other[:-140]
+        likeness = np.corrcoef(row["sources"][:, 1], wet)[0, 1]
+        assert likeness > 0.9999
+
+
+def test_an_absent_target_leaves_no_reverberation():
+    found = dataclasses.replace(mixtures(absent=0.5), around=around(0.0, room=1.0))
+    rows = [row for row in drawn(found) if not row["present"]]
+    assert len(rows) > 10
+    assert not any(row["sources"][:, [0, 2]].any() for row in rows)
+
+
+def test_an_enrolment_may_hold_noise_or_another_voice():
+    """The ramp of recording k is all but constant: what is added shows as a change of level."""
+    settings = {"noisy_enrolment": 0.5, "enrolment_snr_db": (6.0, 6.0)}
+    clean, kinds = drawn(mixtures()), set()
+    noisy = dataclasses.replace(mixtures(**settings), around=around())
+    for row, dry in zip(drawn(noisy), clean, strict=True):
+        added = row["enrolment"] - dry["enrolment"]
+        assert row["noisy"] == bool(added.any())
+        if row["noisy"]:
+            ratio = np.mean(np.square(dry["enrolment"])) / np.mean(np.square(added))
+            assert 10 * np.log10(ratio) == pytest.approx(6, abs=1e-2)
+            kinds.add("voice" if added.std() < 1e-3 else "noise")
+        np.testing.assert_equal(row["target_index"], dry["target_index"])
+    assert kinds == {"voice", "noise"}
+    share = np.mean([row["noisy"] for row in drawn(noisy, 200)])
+    assert 0.38 < share < 0.62
+
+
 def test_what_cannot_be_mixed_is_said():
     with pytest.raises(errors.UserError, match=r"toy: 1 speaker.*up to 2"):
         mixtures("aaa")
@@ -142,3 +227,5 @@ def test_what_cannot_be_mixed_is_said():
         mixing.MixingConfig(snr_db=(5, -5))
     with pytest.raises(errors.UserError, match=r"config\.mixing\.absent=1"):
         mixing.MixingConfig(absent=1)
+    with pytest.raises(errors.UserError, match=r"config\.mixing\.noisy_enrolment=2"):
+        mixing.MixingConfig(noisy_enrolment=2)

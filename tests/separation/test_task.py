@@ -144,14 +144,16 @@ def test_without_a_cue_the_loudest_voice_is_the_target(tmp_path):
 
 def outputs(**changes) -> dict:
     """Four mixtures: one well done, one failed, one of the wrong speaker, one without target."""
-    ratios = {"mixture_si_sdr": [[0, 0]] * 4, "blind_si_sdr": [[1, 2]] * 4}
+    ratios = {"mixture_si_sdr": [[0.0, 0]] * 4, "blind_si_sdr": [[1, 2]] * 4}
     given = {
         **ratios,
-        "si_sdr": [[10, -9], [-1, -8], [-6, 5], [0, 3]],
+        "si_sdr": [[10.0, -9], [-1, -8], [-6, 5], [0, 3]],
         "index": [0, 3, 6, 9],
         "mask": [True] * 4,
         "present": [True, True, True, False],
-        "snr_db": [0.0] * 4,
+        "noisy": [False, True, True, False],
+        "snr_db": [1.0, -4.0, -1.0, 0.0],
+        "target_index": [0, 3, 6, 9],
         "enrolment_index": [1, 4, 7, 10],
         "interferer_index": [[3], [0], [0], [0]],
         "loudest": [0, 1, 0, 1],
@@ -176,10 +178,31 @@ def test_the_report_counts_failures_and_wrong_speakers_of_those_present(tmp_path
     for name, value in expected.items():
         assert found.scalars[name] == pytest.approx(value), name
     assert (found.scalars["si_sdri_median_low"], found.scalars["si_sdri_median_high"]) == (-6, 10)
+    groups = list(csv.DictReader(found.files["dev_groups.csv"].splitlines()))
+    assert [(g["kind"], g["group"], g["mixtures"]) for g in groups] == [
+        ("SNR", "-5 to -2.5 dB", "1"),
+        ("SNR", "-2.5 to 0 dB", "1"),
+        ("SNR", "0 to 2.5 dB", "1"),
+        ("enrolment", "clean", "1"),
+        ("enrolment", "noisy", "2"),
+    ]
+    assert [g["failure_rate"] for g in groups] == ["1", "1", "0", "0", "1"]
+    assert groups[-1]["median"] == "-3.5"
+    assert groups[-1]["wrong_speaker_rate"] == "0.5"
+    assert "dev SNR 0 to 2.5 dB: median 10.0 dB" in "\n".join(found.lines)
     with_bss = outputs(sdr=[9.0, 1, 2, np.nan], sir=[1.0] * 4, sar=[2.0] * 4)
     found = task.report("dev", [with_bss])
     assert (found.scalars["sdr_median"], found.scalars["sar_median"]) == (2.0, 2.0)
     assert "sdr,sir,sar" in found.files["dev.csv"]
+
+
+def test_noise_is_no_speaker(tmp_path):
+    """A column more than there are voices: nearer to it than to the target is not the wrong one."""
+    far = outputs()
+    noise = np.full((4, 1), 20.0)
+    far |= {n: np.hstack([far[n], noise]) for n in ("si_sdr", "mixture_si_sdr", "blind_si_sdr")}
+    found, without = (make_task(tmp_path).report("dev", [x]).scalars for x in (far, outputs()))
+    assert found == without
 
 
 def test_settings_that_cannot_be_are_said_before_data_are_opened(tmp_path):
@@ -192,5 +215,8 @@ def test_settings_that_cannot_be_are_said_before_data_are_opened(tmp_path):
         config.update_from_flattened_dict(change)
         with pytest.raises(errors.UserError, match=message):
             separation_task.make_task(workdir.freeze(config), tmp_path)
+    wrong = {"augment.hiss.probability": 0.5, "augment.hiss.snr_db": (9.0, 3.0)}
+    with pytest.raises(errors.UserError, match=r"config\.augment\.hiss\.snr_db=\(9\.0, 3\.0\)"):
+        make_task(tmp_path, **wrong).prepare()
     with pytest.raises(errors.UserError, match="4 speaker"):
         make_task(tmp_path, **{"mixing.interferers": (1, 4)}).prepare()

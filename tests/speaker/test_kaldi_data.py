@@ -242,6 +242,7 @@ def test_pauses_are_left_out_of_recordings(tmp_path, caplog):
             {"augment.speeds": (1.0, 0.9), "augment.rir.root": "r"},
             "config.augment.rir.root, speeds: these change waveforms",
         ),
+        ({"augment.rir.t60_seconds": (0.2, 0.4)}, "config.augment.rir.t60_seconds: these change"),
         ({"features.kind": "mfcc"}, "features.kind='mfcc' is unknown; choose log_mel or given"),
         ({"features.hop_ms": 0.0}, "hop_ms=0.0 must be positive"),
         ({"data.vad": "energy"}, "data.vad='energy': with .*kind=given choose one of none, kaldi"),

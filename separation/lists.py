@@ -1,0 +1,315 @@
+"""Fixed lists of mixtures, read as they were published: who talks, how loud, known by what.
+
+Forms, told apart by the columns of the first line (fields between tabs or commas):
+  mix, source1, source2, speaker1, speaker2, s1_over_s2_db; genders, noise, s1_over_noise_db
+      Source 1 scaled to an RMS of 0.05 and source 2 so far below it, both cut to the shorter;
+      noise, where it is not "-", cut or repeated from its start and scaled likewise. Each source is
+      the target once.
+  mixture_ID, mixture_path, source_1_path, source_2_path, ...; enrolment_1_path, speaker_1,
+  utterance_1, ..., noisy (of the enrolment: 1), genders
+      As LibriMix writes it: the files are taken as they are, and what the mixture holds beside
+      its sources is noise. Each source is the target once; where there are columns of enrolments,
+      those sources that have one. A source without a path is silent: its speaker is absent.
+      Without `speaker_k` the file's name, or else the k-th part (between "_") of mixture_ID, is
+      an utterance of LibriSpeech ("84-121123-0000"), whose first number is the speaker.
+  clean_utterance, embedding_utterance, interference_utterance
+      Google's lists of VoiceFilter: ids of a LibriSpeech tree. The interference is cut or filled up
+      with zeros to the length of the clean utterance, and added as it is.
+
+Who has no enrolment in the list is known by another recording of the same speaker in it, always the
+same one.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from common.data import librispeech, records, tables
+
+_RMS = 0.05
+_PLAIN = ("mix", "source1", "source2", "speaker1", "speaker2", "s1_over_s2_db")
+_LIBRIMIX = ("mixture_ID", "mixture_path", "source_1_path")
+_TUPLES = ("clean_utterance", "embedding_utterance", "interference_utterance")
+_UTTERANCE = re.compile(r"(?P<speaker>\d+)-(?P<chapter>\d+)-\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Voice:
+    """One of a mixture.
+
+    `path` is "" where it says nothing; `utterance` what is heard, which may lie in several files;
+    `rms` what the whole recording is scaled to, None: it is taken as it is.
+    """
+
+    path: str
+    speaker: str
+    utterance: str
+    rms: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A mixture with one of its voices, the first, as the target.
+
+    `mixture` and `enrolment` are paths, "" where there is none. Without a file of the mixture its
+    length is that of the target (`whole_target`) or of the shortest voice. `noise` is scaled to
+    `noise_rms`.
+    """
+
+    id: str
+    line: int
+    voices: tuple[Voice, ...]
+    enrolment: str = ""
+    mixture: str = ""
+    noise: str = ""
+    noise_rms: float = 0.0
+    genders: str = ""
+    noisy: bool = False  # the enrolment
+    whole_target: bool = False
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """Of all that has to be there."""
+        found = (*(voice.path for voice in self.voices), self.enrolment, self.mixture, self.noise)
+        return filter(None, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedList:
+    """The entries of a list and the folder at which relative paths start."""
+
+    path: pathlib.Path
+    root: pathlib.Path
+    entries: tuple[Entry, ...]
+
+    def resolve(self, path: str) -> pathlib.Path:
+        """Where a file of the list lies."""
+        return self.root / path
+
+
+def named(texts: Sequence[str]) -> dict[str, pathlib.Path]:
+    """The lists of `config.data.lists` by name: each "NAME=FILE", or a file and its stem.
+
+    Raises records.DataError for two of one name.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for text in texts:
+        name, given, path = text.partition("=")
+        if not given or "/" in name:
+            name, path = pathlib.PurePath(text).stem, text
+        if name in found:
+            raise records.DataError(
+                f"config.data.lists has two lists {name!r}: give them names, as NAME=FILE."
+            )
+        found[name] = pathlib.Path(path).expanduser()
+    return found
+
+
+def read(path: pathlib.Path, root: pathlib.Path | None) -> FixedList:
+    """A list. Relative paths start at `root`, or else at the nearest folder above the list where
+    the first file of it is; utterances of a LibriSpeech tree are looked for in `root`.
+
+    Raises records.DataError: no such list, no such form, a damaged line, files that are missing.
+    """
+    if not path.is_file():
+        raise records.DataError(f"There is no list {path}. Check config.data.lists.")
+    header, rows = _rows(path)
+    forms: tuple[tuple[Sequence[str], Callable], ...] = (
+        (_PLAIN, _plain),
+        (_LIBRIMIX, _librimix),
+        (_TUPLES, functools.partial(_tuples, root)),
+    )
+    read_row = next((fn for names, fn in forms if set(names) <= set(header)), None)
+    if read_row is None:
+        known = "; ".join(", ".join(names) for names, _ in forms)
+        raise records.DataError(
+            f"{path}: the columns {', '.join(header)} are of no form that is known. There has to "
+            f"be one of: {known}."
+        )
+    entries = []
+    for line, row in rows:
+        try:
+            entries += read_row(line, row)
+        except ValueError as error:
+            raise records.DataError(f"{path}, line {line}: {error}") from None
+    if not entries:
+        raise records.DataError(f"{path} holds no mixtures.")
+    if root is None:
+        first = next(entries[0].paths)
+        folders = path.absolute().parents
+        root = next((folder for folder in folders if (folder / first).is_file()), folders[0])
+    found = FixedList(path, root, _with_genders(root, _with_enrolments(entries)))
+    _check_files(found)
+    return found
+
+
+def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    text = tables.read_text(path)
+    tab = "\t" in text.partition("\n")[0]
+    kind = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tab else {}
+    reader = csv.reader(io.StringIO(text, newline=""), **kind)
+    header = [name.strip() for name in next(reader, [])]
+    rows = []
+    for fields in reader:
+        if not fields:
+            continue
+        if len(fields) != len(header):
+            raise records.DataError(
+                f"{path}, line {reader.line_num}: {len(fields)} fields, but the header has "
+                f"{len(header)}. Repair the line."
+            )
+        row = dict(zip(header, map(str.strip, fields), strict=True))
+        rows.append((reader.line_num, row))
+    return header, rows
+
+
+def _plain(line: int, row: Mapping[str, str]) -> Iterator[Entry]:
+    ratio = _number(row, "s1_over_s2_db")
+    noise = "" if row.get("noise", "-") in ("", "-") else row["noise"]
+    noise_rms = _below(_number(row, "s1_over_noise_db")) if noise else 0.0
+    voices = [
+        Voice(row[f"source{k}"], row[f"speaker{k}"], row[f"source{k}"], rms)
+        for k, rms in ((1, _RMS), (2, _below(ratio)))
+    ]
+    genders = "".join(sorted(row.get("genders", "").replace("-", "")))
+    for target in (0, 1):
+        order = (voices[target], voices[1 - target])
+        yield Entry(*(row["mix"], line, order), noise=noise, noise_rms=noise_rms, genders=genders)
+
+
+def _below(decibels: float) -> float:
+    return _RMS * 10 ** (-decibels / 20)
+
+
+def _number(row: Mapping[str, str], name: str) -> float:
+    try:
+        return float(row.get(name, ""))
+    except ValueError:
+        raise ValueError(f"{name} is {row.get(name)!r}, which is no number. Repair it.") from None
+
+
+def _librimix(line: int, row: Mapping[str, str]) -> Iterator[Entry]:
+    count = sum(re.fullmatch(r"source_\d+_path", name) is not None for name in row)
+    parts = row["mixture_ID"].split("_")
+    voices = []
+    for k in range(1, count + 1):
+        path = row[f"source_{k}_path"]
+        stem = pathlib.PurePath(path).stem
+        names = (row.get(f"utterance_{k}", ""), stem, *parts[k - 1 : k])
+        found = next((name for name in names if _UTTERANCE.fullmatch(name)), None)
+        speaker = row.get(f"speaker_{k}") or (found or "").partition("-")[0]
+        if path and not speaker:
+            raise ValueError(
+                f"neither {stem!r} nor {row['mixture_ID']!r} says who source {k} is, as "
+                f"LibriSpeech's 84-121123-0000 does: add a column speaker_{k}."
+            )
+        voices.append(Voice(path, speaker, names[0] or found or path))
+    enrolments = [row.get(f"enrolment_{k}_path", "") for k in range(1, count + 1)]
+    given = any(name.startswith("enrolment_") for name in row)
+    for k, voice in enumerate(voices):
+        if enrolments[k] or (not given and voice.path):
+            # A source that says nothing is left out, unless it is the target.
+            others = [v for v in voices[:k] + voices[k + 1 :] if v.path]
+            yield Entry(
+                row["mixture_ID"],
+                line,
+                (voice, *others),
+                enrolment=enrolments[k],
+                mixture=row["mixture_path"],
+                genders=row.get("genders", ""),
+                noisy=row.get("noisy") == "1",
+            )
+
+
+def _tuples(root: pathlib.Path | None, line: int, row: Mapping[str, str]) -> Iterator[Entry]:
+    if root is None:
+        raise ValueError(
+            "its utterances are those of a LibriSpeech tree: set config.data.audio_root to it."
+        )
+    clean, embedding, interference = (row[name] for name in _TUPLES)
+    target, other = (
+        Voice(_in_tree(root, name), name.partition("-")[0], name) for name in (clean, interference)
+    )
+    yield Entry(
+        f"{clean}.{interference}",
+        line,
+        (target, other),
+        enrolment=_in_tree(root, embedding),
+        whole_target=True,
+    )
+
+
+@functools.cache
+def _subsets(root: pathlib.Path) -> tuple[str, ...]:
+    """The folders of subsets, in the order in which an utterance is looked for in them."""
+    if (root / "LibriSpeech").is_dir():
+        return tuple(f"LibriSpeech/{name}" for name in _subsets(root / "LibriSpeech"))
+    return (".", *sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+
+
+def _in_tree(root: pathlib.Path, utterance: str) -> str:
+    """The path of an utterance below a LibriSpeech tree, or a subset of it."""
+    found = _UTTERANCE.fullmatch(utterance)
+    if not found:
+        raise ValueError(
+            f"{utterance!r} is no utterance of LibriSpeech: give one as 84-121123-0000."
+        )
+    if not root.is_dir():
+        raise records.DataError(f"There is no folder {root}: see config.data.audio_root.")
+    inside = f"{found['speaker']}/{found['chapter']}/{utterance}.flac"
+    paths = (f"{subset}/{inside}".removeprefix("./") for subset in _subsets(root))
+    # One that is nowhere is said with all that are missing.
+    return next((path for path in paths if (root / path).is_file()), inside)
+
+
+def _with_enrolments(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Each with an enrolment, where its speaker has another recording in the list."""
+    of_speaker: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        for voice in entry.voices:
+            if voice.path:
+                of_speaker.setdefault(voice.speaker, {}).setdefault(voice.utterance, voice.path)
+    found = []
+    for entry in entries:
+        target = entry.voices[0]
+        here = {voice.utterance for voice in entry.voices}
+        others = of_speaker.get(target.speaker, {})
+        names = sorted(set(others) - here)
+        if not entry.enrolment and names:
+            place = zlib.crc32(f"{entry.id} {target.utterance}".encode()) % len(names)
+            entry = dataclasses.replace(entry, enrolment=others[names[place]])
+        found.append(entry)
+    return tuple(found)
+
+
+def _with_genders(root: pathlib.Path, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """Those of LibriSpeech's speakers, where the list does not tell them and its tree does."""
+    known = librispeech.genders(root) or librispeech.genders(root / "LibriSpeech")
+
+    def told(entry: Entry) -> str:
+        found = [known.get(voice.speaker, "") for voice in entry.voices]
+        return entry.genders or ("".join(sorted(found)) if all(found) else "")
+
+    return tuple(dataclasses.replace(entry, genders=told(entry)) for entry in entries)
+
+
+def _check_files(found: FixedList) -> None:
+    """One DataError for all files that are not there, with the first."""
+    lines: dict[str, int] = {}
+    for entry in found.entries:
+        for path in entry.paths:
+            lines.setdefault(path, entry.line)
+    missing = [path for path in lines if not found.resolve(path).is_file()]
+    if missing:
+        first = found.resolve(missing[0])
+        raise records.DataError(
+            f"{found.path}, line {lines[missing[0]]}: there is no file {first} ({len(missing)} of "
+            f"{len(lines)} files of the list are missing). Paths start at {found.root}: set "
+            "config.data.audio_root if that is not their folder."
+        )
