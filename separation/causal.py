@@ -1,11 +1,14 @@
-"""The streaming extractor: a complex mask by LSTMs on frames of at most 32 ms, without look-ahead.
+"""The streaming extractor: a complex mask on frames of at most 32 ms, without look-ahead.
 
 `CausalExtractor.step(state, chunk, cue) -> (state, audio)` is the network; a whole recording is one
 large step. A hop of the output is complete when its last window is, hence the algorithmic latency
 is that window: `delay_samples` of output that comes late, and the hop that has to be there first.
 
-Layers: residual LSTMs, each with its input scaled and shifted by the cue (FiLM, Perez et al. 2018,
-arXiv:1709.07871). Input: real and imaginary part, their magnitude to the power 0.3.
+Layers: residual convolutions over the frame and one of before, farther back from layer to layer and
+gated (van den Oord et al. 2016, arXiv:1609.03499, section 2.3), each with its input scaled and
+shifted by the cue (FiLM, Perez et al. 2018, arXiv:1709.07871). Input: real part, imaginary part and
+magnitude, of magnitudes to the power 0.3. With products over all of its few frames at once it
+trains and streams faster on CPUs than LSTMs of its size.
 """
 
 import dataclasses
@@ -17,7 +20,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from common.audio import stft
-from common.nn import lstm
 
 MAX_WINDOW_MS = 32.0
 
@@ -29,9 +31,9 @@ class CausalConfig:
     sample_rate_hz: int = 16000
     window_ms: float = 32.0
     hop_ms: float = 16.0
-    features: int = 256
-    lstm_size: int = 384
-    num_layers: int = 3
+    features: int = 224
+    num_layers: int = 12
+    cycle: int = 6  # layer i sees the frame that is 2 ** (i % cycle) before
     power: float = 0.3
 
     def __post_init__(self) -> None:
@@ -62,7 +64,7 @@ class CausalState(NamedTuple):
     """What a stream remembers: samples, a state for each layer, and what is yet to be added."""
 
     samples: Array
-    layers: tuple[lstm.LSTMState, ...]
+    layers: tuple[Array, ...]
     tail: Array
 
 
@@ -84,8 +86,10 @@ class CausalExtractor(nn.Module):
     def initial_state(self, batch: int) -> CausalState:
         """Before a stream's first sample."""
         config = self.config
-        # Arrays of their own: a step may use the memory of each again.
-        layers = [lstm.zero_state(batch, config.lstm_size) for _ in range(config.num_layers)]
+        layers = [
+            jnp.zeros((batch, 2 ** (i % config.cycle), config.features))
+            for i in range(config.num_layers)
+        ]
         return CausalState(
             stft.stft_state(batch, config.stft),
             tuple(layers),
@@ -117,16 +121,19 @@ class CausalExtractor(nn.Module):
         samples, spectrum = stft.stft_step(state.samples, chunk, config.stft)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         scale = (power + 1e-8) ** ((config.power - 1) / 2)
-        x = jnp.concatenate([spectrum.real * scale, spectrum.imag * scale], axis=-1)
+        parts = spectrum.real * scale, spectrum.imag * scale, jnp.sqrt(power + 1e-8) * scale
+        x = jnp.concatenate(parts, axis=-1)
         x = nn.Dense(config.features, name="input")(x)
         layers = []
         for i, before in enumerate(state.layers):
             film = nn.Dense(2 * config.features, name=f"film{i}")(cue)[:, None, :]
             factor, offset = jnp.split(film, 2, axis=-1)
             y = nn.LayerNorm(name=f"norm{i}")(x) * (1 + factor) + offset
-            y, after = lstm.LSTM(config.lstm_size, name=f"lstm{i}")(y, None, before)
-            x = x + nn.Dense(config.features, name=f"output{i}")(y)
-            layers.append(after)
+            past = jnp.concatenate([before, y], axis=1)
+            y = jnp.concatenate([past[:, : y.shape[1]], y], axis=-1)
+            gate, y = jnp.split(nn.Dense(2 * config.features, name=f"input{i}")(y), 2, axis=-1)
+            x = x + nn.Dense(config.features, name=f"output{i}")(nn.sigmoid(gate) * y)
+            layers.append(past[:, chunk.shape[1] // self.hop_size :])
         mask = nn.Dense(2 * config.stft.num_bins, bias_init=_half_real, name="mask")(
             nn.LayerNorm(name="norm")(x)
         )

@@ -24,7 +24,7 @@ class CueConfig:
     num_mels: int = 40
     channels: int = 128
     layers: tuple[tuple[int, int], ...] = ((5, 1), (3, 2), (3, 3), (1, 1))
-    size: int = 256
+    size: int = 128
 
 
 class CueEncoder(nn.Module):

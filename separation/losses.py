@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -23,19 +24,22 @@ class LossConfig:
             et al. 2019, section 2.2, there 0.3) and Wilson et al. 2018 (arXiv:1811.09010).
         complex: that of spectra of such magnitudes with their phases (the same).
         si_sdr: minus the SI-SDR in dB, of rows whose target is present.
+        speaker: cross-entropy of the training speakers, told apart by the cues of the enrolments.
     """
 
     magnitude: float | int = 1.0
     complex: float | int = 1.0
-    si_sdr: float | int = 0.02
+    si_sdr: float | int = 0.1
+    speaker: float | int = 2.0
     power: float = 0.3
 
     def __post_init__(self) -> None:
-        weights = self.magnitude, self.complex, self.si_sdr
-        if min(weights) < 0 or not any(weights):
+        weights = self.magnitude, self.complex, self.si_sdr, self.speaker
+        if min(weights) < 0 or not any(weights[:3]):
             raise errors.UserError(
-                f"config.loss: magnitude={self.magnitude}, complex={self.complex} and "
-                f"si_sdr={self.si_sdr} are weights: none below 0, and one above."
+                f"config.loss: magnitude={self.magnitude}, complex={self.complex}, "
+                f"si_sdr={self.si_sdr} and speaker={self.speaker} are weights: none below 0, and "
+                "one of the first three above."
             )
 
 
@@ -78,3 +82,13 @@ def terms(
             config.si_sdr,
         )
     return found
+
+
+def speaker_term(
+    logits: Float[Array, "b s"], speakers: Int[Array, "b"], counted: Bool[Array, "b"], weight: float
+) -> Term:
+    """Cross-entropy of the speakers of enrolments over the rows `counted`."""
+    chosen = jnp.take_along_axis(logits, speakers[:, None], axis=1)[:, 0]
+    losses = jax.nn.logsumexp(logits, axis=1) - chosen
+    count = jnp.sum(counted).astype(jnp.float32)
+    return Term(jnp.sum(jnp.where(counted, losses, 0.0)), count, weight)

@@ -63,8 +63,8 @@ class Mixtures:
     and, where there is something `around`, what is no voice; "enrolment": f32[n], "present": bool,
     "noisy": bool of the enrolment, "snr_db": f32, the target over all else (as if it were present),
     "index", "target_index", "enrolment_index" i32 and "interferer_index": i32[most] positions in
-    the source, -1 where there is none, "id"}. t is at most `num_samples`, n at most
-    `num_enrolment`. The enrolment is of another recording of the target's speaker, or where there
+    the source, -1 where there is none, "speaker": i32, the target's label, "id"}. t is at most
+    `num_samples`, n at most `num_enrolment`. The enrolment is of another recording of the target's speaker, or where there
     is no other one of another stretch of the same. Interferers are different speakers.
 
     Everything is drawn from the row's random numbers; in evaluation from `seed` and i. Each choice
@@ -165,6 +165,7 @@ class Mixtures:
             "snr_db": np.float32(snr),
             "index": target["index"],
             "target_index": target["index"],
+            "speaker": np.int32(self.crops.labels[self.places[i]]),
             "enrolment_index": enrolment["index"],
             "interferer_index": heard,
             "id": target["id"],

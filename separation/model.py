@@ -14,14 +14,21 @@ KINDS = ("causal", "voicefilter")
 
 
 class SeparationNet(nn.Module):
-    """Mixtures and enrolments -> voices. Without an enrolment a learned null cue stands in."""
+    """Mixtures and enrolments -> voices. Without an enrolment a learned null cue stands in.
+
+    With `num_speakers` a linear layer tells the training speakers apart by their cues: the cue
+    encoder learns from it long before the extractor makes use of cues (as in SpEx+, Ge et al. 2020,
+    arXiv:2005.04686).
+    """
 
     cue_encoder: nn.Module
     extractor: nn.Module
     cue_size: int
+    num_speakers: int
 
     def setup(self) -> None:
         self.null = self.param("null_cue", nn.initializers.normal(1.0), (self.cue_size,))
+        self.speakers = nn.Dense(self.num_speakers, name="speakers") if self.num_speakers else None
 
     def cue(self, enrolment: Float[Array, "b n"], lengths: Int[Array, "b"]) -> Float[Array, "b c"]:
         """What the enrolments say; the null cue where there are none (a length of 0)."""
@@ -56,14 +63,25 @@ class SeparationNet(nn.Module):
         *,
         train: bool,
         mask: Bool[Array, "b"],
-    ) -> Float[Array, "b t"]:
-        """Rows that are not real (`mask`) have no part in statistics, and are 0."""
+        hidden: Bool[Array, "b"] | None = None,
+    ) -> tuple[Float[Array, "b t"], Float[Array, "b s"] | None]:
+        """The voices, and in training what the enrolments say of the speaker (logits).
+
+        Of `hidden` rows the enrolment is not shown to the extractor. Rows that are not real
+        (`mask`) have no part in statistics, and are 0.
+        """
         lengths = masking.fold_row_mask(lengths, mask)
-        return self.extract(mixture, lengths, self.cue(enrolment, enrolment_lengths), train=train)
+        known = self.cue(enrolment, enrolment_lengths)
+        logits = None
+        if self.speakers is not None and (train or self.is_initializing()):
+            logits = self.speakers(known)
+        if hidden is not None:
+            known = jnp.where(hidden[:, None], cue.unit(self.null[None, :]), known)
+        return self.extract(mixture, lengths, known, train=train), logits
 
 
-def make_model(config: Any) -> SeparationNet:
-    """The network of a config."""
+def make_model(config: Any, num_speakers: int = 0) -> SeparationNet:
+    """The network of a config; `num_speakers` of its training, where it is to tell them apart."""
     rate, model = config.data.sample_rate_hz, config.model
     try:
         if model.kind == "causal":
@@ -81,7 +99,7 @@ def make_model(config: Any) -> SeparationNet:
     except ValueError as error:
         raise errors.UserError(f"config.model.{model.kind}: {error}") from error
     cues = sections.build(cue.CueConfig, config.cue, sample_rate_hz=rate)
-    return SeparationNet(cue.CueEncoder(cues), extractor, cues.size)
+    return SeparationNet(cue.CueEncoder(cues), extractor, cues.size, num_speakers)
 
 
 def init(model: SeparationNet, key: Key[Array, ""]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import metrics, package, parallel, sections, state, steps
+from common import errors, metrics, package, parallel, sections, state, steps
+from common.data import classes as classes_lib
 from common.data import splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
@@ -32,6 +33,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     num_examples: int = 3  # mixtures with what was made of them, for the writers
 
     def prepare(self) -> None:
+        classes_lib.write(self.train_split, self.workdir)
         # What cannot be mixed is said before the work begins.
         data.mixtures(self.train_split, self.config, self.around, train=True)
         self.eval_data()
@@ -41,8 +43,13 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         return next(iter(self.eval_names(test=False)), ""), "si_sdri_median", "max"
 
     @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The training speakers, if the network is to tell them apart."""
+        return classes_lib.read(self.workdir) if self.config.loss.speaker else ()
+
+    @functools.cached_property
     def model(self) -> model.SeparationNet:
-        return model.make_model(self.config)
+        return model.make_model(self.config, len(self.classes))
 
     @functools.cached_property
     def around(self) -> surroundings.Surroundings | None:
@@ -57,10 +64,14 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         return model.init(self.model, key)
 
     def checkpoint_meta(self) -> dict[str, Any]:
-        return {}
+        return {"speakers": classes_lib.digest(self.classes)}
 
     def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
-        del meta  # the network follows from the config
+        if meta["speakers"] != classes_lib.digest(self.classes):
+            raise errors.UserError(
+                f"The checkpoint was trained on other speakers than the {len(self.classes)} of "
+                f"{self.workdir / classes_lib.FILE}: put the file of that run back."
+            )
 
     def _seconds(self, batch: Batch) -> metrics.Ratio:
         lengths = masking.fold_row_mask(batch["sources_lengths"], batch["mask"])
@@ -73,27 +84,30 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         del step
         sources, mask = batch["sources"], batch["mask"]
         lengths = masking.fold_row_mask(batch["sources_lengths"], mask)
-        shown, present = batch["enrolment_lengths"], batch["present"]
+        present, hidden = batch["present"], None
         wanted = jnp.zeros(mask.shape, jnp.int32)
         if train and self.config.cue.dropout:
             keys = parallel.row_keys(key, batch["row"])
             hidden = jax.vmap(jax.random.uniform)(keys) < self.config.cue.dropout
-            shown = jnp.where(hidden, 0, shown)
             wanted = jnp.where(hidden, loudest(voices(batch)), wanted)
             present = present | hidden
-        estimate, new_state = self.model.apply(
+        (estimate, logits), new_state = self.model.apply(
             variables,
             jnp.sum(sources, axis=2),
             lengths,
             batch["enrolment"],
-            shown,
+            batch["enrolment_lengths"],
             train=train,
             mask=mask,
+            hidden=hidden,
             mutable=[name for name in variables if name != "params"],
         )
         target = jnp.take_along_axis(sources, wanted[:, None, None], axis=2)[:, :, 0]
         target = masking.zero_padding(target[:, :, None], lengths)[:, :, 0]
         terms = losses.terms(estimate, target, lengths, present & mask, self._loss)
+        if logits is not None:
+            weight = self._loss.speaker
+            terms["speaker_loss"] = losses.speaker_term(logits, batch["speaker"], mask, weight)
         return terms, ({"audio_seconds": self._seconds(batch)}, new_state)
 
     def eval_step(
@@ -105,15 +119,8 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         mixture = jnp.sum(sources, axis=2)
 
         def extracted(enrolment_lengths: jax.Array) -> jax.Array:
-            return self.model.apply(
-                variables,
-                mixture,
-                lengths,
-                batch["enrolment"],
-                enrolment_lengths,
-                train=False,
-                mask=mask,
-            )
+            shown = batch["enrolment"], enrolment_lengths
+            return self.model.apply(variables, mixture, lengths, *shown, train=False, mask=mask)[0]
 
         def ratios(signal: jax.Array) -> jax.Array:
             """SI-SDR against each source."""

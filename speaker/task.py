@@ -13,6 +13,7 @@ import numpy as np
 
 from common import errors, files, metrics, package, parallel, sections, state, steps
 from common.audio import augment
+from common.data import classes as classes_lib
 from common.data import records, splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
@@ -35,10 +36,10 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
         """The training speakers, from the work directory, where the first training puts them."""
-        return data.read_classes(self.workdir)
+        return classes_lib.read(self.workdir)
 
     def prepare(self) -> None:
-        data.write_classes(self.train_split, self.workdir)
+        classes_lib.write(self.train_split, self.workdir)
         self.eval_data()
 
     @property
@@ -72,7 +73,7 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
         centers, classes = self.config.loss.sub_centers, self.model.num_classes
         speeds = list(self.config.augment.speeds)
         if (
-            meta["speakers"] != data.digest(self.classes)
+            meta["speakers"] != classes_lib.digest(self.classes)
             or meta["sub_centers"] != centers
             or meta["classes"] < classes
             or meta["speeds"][: len(speeds)] != speeds
@@ -85,14 +86,14 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
 
     def checkpoint_meta(self) -> dict[str, Any]:
         return {
-            "speakers": data.digest(self.classes),
+            "speakers": classes_lib.digest(self.classes),
             "classes": self.model.num_classes,
             "speeds": list(self.config.augment.speeds),
             "sub_centers": self.config.loss.sub_centers,
         }
 
     def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
-        if meta["speakers"] != data.digest(self.classes):
+        if meta["speakers"] != classes_lib.digest(self.classes):
             raise errors.UserError(
                 f"The checkpoint was trained on other speakers than the {len(self.classes)} of "
                 f"{self.workdir}. Use the data of then, or another --workdir."

@@ -24,7 +24,8 @@ from ml_collections import ConfigDict
 
 from common import app, checkpoint, errors, files, torch_file, workdir
 from common import state as state_lib
-from speaker import data, model, resnet, settings, task
+from common.data import classes
+from speaker import model, resnet, settings, task
 
 # In place of the training speakers. No recording's speaker has this name.
 SPEAKERS = "(unknown: converted from wespeaker)\n"
@@ -258,7 +259,7 @@ def write(folder: pathlib.Path, config: ConfigDict, variables: dict[str, Any]) -
     with workdir.Lock(folder):
         if (folder / "config.json").exists() or (folder / "checkpoints").exists():
             raise ConversionError(f"{folder} is a work directory already: name a new --workdir.")
-        files.write_text(folder / data.CLASSES_FILE, SPEAKERS)
+        files.write_text(folder / classes.FILE, SPEAKERS)
         meta = task.make_task(workdir.freeze(config), folder).checkpoint_meta()
         variables = jax.tree.map(jnp.asarray, variables)
         params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}

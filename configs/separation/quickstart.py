@@ -24,7 +24,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.data.update({"max_eval_mixtures": 100})
     config.mixing.absent = 0.05
     config.cue.channels = 96
-    config.model.causal.update({"features": 192, "lstm_size": 192, "num_layers": 3})
+    config.model.causal.update({"features": 192, "num_layers": 12})
     config.optimizer.update({"schedule": "cosine", "learning_rate": 2e-3, "warmup_steps": 100})
     config.optimizer.clip_norm = 5.0
     config.update({"total_steps": 1500, "log_every": 25, "evaluate_every": 750})
@@ -43,7 +43,7 @@ def shrink(config: ConfigDict) -> None:
     config.data.max_eval_mixtures = 8
     config.mixing.update({"interferers": (1, 1), "absent": 0.1})
     config.cue.update({"num_mels": 24, "channels": 16, "size": 16})
-    config.model.causal.update({"features": 32, "lstm_size": 24, "num_layers": 1})
+    config.model.causal.update({"features": 32, "num_layers": 2})
     small = {"num_fft": 512, "channels": 2, "last_channels": 2, "lstm_size": 8, "hidden_size": 16}
     config.model.voicefilter.update(small)
     config.optimizer.update({"schedule": "constant", "learning_rate": 5e-3, "warmup_steps": 5})

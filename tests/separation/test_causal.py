@@ -10,7 +10,7 @@ import pytest
 from common import workdir
 from separation import causal, model, settings
 
-SMALL = causal.CausalConfig(features=24, lstm_size=16, num_layers=2)
+SMALL = causal.CausalConfig(features=24, num_layers=3, cycle=2)
 CUE_SIZE = 8
 
 

@@ -11,7 +11,7 @@ from separation import model, settings
 
 def small(**changes):
     config = settings.default_config()
-    config.model.causal.update({"features": 16, "lstm_size": 8, "num_layers": 1})
+    config.model.causal.update({"features": 16, "num_layers": 1})
     config.cue.update({"channels": 8, "size": 12, "num_mels": 16})
     config.model.update(changes)
     return workdir.freeze(config)

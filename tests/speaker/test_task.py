@@ -10,7 +10,7 @@ import pytest
 from common import checkpoint, errors, metrics, parallel, starting, trainer, workdir
 from common import evaluation as evaluation_lib
 from common import state as state_lib
-from common.data import buckets, pipeline, records, speech, splits
+from common.data import buckets, classes, pipeline, records, speech, splits
 from configs.speaker import quickstart
 from speaker import data, embed, evaluation, head
 from speaker import task as speaker_task
@@ -52,7 +52,7 @@ def make_task(corpus, tmp_path, **changes):
     config = quickstart.get_config("debug")
     config.data.update({"batch_rows": ROWS, "crop_seconds": 1.0})
     config.update_from_flattened_dict(changes)
-    data.write_classes(corpus, tmp_path)
+    classes.write(corpus, tmp_path)
     parts = {"train": corpus, "dev": corpus}
     return speaker_task.SpeakerTask(workdir.freeze(config), tmp_path, parts)
 
@@ -595,9 +595,9 @@ def test_bad_data_is_named(tmp_path, corpus):
     rows = tuple({k: v for k, v in row.items() if k != "speaker"} for row in corpus.source)
     nameless = splits.Split("train", records.RecordList("voices", rows), corpus.index)
     with pytest.raises(errors.UserError, match=r"voices: record 'ann-0' names no speaker"):
-        data.write_classes(nameless, tmp_path)
+        classes.write(nameless, tmp_path)
     with pytest.raises(errors.UserError, match=r"speakers.txt cannot be read"):
-        data.read_classes(tmp_path)
+        classes.read(tmp_path)
     with pytest.raises(errors.UserError, match="choose one of xvector, resnet, ecapa"):
         make_task(corpus, tmp_path, **{"model.kind": "dvector"}).init(jax.random.key(0))
     other = make_task(corpus, tmp_path)
@@ -613,8 +613,8 @@ def test_bad_data_is_named(tmp_path, corpus):
     )
     (tmp_path / "checkpoints" / "15").mkdir(parents=True)
     with pytest.raises(errors.UserError, match=r"lack 1 \(dee\) and have 0 new"):
-        data.write_classes(three, tmp_path)
-    assert data.read_classes(tmp_path) == SPEAKERS  # and nothing was written over it
+        classes.write(three, tmp_path)
+    assert classes.read(tmp_path) == SPEAKERS  # and nothing was written over it
     with pytest.raises(errors.UserError, match="'ann-0' names no speaker"):
         evaluation.find_trials(nameless, "", 100)
     alone = splits.Split(
