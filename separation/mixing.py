@@ -64,8 +64,9 @@ class Mixtures:
     "noisy": bool of the enrolment, "snr_db": f32, the target over all else (as if it were present),
     "index", "target_index", "enrolment_index" i32 and "interferer_index": i32[most] positions in
     the source, -1 where there is none, "speaker": i32, the target's label, "id"}. t is at most
-    `num_samples`, n at most `num_enrolment`. The enrolment is of another recording of the target's speaker, or where there
-    is no other one of another stretch of the same. Interferers are different speakers.
+    `num_samples`, n at most `num_enrolment`. The enrolment is of another recording of the target's
+    speaker, or where there is no other one of another stretch of the same. Interferers are
+    different speakers.
 
     Everything is drawn from the row's random numbers; in evaluation from `seed` and i. Each choice
     has numbers of its own, so that one more interferer changes none of the others.

@@ -17,6 +17,7 @@ RATE_HZ = 16000
 def make(folder, **changes) -> enhancer.Enhancer:
     """A tiny network as it is before training, without a work directory."""
     config = quickstart.get_config("debug")
+    config.loss.speaker = 0.0  # no training, no speakers
     config.update_from_flattened_dict(changes)
     config = workdir.freeze(config)
     task = separation_task.make_task(config, folder)

@@ -18,7 +18,7 @@ def small(**changes):
 
 
 def test_a_cue_is_that_of_the_enrolment_alone_or_the_null_cue():
-    net = model.make_model(small())
+    net = model.make_model(small(), num_speakers=5)
     variables = jax.jit(lambda key: model.init(net, key))(jax.random.key(0))
     rng = np.random.default_rng(0)
     audio = jnp.float32(0.1 * rng.normal(size=(3, 6000)))
@@ -35,8 +35,9 @@ def test_a_cue_is_that_of_the_enrolment_alone_or_the_null_cue():
 
     def total(variables):
         mask = jnp.array([True, True, False])
-        found = net.apply(variables, audio, lengths, audio, lengths, train=True, mask=mask)
-        return jnp.sum(jnp.square(found)), found
+        shown = audio, lengths, audio, lengths
+        found, logits = net.apply(variables, *shown, train=True, mask=mask)
+        return jnp.sum(jnp.square(found)) + jnp.sum(jnp.square(logits)), found
 
     gradients, found = jax.jit(jax.grad(total, has_aux=True))(variables)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
