@@ -6,6 +6,7 @@ For this machine only, unless --host says otherwise; then a token is needed. The
 list of routes at /docs, health at /health, figures for Prometheus at /metrics.
 """
 
+import contextlib
 import logging
 
 from common import app
@@ -28,12 +29,12 @@ def main() -> None:
         from separation import api
 
         settings = serve_settings.read(args)
-        listening = running.listen(args.host, args.port)
-        network = enhancer.load(args.workdir, step=args.checkpoint)
-        log.info("Compiling for up to %d streams at once.", settings.limits.streams)
-        application = api.Service(network, settings).application()
-        print(running.url(listening), flush=True)
-        running.run(application, listening, settings.limits)
+        with contextlib.closing(running.listen(args.host, args.port)) as listening:
+            network = enhancer.load(args.workdir, step=args.checkpoint)
+            log.info("Compiling for up to %d streams at once.", settings.limits.streams)
+            application = api.Service(network, settings).application()
+            print(running.url(listening), flush=True)
+            running.run(application, listening, settings.limits)
 
     app.command("separation.serve", work)
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import collections
+import contextlib
 from typing import Any
 
 import fastapi.responses
+from starlette import requests
 
 from common.serve import measures
 from common.serve import settings as serve_settings
@@ -74,10 +76,14 @@ class Guard:
             if refusal is None and has_body and self._bodies > limits.requests:
                 refusal = answer(503, "too many requests at once; try again", {"Retry-After": "1"})
             if refusal is None:
-                await self._app(scope, body.receive, pass_on)
+                with contextlib.suppress(requests.ClientDisconnect):
+                    await self._app(scope, body.receive, pass_on)
                 refusal = body.refusal
             if refusal is not None and not status:
                 await refusal(scope, receive, count)
+        except Exception:
+            status = 500  # is what surrounds this will say
+            raise
         finally:
             self._bodies -= has_body
             route = getattr(scope.get("route"), "path", "other")

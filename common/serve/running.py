@@ -1,6 +1,5 @@
 """The process of a server: its place and its end."""
 
-import contextlib
 import errno
 import ipaddress
 import logging
@@ -21,6 +20,8 @@ _SEND_BUFFER = 1 << 18  # of the system, for each client: one that does not read
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket at a place that is free. Raises UserError where it is not."""
+    if not 0 <= port <= 65535:
+        raise errors.UserError(f"--port={port} lies outside 0 to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -34,8 +35,6 @@ def listen(host: str, port: int) -> socket.socket:
         except BaseException:
             listening.close()
             raise
-    except OverflowError as refused:
-        raise errors.UserError(f"--port={port} lies outside 0 to 65535.") from refused
     except OSError as refused:
         reason = refused.strerror or refused
         if refused.errno == errno.EADDRINUSE:
@@ -61,11 +60,10 @@ def server(application: Any, limits: serve_settings.Limits) -> uvicorn.Server:
 
 def run(application: Any, listening: socket.socket, limits: serve_settings.Limits) -> None:
     """Serves until SIGTERM or Ctrl-C: then no one is let in, and requests may end."""
-    with contextlib.closing(listening):
-        # uvicorn raises a signal once more when all is done: there is nothing left to stop then.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
-        server(application, limits).run(sockets=[listening])
+    # uvicorn raises a signal once more when all is done: there is nothing left to stop then.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server(application, limits).run(sockets=[listening])
     log.info("Stopped.")
 
 

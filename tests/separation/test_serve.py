@@ -65,7 +65,7 @@ def enrolled(http: httpx2.Client, samples: np.ndarray) -> str:
 def opened(url: str, *, connection: socket.socket | None = None, **header):
     """A websocket after its header was sent."""
     address = url.replace("http", "ws") + "stream"
-    with websocket.connect(address, sock=connection, open_timeout=60) as talk:
+    with websocket.connect(address, sock=connection, open_timeout=60, close_timeout=1) as talk:
         talk.send(json.dumps({"rate": RATE_HZ, "format": "float32", **header}))
         yield talk
 
