@@ -56,7 +56,7 @@ class Service:
     def __init__(
         self, enhancer: separation_enhancer.Enhancer, settings: serve_settings.Settings
     ) -> None:
-        """Compiles what streams need: takes seconds."""
+        """Compiles what uploads and streams need: takes seconds."""
         self._enhancer, self._settings, self._limits = enhancer, settings, settings.limits
         self.measured = measures.Measures("separation")
         self._audio = self.measured.counter("audio_seconds", "Audio enhanced", "way")
@@ -67,7 +67,8 @@ class Service:
         self._voices = store.Store(self._limits.stored)
         self._null = np.asarray(enhancer.cue(None))[0]
         # One after another, so that a core is left for streams.
-        self._jobs = concurrent.futures.ThreadPoolExecutor(1, "uploads")
+        self._jobs = concurrent.futures.ThreadPoolExecutor(1, "uploads", lambda: __import__("os").setpriority(0, __import__("threading").get_native_id(), 10))
+        enhancer.compile()
         self._engine: streams.Engine | None = None
         if enhancer.streams:
             self._engine = streams.Engine(enhancer, self._limits.streams, observe=self._observe)

@@ -108,6 +108,12 @@ class Enhancer:
         """See `causal.CausalExtractor.step`. The memory of `state` is used again."""
         return self._apply_step(self._variables, state, chunk, cue)
 
+    def compile(self) -> None:
+        """All programs that recordings need, so that none waits for them."""
+        # Blocks and single hops of a stream; or a whole piece and half of one.
+        silence = np.zeros(round(1.4 * _PIECE_SECONDS * self.sample_rate_hz), np.float32)
+        self.extract(silence, self.sample_rate_hz, self.cue(None))
+
     def cue(self, enrolment: Recording | None, rate: int | None = None) -> Float[Array, "1 c"]:
         """What is to be known of a voice. None: the null cue.
 
