@@ -67,7 +67,7 @@ class Service:
         self._voices = store.Store(self._limits.stored)
         self._null = np.asarray(enhancer.cue(None))[0]
         # One after another, so that a core is left for streams.
-        self._jobs = concurrent.futures.ThreadPoolExecutor(1, "uploads", lambda: __import__("os").setpriority(0, __import__("threading").get_native_id(), 10))
+        self._jobs = concurrent.futures.ThreadPoolExecutor(1, "uploads")
         enhancer.compile()
         self._engine: streams.Engine | None = None
         if enhancer.streams:
