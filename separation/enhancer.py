@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Num
 from common import errors, trained
 from common.audio import io
 from common.data import splits
-from separation import causal
+from separation import causal, hops
 from separation import task as separation_task
 
 log = logging.getLogger(__name__)
@@ -37,39 +37,30 @@ class Stream:
     def __init__(self, enhancer: "Enhancer", cue: Float[Array, "1 c"]) -> None:
         self._step, self._cue = enhancer.step, cue
         extractor = enhancer.extractor
-        self._hop, self.delay_samples = extractor.hop_size, extractor.delay_samples
+        self.delay_samples = extractor.delay_samples
+        self._hops = hops.Hops(extractor.hop_size, extractor.delay_samples)
         self._state = extractor.initial_state(1)
-        self._waiting = np.zeros(0, np.float32)  # less than a hop
-        self._early = self.delay_samples  # samples of output that are before the first of the input
-        self._heard = self._given = 0
 
     def __call__(self, chunk: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
         """Raises io.AudioError for samples that are NaN or infinite; the stream is as it was."""
         if chunk.size:
             io.check_audio(chunk, name="chunk")
-        self._heard += len(chunk)
-        return self._advance(np.concatenate([self._waiting, np.asarray(chunk, np.float32)]))
+        self._hops.put(chunk)
+        return self._advance()
 
     def flush(self) -> Float[np.ndarray, "m"]:
         """What silence after the last sample brings out. The stream is over then."""
-        left = self._heard - self._given
-        silence = np.zeros(self.delay_samples + self._hop, np.float32)
-        return self._advance(np.concatenate([self._waiting, silence]))[:left]
+        self._hops.end()
+        return self._advance()
 
-    def _advance(self, audio: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
-        parts, first = [np.zeros(0, np.float32)], 0
-        for hops in (_BLOCK_HOPS, 1):
-            while len(audio) - first >= hops * self._hop:
-                end = first + hops * self._hop
-                self._state, out = self._step(self._state, audio[None, first:end], self._cue)
-                parts.append(np.asarray(out)[0])
-                first = end
-        self._waiting = audio[first:]
-        out = np.concatenate(parts)
-        early = min(self._early, len(out))
-        self._early -= early
-        self._given += len(out) - early
-        return out[early:]
+    def _advance(self) -> Float[np.ndarray, "m"]:
+        parts = [np.zeros(0, np.float32)]
+        for size in (_BLOCK_HOPS, 1):
+            while self._hops.ready >= size:
+                audio = self._hops.take(size)[None]
+                self._state, out = self._step(self._state, audio, self._cue)
+                parts.append(self._hops.give(np.asarray(out)[0]))
+        return np.concatenate(parts)
 
 
 class Enhancer:
@@ -100,11 +91,28 @@ class Enhancer:
         """Whether the network is causal, so that `stream` works."""
         return isinstance(self.extractor, causal.CausalExtractor)
 
+    @property
+    def variables(self) -> Any:
+        """For `pure_step`; on the host."""
+        return self._variables
+
+    def pure_step(
+        self, variables: Any, state: Any, chunk: Float[Array, "b t"], cue: Float[Array, "b c"]
+    ) -> tuple[Any, Float[Array, "b t"]]:
+        """`step` as a pure function, to be a part of others."""
+        return self._net.apply(variables, state, chunk, cue, method="step")
+
     def step(
         self, state: Any, chunk: Float[np.ndarray, "b t"], cue: Float[Array, "b c"]
     ) -> tuple[Any, Float[Array, "b t"]]:
         """See `causal.CausalExtractor.step`. The memory of `state` is used again."""
         return self._apply_step(self._variables, state, chunk, cue)
+
+    def compile(self) -> None:
+        """All programs that recordings need, so that none waits for them."""
+        # Blocks and single hops of a stream; or a whole piece and half of one.
+        silence = np.zeros(round(1.4 * _PIECE_SECONDS * self.sample_rate_hz), np.float32)
+        self.extract(silence, self.sample_rate_hz, self.cue(None))
 
     def cue(self, enrolment: Recording | None, rate: int | None = None) -> Float[Array, "1 c"]:
         """What is to be known of a voice. None: the null cue.

@@ -92,6 +92,12 @@ def probe(source: Encoded) -> AudioInfo:
         return AudioInfo(file.samplerate, file.channels, num_samples)
 
 
+def sample_rate(source: Encoded) -> int:
+    """The rate in Hz by the header, also of what states no length. Raises AudioError."""
+    with _open(source) as file:
+        return file.samplerate
+
+
 def load_audio(
     source: Encoded | Num[np.ndarray, "t *d"],
     *,
@@ -216,18 +222,30 @@ def write_flac(path: PathLike, audio: Float[np.ndarray, "t *d"], sample_rate_hz:
     _write(path, audio, sample_rate_hz, "FLAC", "PCM_16")
 
 
+def wav_bytes(audio: Float[np.ndarray, "t *d"], sample_rate_hz: int) -> bytes:
+    """The file that `write_wav` writes, of 16 bits."""
+    check_audio(audio)
+    return _encoded(audio, sample_rate_hz, "WAV", "PCM_16")
+
+
 def _write(
     path: PathLike, audio: Float[np.ndarray, "t *d"], rate: int, form: str, subtype: str
 ) -> None:
     path = pathlib.Path(path)
     check_audio(audio, name=path)
+    # libsndfile does not say why the system refuses a file
+    encoded = _encoded(audio, rate, form, subtype)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(encoded)
+
+
+def _encoded(audio: Float[np.ndarray, "t *d"], rate: int, form: str, subtype: str) -> bytes:
     if subtype == "PCM_16":
         audio = np.clip(np.rint(np.asarray(audio, np.float64) * 32768), -32768, 32767)
         audio = audio.astype(np.int16)
-    encoded = io.BytesIO()  # libsndfile does not say why the system refuses a file
+    encoded = io.BytesIO()
     soundfile.write(encoded, audio, rate, format=form, subtype=subtype)
-    with files.replacing(path) as temporary:
-        temporary.write_bytes(encoded.getvalue())
+    return encoded.getvalue()
 
 
 class _Stream(soundfile.SoundFile):

@@ -1,0 +1,281 @@
+"""The routes of `separation.serve`: enrol a voice, enhance an upload, a stream a websocket."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import pathlib
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+import fastapi
+import jax.numpy as jnp
+import numpy as np
+import soxr
+from fastapi import responses
+from jaxtyping import Float
+from starlette import datastructures
+
+from common.audio import io
+from common.serve import app, measures, sockets, sound, store
+from common.serve import settings as serve_settings
+from separation import enhancer as separation_enhancer
+from separation import streams
+
+PAGES = pathlib.Path(__file__).parent / "page"
+_DESCRIPTION = """One voice out of several.
+
+`POST /voices` takes a recording of a voice and gives its name; `POST /enhance` takes a recording of
+several voices and gives that one as WAV, at the recording's rate and of its length. Any format.
+
+`/stream` is a websocket. First frame, JSON: `{"rate": 16000, "format": "pcm16" or "float32",
+"voice": NAME or null, "token": TOKEN}`, of which only the rate has to be there. The answer is
+`{"rate", "format", "delay_ms", "hop_ms"}`. Then binary frames of little-endian samples of one
+channel, cut anywhere; the voice comes back the same way. `{"end": true}` brings the rest, as many
+samples as went in, and `{"samples": N}`. An error is `{"error": MESSAGE}` and a close code: 4400
+what was sent is wrong, 4401 token, 4404 no such voice, 4408 too slow or idle, 4413 too long, 4429
+too many streams.
+"""
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+_END = {"end": True}
+_Upload = Annotated[fastapi.UploadFile, fastapi.File()]
+_OptionalUpload = Annotated[fastapi.UploadFile | None, fastapi.File()]
+_Voice = Annotated[str, fastapi.Form(description="the name of an enrolled voice")]
+
+
+class Wav(responses.Response):
+    """A recording as the answer."""
+
+    media_type = "audio/wav"
+
+
+class Service:
+    """A network, the voices of clients and their streams, behind one application."""
+
+    def __init__(
+        self, enhancer: separation_enhancer.Enhancer, settings: serve_settings.Settings
+    ) -> None:
+        """Compiles what uploads and streams need: takes seconds."""
+        self._enhancer, self._settings, self._limits = enhancer, settings, settings.limits
+        self.measured = measures.Measures("separation")
+        self._audio = self.measured.counter("audio_seconds", "Audio enhanced", "way")
+        self._rows = self.measured.histogram("step_rows", "Streams in a step", _ROWS)
+        self._waits = self.measured.histogram(
+            "hop_seconds", "From a hop's last sample to its output", _SECONDS
+        )
+        self._voices = store.Store(self._limits.stored)
+        self._null = np.asarray(enhancer.cue(None))[0]
+        # One after another, so that a core is left for streams.
+        self._jobs = concurrent.futures.ThreadPoolExecutor(1, "uploads")
+        enhancer.compile()
+        self._engine: streams.Engine | None = None
+        if enhancer.streams:
+            self._engine = streams.Engine(enhancer, self._limits.streams, observe=self._observe)
+            self._engine.compile()
+        self._running: asyncio.Task | None = None
+
+    def application(self) -> fastapi.FastAPI:
+        """What `common.serve.running` serves."""
+        made = app.make(
+            "Separation",
+            _DESCRIPTION,
+            pages=PAGES,
+            settings=self._settings,
+            measured=self.measured,
+            health=self._health,
+            work=self._work,
+        )
+        about: dict[str, Any] = {"dependencies": app.TOKEN, "tags": ["separation"]}
+        made.post("/voices", status_code=201, **about)(self.enrol)
+        made.delete("/voices/{voice}", status_code=204, **about)(self.forget)
+        made.post("/enhance", response_class=Wav, **about)(self.enhance)
+        made.websocket("/stream")(self.stream)
+        return made
+
+    async def enrol(self, file: _Upload) -> dict[str, Any]:
+        """Takes a recording of one voice, a second at least, better five; names it."""
+        cue, seconds = await self._job(self._cue, file)
+        return {"voice": self._voices.add(cue), "seconds": round(seconds, 2)}
+
+    async def forget(self, voice: str) -> None:
+        """Forgets a voice."""
+        self._known(voice)
+        self._voices.remove(voice)
+
+    async def enhance(
+        self, file: _Upload, voice: _Voice = "", enrolment: _OptionalUpload = None
+    ) -> Wav:
+        """The voice of a recording: an enrolled one, that of an enrolment, or the loudest."""
+        known = self._known(voice) if voice else self._null
+        return Wav(await self._job(self._enhanced, file, known, enrolment))
+
+    async def stream(self, socket: fastapi.WebSocket) -> None:
+        """See the description of the application."""
+        async with sockets.serving(socket, self._settings, self.measured) as talk:
+            rate, form, cue = self._wanted(await talk.header())
+            stream = None if self._engine is None else self._engine.open(cue)
+            if stream is None:
+                limit = f"there are {self._limits.streams} streams, the limit; try again later"
+                raise sockets.Refused(sockets.BUSY, "busy", limit)
+            try:
+                self.measured.streams.inc()
+                hop, delay = self._engine.hop_size, self._engine.delay_samples
+                ms = 1000 / self._enhancer.sample_rate_hz
+                ready = {"rate": rate, "format": form, "delay_ms": delay * ms, "hop_ms": hop * ms}
+                await talk.send(ready)
+                way = _Way(talk, stream, sound.Frames(form), rate, self._enhancer.sample_rate_hz)
+                most = round(self._limits.stream_seconds * rate)
+                await sockets.together(way.listen(most), way.answer())
+            finally:
+                self._engine.close(stream)
+                self.measured.streams.dec()
+
+    def _wanted(self, header: dict[str, Any]) -> tuple[int, str, Float[np.ndarray, "c"]]:
+        """Rate, format and cue. Raises sockets.Refused."""
+        wrong: Callable[[str], sockets.Refused] = lambda message: sockets.Refused(  # noqa: E731
+            sockets.BAD_REQUEST, "header", message
+        )
+        if self._engine is None:
+            raise wrong("this server's network sees all of a recording and cannot stream")
+        form, rate, voice = header.get("format", "pcm16"), header.get("rate"), header.get("voice")
+        if unknown := header.keys() - {"format", "rate", "voice"}:
+            raise wrong(f"unknown in the first frame: {', '.join(sorted(unknown))}")
+        if form not in tuple(sound.FORMATS):
+            raise wrong(f"format: one of {', '.join(sound.FORMATS)}")
+        if isinstance(rate, bool) or not isinstance(rate, int):
+            raise wrong("rate: the samples per second, a whole number")
+        try:
+            sound.check_rate(rate)
+        except io.AudioError as error:
+            raise wrong(str(error)) from error
+        if voice is None:
+            return rate, form, self._null
+        try:
+            return rate, form, self._voices.get(voice if isinstance(voice, str) else "")
+        except KeyError:
+            raise sockets.Refused(sockets.UNKNOWN, "voice", _NO_VOICE) from None
+
+    def _known(self, voice: str) -> Float[np.ndarray, "c"]:
+        try:
+            return self._voices.get(voice)
+        except KeyError:
+            raise fastapi.HTTPException(404, _NO_VOICE) from None
+
+    async def _job(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._jobs, work, *arguments)
+
+    def _decoded(self, file: datastructures.UploadFile) -> tuple[Float[np.ndarray, "n"], int]:
+        return sound.decode(file.file.read(), file.filename, self._enhancer.channel, self._limits)
+
+    def _cue(self, file: datastructures.UploadFile) -> tuple[Float[np.ndarray, "c"], float]:
+        audio, rate = self._decoded(file)
+        return np.asarray(self._enhancer.cue(audio, rate))[0], len(audio) / rate
+
+    def _enhanced(
+        self,
+        file: datastructures.UploadFile,
+        cue: Float[np.ndarray, "c"],
+        enrolment: datastructures.UploadFile | None,
+    ) -> bytes:
+        if enrolment is not None:
+            cue, _ = self._cue(enrolment)
+        audio, rate = self._decoded(file)
+        voice = self._enhancer.extract(audio, rate, jnp.asarray(cue)[None])
+        self._audio.labels("upload").inc(len(audio) / rate)
+        return io.wav_bytes(voice, rate)
+
+    def _observe(self, rows: int, hops: int, seconds: float) -> None:
+        self._rows.observe(rows)
+        self._waits.observe(seconds)
+        samples = rows * hops * self._enhancer.extractor.hop_size
+        self._audio.labels("stream").inc(samples / self._enhancer.sample_rate_hz)
+
+    def _health(self) -> dict[str, Any]:
+        works = self._engine is None or (self._running is not None and not self._running.done())
+        return {
+            "status": "ok" if works else "the engine of the streams has stopped",
+            "streams": len(self._engine or ()),
+            "voices": len(self._voices),
+        }
+
+    @contextlib.asynccontextmanager
+    async def _work(self) -> AsyncIterator[None]:
+        try:
+            if self._engine is not None:
+                self._running = asyncio.create_task(self._engine.run())
+            yield
+        finally:
+            if self._running is not None:
+                self._running.cancel()
+                await asyncio.wait([self._running])
+            self._jobs.shutdown(cancel_futures=True)
+
+
+_NO_VOICE = (
+    "no voice of this name: enrol it; the oldest are forgotten, and all of them at a restart"
+)
+
+
+class _Way:
+    """Between a websocket and a stream of the engine: bytes, samples and rates."""
+
+    def __init__(
+        self,
+        talk: sockets.Socket,
+        stream: streams.Stream,
+        frames: sound.Frames,
+        rate: int,
+        model_rate: int,
+    ) -> None:
+        self._talk, self._stream, self._frames = talk, stream, frames
+        self._in, self._out = _resampler(rate, model_rate), _resampler(model_rate, rate)
+        self._heard = 0
+
+    async def listen(self, most: int) -> None:
+        """Up to the end that the client states; `most` samples."""
+        while isinstance(frame := await self._talk.receive(), bytes):
+            try:
+                samples = self._frames.samples(frame)
+            except io.AudioError as error:
+                raise sockets.Refused(sockets.BAD_REQUEST, "audio", str(error)) from error
+            self._heard += len(samples)
+            if self._heard > most:
+                message = f"more than {most} samples, the limit of a stream"
+                raise sockets.Refused(sockets.TOO_MUCH, "long", message)
+            await self._stream.put(self._in(samples, False))
+        if not _is_end(frame):
+            message = 'samples are binary frames; the only text is {"end": true}'
+            raise sockets.Refused(sockets.BAD_REQUEST, "text", message)
+        if not self._frames.is_whole:
+            raise sockets.Refused(sockets.BAD_REQUEST, "cut", "the stream ended within a sample")
+        await self._stream.put(self._in(np.zeros(0, np.float32), True))
+        self._stream.end()
+
+    async def answer(self) -> None:
+        """As many samples as were heard."""
+        given = 0
+        while (voice := await self._stream.get()) is not None:
+            voice = self._out(voice, False)[: self._heard - given]
+            given += len(voice)
+            if voice.size:
+                await self._talk.send(self._frames.data(voice))
+        rest = self._out(np.zeros(0, np.float32), True)[: self._heard - given]
+        rest = np.pad(rest, (0, self._heard - given - len(rest)))
+        if rest.size:
+            await self._talk.send(self._frames.data(rest))
+        await self._talk.send({"samples": self._heard})
+
+
+def _resampler(source: int, wanted: int) -> Callable[[np.ndarray, bool], np.ndarray]:
+    """(samples, whether they are the last) -> samples at the other rate."""
+    if source == wanted:
+        return lambda samples, last: samples
+    return soxr.ResampleStream(source, wanted, 1, dtype="float32").resample_chunk
+
+
+def _is_end(text: str) -> bool:
+    try:
+        return json.loads(text) == _END
+    except (ValueError, RecursionError):
+        return False

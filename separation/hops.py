@@ -1,0 +1,53 @@
+"""A stream of samples as hops, and what a network makes of them on time again."""
+
+import numpy as np
+from jaxtyping import Float
+
+
+class Hops:
+    """`put` chunks of any size, `take` hops, `give` what became of them, which comes late.
+
+    What `give` returns is, in all, as many samples as were put in, without the network's delay.
+    """
+
+    def __init__(self, hop_size: int, delay_samples: int) -> None:
+        self._hop, self._delay = hop_size, delay_samples
+        self._waiting = np.zeros(0, np.float32)
+        self._early = delay_samples  # samples of output that are before the first of the input
+        self._left = 0  # that were put in and not given back yet
+        self._is_ended = False
+
+    @property
+    def ready(self) -> int:
+        """Whole hops that wait."""
+        return len(self._waiting) // self._hop
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all has been given after `end`."""
+        return self._is_ended and not self._left
+
+    def put(self, chunk: Float[np.ndarray, "n"]) -> None:
+        """The next samples."""
+        self._left += len(chunk)
+        self._waiting = np.concatenate([self._waiting, np.asarray(chunk, np.float32)])
+
+    def end(self) -> None:
+        """There are no more: silence brings out what is left."""
+        self._is_ended = True
+        silence = np.zeros(self._delay + self._hop, np.float32)
+        self._waiting = np.concatenate([self._waiting, silence])
+
+    def take(self, hops: int) -> Float[np.ndarray, "t"]:
+        """The next hops, of those that are ready."""
+        size = hops * self._hop
+        found, self._waiting = self._waiting[:size], self._waiting[size:]
+        return found
+
+    def give(self, out: Float[np.ndarray, "t"]) -> Float[np.ndarray, "m"]:
+        """What the hops that were taken became, without what is early or after the end."""
+        early = min(self._early, len(out))
+        self._early -= early
+        out = out[early:][: self._left]
+        self._left -= len(out)
+        return out

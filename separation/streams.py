@@ -1,0 +1,261 @@
+"""Many streams through one network: hops that are due are advanced together.
+
+`Engine` belongs to an event loop; the network's steps run in a thread of their own. A step takes
+every stream that has a hop waiting, so that the batch grows with the load. Rows are padded to a
+power of two, and all shapes are compiled before the first stream.
+"""
+
+import asyncio
+import concurrent.futures
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from separation import enhancer as separation_enhancer
+from separation import hops as separation_hops
+
+log = logging.getLogger(__name__)
+
+_BLOCK_HOPS = (8, 1)  # of each row in one step; more at a time where a stream is behind
+_WAITING_SECONDS = 2.0  # of input and of output that a stream may have, beyond that it waits
+
+
+class Slots:
+    """The states of up to `size` streams, on the device. Each step advances some of them."""
+
+    def __init__(self, enhancer: separation_enhancer.Enhancer, size: int) -> None:
+        self._size, self._hop = size, enhancer.extractor.hop_size
+        self._step, self._first = enhancer.pure_step, enhancer.extractor.initial_state(1)
+        self._variables = jax.device_put(enhancer.variables)
+        self._cue_size = enhancer.cue(None).shape[1]
+        self._advance = jax.jit(self._advanced, donate_argnums=1)
+        self.reset()
+
+    def reset(self) -> None:
+        """Silence everywhere; after a failure, which may have taken the memory with it."""
+        # The last one is written by the rows that pad a batch.
+        self._states = jax.tree.map(
+            lambda x: jnp.repeat(x[None], self._size + 1, axis=0), self._first
+        )
+
+    def compile(self) -> None:
+        """Runs every shape once."""
+        for hops in _BLOCK_HOPS:
+            for power in range((self._size - 1).bit_length() + 1):
+                audio = np.zeros((1 << power, hops * self._hop), np.float32)
+                self.advance([], [], audio, np.zeros((1 << power, self._cue_size), np.float32))
+
+    def advance(
+        self,
+        slots: Sequence[int],
+        is_new: Sequence[bool],
+        audio: Float[np.ndarray, "n t"],
+        cues: Float[np.ndarray, "n c"],
+    ) -> Float[np.ndarray, "n t"]:
+        """The next samples of some streams. `is_new` ones start from silence."""
+        padding = (1 << (len(audio) - 1).bit_length()) - len(audio)
+        index = np.full(len(audio) + padding, self._size, np.int32)
+        index[: len(slots)] = slots
+        new = np.ones(len(index), bool)
+        new[: len(slots)] = is_new
+        rows = ((0, padding), (0, 0))
+        self._states, out = self._advance(
+            self._variables, self._states, index, new, np.pad(audio, rows), np.pad(cues, rows)
+        )
+        return np.asarray(out)[: len(audio)]
+
+    def _advanced(
+        self,
+        variables: Any,
+        states: Any,
+        slots: Int[Array, "b"],
+        is_new: Bool[Array, "b"],
+        audio: Float[Array, "b t"],
+        cues: Float[Array, "b c"],
+    ) -> tuple[Any, Float[Array, "b t"]]:
+        def read(stored: Array, first: Array) -> Array:
+            new = is_new.reshape(-1, *[1] * first.ndim)
+            return jnp.where(new, first[None], stored[slots])
+
+        # Whatever the shapes of a state are: each row is a batch of one.
+        after, out = jax.vmap(self._step, (None, 0, 0, 0))(
+            variables,
+            jax.tree.map(read, states, self._first),
+            audio[:, None],
+            cues[:, None],
+        )
+        return jax.tree.map(lambda kept, new: kept.at[slots].set(new), states, after), out[:, 0]
+
+
+class Broken(Exception):
+    """The network failed; the stream is lost."""
+
+
+class Stream:
+    """One stream of an engine, at the model's rate; made by `Engine.open`.
+
+    As `enhancer.Stream`: `put` chunks of any size, `end`, and `get` as many samples as went in.
+    """
+
+    def __init__(
+        self, slot: int, cue: Float[np.ndarray, "c"], hops: separation_hops.Hops, most_hops: int,
+        wake: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.slot, self.cue, self.is_new = slot, cue, True
+        self.due_since = 0.0
+        self._hops, self._most, self._wake = hops, most_hops, wake
+        self._out: list[Float[np.ndarray, "_"]] = []
+        self._out_hops = 0
+        self._changed = asyncio.Event()
+        self._error: Exception | None = None
+
+    async def put(self, chunk: Float[np.ndarray, "n"]) -> None:
+        """Waits while too much waits already."""
+        self._add(lambda: self._hops.put(chunk))
+        while self._hops.ready >= self._most:
+            await self._change()
+
+    def end(self) -> None:
+        """No more comes."""
+        self._add(self._hops.end)
+        self._changed.set()
+
+    async def get(self) -> Float[np.ndarray, "m"] | None:
+        """All that is complete, waiting for some; None after the last."""
+        while not self._out:
+            if self._hops.is_over:
+                return None
+            await self._change()
+        found = np.concatenate(self._out)
+        self._out.clear()
+        self._out_hops = 0
+        self._wake()
+        return found
+
+    @property
+    def ready(self) -> int:
+        """For the engine: hops that may be advanced now; none while the output waits."""
+        return self._hops.ready if self._out_hops < self._most else 0
+
+    def take(self, hops: int) -> Float[np.ndarray, "t"]:
+        """For the engine: the next hops."""
+        self.is_new = False
+        return self._hops.take(hops)
+
+    def give(self, hops: int, out: Float[np.ndarray, "t"]) -> None:
+        """For the engine: what they became."""
+        out = self._hops.give(out)
+        if out.size:
+            self._out.append(out)
+            self._out_hops += hops
+        self.due_since = time.perf_counter()
+        self._changed.set()
+
+    def fail(self, error: Exception) -> None:
+        """For the engine: there will be nothing more."""
+        self._error = error
+        self._changed.set()
+
+    def _add(self, add: Callable[[], None]) -> None:
+        if not self._hops.ready:
+            self.due_since = time.perf_counter()
+        add()
+        if self._hops.ready:
+            self._wake()
+
+    async def _change(self) -> None:
+        if self._error is None:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._error is not None:
+            raise Broken from self._error
+
+
+class Engine:
+    """Advances all streams of an event loop. `run` has to be running."""
+
+    def __init__(
+        self,
+        enhancer: separation_enhancer.Enhancer,
+        size: int,
+        *,
+        observe: Callable[[int, int, float], None] = lambda rows, hops, seconds: None,
+    ) -> None:
+        """`observe` is told rows and hops of each step, and how long the oldest had to wait."""
+        extractor = enhancer.extractor
+        self.hop_size, self.delay_samples = extractor.hop_size, extractor.delay_samples
+        self._most_hops = round(_WAITING_SECONDS * enhancer.sample_rate_hz / self.hop_size)
+        self._slots, self._observe = Slots(enhancer, size), observe
+        self._free = list(range(size))
+        self._streams: dict[int, Stream] = {}
+        self._due = asyncio.Event()
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, "streams")
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def compile(self) -> None:
+        """To be called before `run`; takes seconds."""
+        self._slots.compile()
+
+    def open(self, cue: Float[np.ndarray, "c"]) -> Stream | None:
+        """A new stream, to be closed; None if there are as many as may be."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        hops = separation_hops.Hops(self.hop_size, self.delay_samples)
+        self._streams[slot] = Stream(slot, cue, hops, self._most_hops, self._due.set)
+        return self._streams[slot]
+
+    def close(self, stream: Stream) -> None:
+        """Its place is free. A step in which it still takes part comes before any of a new one."""
+        del self._streams[stream.slot]
+        self._free.append(stream.slot)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        try:
+            while True:
+                await self._due.wait()
+                hops, streams = self._next()
+                if streams:
+                    await self._advance(hops, streams)
+                else:
+                    self._due.clear()
+        finally:
+            self._worker.shutdown()
+
+    async def _advance(self, hops: int, streams: list[Stream]) -> None:
+        due_since = min(stream.due_since for stream in streams)
+        slots, is_new, cues = zip(*((one.slot, one.is_new, one.cue) for one in streams))
+        audio = np.stack([stream.take(hops) for stream in streams])
+        loop = asyncio.get_running_loop()
+        try:
+            out = await loop.run_in_executor(
+                self._worker, self._slots.advance, slots, is_new, audio, np.stack(cues)
+            )
+        except Exception as error:
+            log.exception("The network failed; all streams end.")
+            for stream in self._streams.values():
+                stream.fail(error)
+            self._slots.reset()
+            return
+        self._observe(len(streams), hops, time.perf_counter() - due_since)
+        for stream, row in zip(streams, out):
+            stream.give(hops, row)
+
+    def _next(self) -> tuple[int, list[Stream]]:
+        """The streams to be advanced together, and by how many hops each."""
+        due = [stream for stream in self._streams.values() if stream.ready]
+        for hops in _BLOCK_HOPS:
+            found = [stream for stream in due if stream.ready >= hops]
+            # A long block of some streams may not keep those waiting that have a hop each.
+            if found and len(found) == len(due):
+                return hops, found
+        return 0, []
