@@ -25,9 +25,9 @@ def get_config(size: str = "") -> ConfigDict:
     config.mixing.absent = 0.05
     config.cue.channels = 96
     config.model.causal.update({"features": 192, "num_layers": 12})
-    config.optimizer.update({"schedule": "cosine", "learning_rate": 2e-3, "warmup_steps": 100})
+    config.optimizer.update({"schedule": "cosine", "learning_rate": 2e-3, "warmup_steps": 50})
     config.optimizer.clip_norm = 5.0
-    config.update({"total_steps": 1500, "log_every": 25, "evaluate_every": 750})
+    config.update({"total_steps": 1000, "log_every": 25, "evaluate_every": 250})
     config.update({"checkpoint_every": 250, "ema_decay": 0.99, "bss_eval": False})
     if size == "debug":
         shrink(config)
