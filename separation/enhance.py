@@ -7,9 +7,9 @@ any format, rate and length. Without --enroll the loudest voice is extracted. A 
 used is named, the others go on, and the exit code is 1.
 """
 
-import argparse
 import pathlib
 import sys
+import time
 
 from common import app, errors, files
 from common.audio import io
@@ -36,32 +36,51 @@ def outputs(names: list[str], out: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m separation.enhance",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = app.parser("separation.enhance", __doc__)
+    app.add_run(parser)
+    parser.add_argument(
+        "--enroll",
+        metavar="FILE",
+        action="append",
+        help="a recording of the voice; may be repeated",
     )
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of a training run")
-    parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
-    parser.add_argument("--enroll", metavar="FILE", help="a recording of the voice")
+    parser.add_argument(
+        "--stream", action="store_true", help="only by a network that streams; says how fast it is"
+    )
+    parser.add_argument(
+        "--strength", type=float, default=1.0, help="0 (the mixture) to 1 (the voice; default)"
+    )
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
     parser.add_argument("files", nargs="+", metavar="FILE")
     args = parser.parse_args()
 
     def work() -> None:
+        if not 0 <= args.strength <= 1:
+            raise errors.UserError(f"--strength={args.strength:g} is not from 0 to 1.")
         places = outputs(args.files, args.out.expanduser())
         files.check_output(next(iter(places.values())))
         network = enhancer.load(args.workdir, step=args.checkpoint)
+        if args.stream:
+            network.check_streams()
         cue = network.cue(args.enroll)
-        failed = False
+        failed, seconds, started = False, 0.0, time.perf_counter()
         for name, path in places.items():
             try:
                 rate = io.probe(name).sample_rate_hz
-                io.write_wav(path, network.extract(name, rate, cue), rate)
+                voice = network.extract(name, rate, cue, args.strength)
+                io.write_wav(path, voice, rate)
+                seconds += len(voice) / rate
                 print(path, flush=True)
             except io.AudioError as error:
                 failed = True
                 print(f"separation.enhance: {error}", file=sys.stderr)
+        if args.stream and seconds:
+            taken = time.perf_counter() - started
+            print(
+                f"Algorithmic latency {network.latency_ms:g} ms; real-time factor "
+                f"{taken / seconds:.3f} with reading, compiling and writing.",
+                file=sys.stderr,
+            )
         if failed:
             sys.exit(1)
 

@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from common import errors, trained
 from common.audio import io
 from common.data import splits
 from separation import causal, hops
+from separation import cue as cue_lib
 from separation import task as separation_task
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,19 @@ class Enhancer:
         """Whether the network is causal, so that `stream` works."""
         return isinstance(self.extractor, causal.CausalExtractor)
 
+    def check_streams(self) -> None:
+        """Raises UserError where the network cannot stream."""
+        if not self.streams:
+            raise errors.UserError(
+                "This network sees all of a recording and cannot stream: train one with "
+                "config.model.kind=causal."
+            )
+
+    @property
+    def latency_ms(self) -> float:
+        """Of a stream: how much of the future a sample of the output hangs on."""
+        return self.extractor.config.window_ms
+
     @property
     def variables(self) -> Any:
         """For `pure_step`; on the host."""
@@ -114,12 +129,16 @@ class Enhancer:
         silence = np.zeros(round(1.4 * _PIECE_SECONDS * self.sample_rate_hz), np.float32)
         self.extract(silence, self.sample_rate_hz, self.cue(None))
 
-    def cue(self, enrolment: Recording | None, rate: int | None = None) -> Float[Array, "1 c"]:
-        """What is to be known of a voice. None: the null cue.
+    def cue(
+        self, enrolment: Recording | Sequence[Recording] | None, rate: int | None = None
+    ) -> Float[Array, "1 c"]:
+        """What is to be known of a voice. None: the null cue. Of several recordings: the mean.
 
         `rate` (Hz) goes with samples. Raises io.AudioError, also for a recording that is silent or
         shorter than a second; of a long one it takes the first seconds, as in training.
         """
+        if isinstance(enrolment, list | tuple):
+            return cue_lib.unit(jnp.mean(jnp.stack([self.cue(x, rate) for x in enrolment]), axis=0))
         audio = np.zeros(0, np.float32)
         if enrolment is not None:
             name = "enrolment" if isinstance(enrolment, np.ndarray | bytes) else enrolment
@@ -143,11 +162,7 @@ class Enhancer:
 
     def stream(self, enrolment: Recording | None = None, rate: int | None = None) -> Stream:
         """A new stream for the voice of an enrolment. Raises UserError if the network cannot."""
-        if not self.streams:
-            raise errors.UserError(
-                "This network sees all of a recording and cannot stream: train one with "
-                "config.model.kind=causal."
-            )
+        self.check_streams()
         return Stream(self, self.cue(enrolment, rate))
 
     def __call__(
@@ -156,8 +171,11 @@ class Enhancer:
         rate: int | None = None,
         enrolment: Recording | None = None,
         enrolment_rate: int | None = None,
+        strength: float = 1.0,
     ) -> Float[np.ndarray, "_"]:
         """One channel of the voice, at the rate and of the length of the mixture.
+
+        With a `strength` below 1 the mixture is heard too: 0.8 leaves a fifth of it.
 
         `rate` (Hz) goes with samples; `enrolment_rate` is that of the enrolment's, by default the
         same. Raises io.AudioError.
@@ -167,12 +185,13 @@ class Enhancer:
         elif rate is None:
             raise ValueError("an array needs its rate")
         given = isinstance(enrolment, np.ndarray)
-        return self.extract(mixture, rate, self.cue(enrolment, enrolment_rate or rate * given))
+        cue = self.cue(enrolment, enrolment_rate or rate * given)
+        return self.extract(mixture, rate, cue, strength)
 
     def extract(
-        self, mixture: Recording, rate: int, cue: Float[Array, "1 c"]
+        self, mixture: Recording, rate: int, cue: Float[Array, "1 c"], strength: float = 1.0
     ) -> Float[np.ndarray, "_"]:
-        """The voice of a cue at `rate`, that of the mixture."""
+        """The voice of a cue at `rate`, that of the mixture; see `__call__`."""
         native = io.load_audio(
             mixture, sample_rate_hz=rate, channel=self.channel, source_rate_hz=rate
         )
@@ -181,7 +200,8 @@ class Enhancer:
         if rate != self.sample_rate_hz:
             found = soxr.resample(found, self.sample_rate_hz, rate)
         found = found[: len(native)]
-        return np.pad(found, (0, len(native) - len(found)))
+        found = np.pad(found, (0, len(native) - len(found)))
+        return found if strength == 1 else strength * found + (1 - strength) * native
 
     def _load(self, recording: Recording, rate: int | None) -> Float[np.ndarray, "_"]:
         return io.load_audio(

@@ -7,7 +7,7 @@ import pytest
 from common import errors, parallel, trained, workdir
 from common.audio import io
 from configs.separation import quickstart
-from separation import enhance, enhancer
+from separation import bench, enhance, enhancer
 from separation import task as separation_task
 from tests import commands
 
@@ -77,6 +77,32 @@ def test_a_network_that_sees_everything_takes_long_recordings_in_pieces(tmp_path
     np.testing.assert_allclose(network(mixture, RATE_HZ), mixture, atol=1e-5)
     with pytest.raises(errors.UserError, match="cannot stream"):
         network.stream()
+    with pytest.raises(errors.UserError, match="cannot stream"):
+        bench.measure(network, 1.0)
+
+
+def test_a_weaker_extraction_leaves_some_of_the_mixture(causal):
+    mixture, rate = noise(1.2, 8000), 8000
+    voice = causal(mixture, rate)
+    np.testing.assert_allclose(causal(mixture, rate, strength=0.0), mixture, atol=1e-7)
+    half = causal(mixture, rate, strength=0.5)
+    np.testing.assert_allclose(half, (voice + mixture) / 2, atol=1e-6)
+
+
+def test_the_cue_of_several_recordings_is_their_mean(causal):
+    ones = [noise(1.5, seed=seed) for seed in (1, 2)]
+    alone = np.concatenate([causal.cue(one, RATE_HZ) for one in ones])
+    mean = alone.mean(0)
+    expected = mean / np.sqrt(np.mean(mean**2))
+    np.testing.assert_allclose(causal.cue(ones, RATE_HZ)[0], expected, atol=1e-4)
+
+
+def test_the_bench_counts_every_hop_against_real_time(causal):
+    latency, hop, factor, memory = bench.measure(causal, 0.8)
+    assert "32 ms, a hop is 16 ms" in latency
+    assert "(50 hops, " in hop
+    assert 0 < float(factor.split()[-1]) < 100
+    assert " MiB before, " in memory
 
 
 def test_bad_input_is_one_message(causal, tmp_path, caplog):
@@ -99,6 +125,8 @@ def test_bad_input_is_one_message(causal, tmp_path, caplog):
         "separation.enhance", "--workdir", tmp_path, "--out", tmp_path, "a.wav"
     )
     assert "separation.enhance: " in found
+    options = ("--workdir", tmp_path, "--out", tmp_path, "--strength=2", "a.wav")
+    assert "--strength=2 is not from 0 to 1." in commands.message("separation.enhance", *options)
     with pytest.raises(errors.UserError, match="both become"):
         enhance.outputs(["a/x.wav", "b/x.mp3"], tmp_path)
 
@@ -109,13 +137,15 @@ def test_the_command_names_bad_files_and_goes_on(causal, tmp_path, command, monk
     monkeypatch.setattr(enhancer, "load", lambda *_, **__: causal)
     names = [str(tmp_path / name) for name in ("bad.wav", "good.wav")]
     out = tmp_path / "out"
-    monkeypatch.setattr("sys.argv", ["enhance", "--workdir=x", f"--out={out}", *names])
+    options = ["--workdir=x", f"--out={out}", "--stream", "--strength=0.9"]
+    monkeypatch.setattr("sys.argv", ["enhance", *options, *names])
     with pytest.raises(SystemExit) as stopped:
         enhance.main()
     assert stopped.value.code == 1
     said = capsys.readouterr()
     assert said.out == f"{out / 'good.wav'}\n"
-    assert said.err.count("\n") == 1
-    assert "bad.wav" in said.err
+    bad, speed = said.err.splitlines()
+    assert "bad.wav" in bad
+    assert speed.startswith("Algorithmic latency 32 ms; real-time factor ")
     assert [path.name for path in out.iterdir()] == ["good.wav"]
     assert io.probe(out / "good.wav") == io.AudioInfo(8000, 1, 8000)

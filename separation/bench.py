@@ -1,0 +1,75 @@
+"""How fast a streaming network is, hop by hop on one thread, as a listener meets it.
+
+    python -m separation.bench --workdir=runs/separation [--seconds=60]
+
+Noise goes through the network one hop at a time, as fast as it can; --seconds=7200 is two hours of
+it, whose memory should not grow. The process may use one core only, so XLA has one thread.
+"""
+
+import os
+import pathlib
+import time
+
+import numpy as np
+
+from common import app, errors
+from separation import enhancer as enhancer_lib
+
+_WARM_HOPS = 20
+
+
+def resident_mib() -> float:
+    """Resident memory of this process (Linux), NaN elsewhere."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return float("nan")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure(enhancer: enhancer_lib.Enhancer, seconds: float) -> list[str]:
+    """Lines with latency, times of hops, real-time factor and memory."""
+    enhancer.check_streams()
+    extractor, cue = enhancer.extractor, enhancer.cue(None)
+    hop_seconds = extractor.hop_size / enhancer.sample_rate_hz
+    state, rng = extractor.initial_state(1), np.random.default_rng(0)
+    sound = (0.05 * rng.standard_normal((256, 1, extractor.hop_size))).astype(np.float32)
+    taken = np.zeros(max(1, round(seconds / hop_seconds)))
+    for k in range(-_WARM_HOPS, len(taken)):
+        if k == 0:
+            memory = resident_mib()
+        started = time.perf_counter()
+        state, out = enhancer.step(state, sound[k % 256], cue)
+        np.asarray(out)
+        if k >= 0:
+            taken[k] = time.perf_counter() - started
+    middle, rare, worst = 1000 * np.percentile(taken, [50, 99, 100])
+    return [
+        f"algorithmic latency   {enhancer.latency_ms:g} ms, a hop is {1000 * hop_seconds:g} ms",
+        f"one hop, one thread   p50 {middle:.2f} ms   p99 {rare:.2f} ms   worst {worst:.2f} ms   "
+        f"({len(taken):,} hops, {np.mean(taken > hop_seconds):.2%} take longer than a hop)",
+        f"real-time factor      {taken.sum() / (len(taken) * hop_seconds):.4f}",
+        f"resident memory       {memory:.0f} MiB before, {resident_mib():.0f} after",
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    parser = app.parser("separation.bench", __doc__)
+    app.add_run(parser)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of sound (60)")
+    args = parser.parse_args()
+
+    def work() -> None:
+        if not args.seconds > 0:
+            raise errors.UserError(f"--seconds={args.seconds:g} must be positive.")
+        if hasattr(os, "sched_setaffinity"):  # before XLA counts its threads
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        network = enhancer_lib.load(args.workdir, step=args.checkpoint)
+        print("\n".join(measure(network, args.seconds)))
+
+    app.command("separation.bench", work)
+
+
+if __name__ == "__main__":
+    main()
