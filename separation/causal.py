@@ -7,8 +7,7 @@ is that window: `delay_samples` of output that comes late, and the hop that has 
 Layers: residual convolutions over the frame and one of before, farther back from layer to layer and
 gated (van den Oord et al. 2016, arXiv:1609.03499, section 2.3), each with its input scaled and
 shifted by the cue (FiLM, Perez et al. 2018, arXiv:1709.07871). Input: real part, imaginary part and
-magnitude, of magnitudes to the power 0.3. With products over all of its few frames at once it
-trains and streams faster on CPUs than LSTMs of its size.
+magnitude, of magnitudes to the power 0.3.
 """
 
 import dataclasses
