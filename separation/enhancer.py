@@ -33,10 +33,15 @@ class Stream:
     """A voice out of a stream of samples at the model's rate, in constant memory.
 
     `stream(chunk)`, of any size, gives the samples that are complete, `delay_samples` fewer than
-    went in up to a hop; `flush()` the rest. Together they are as many as went in, on time.
+    went in up to a hop; `flush()` the rest. Together they are as many as went in, on time. With a
+    `strength` below 1 the mixture is heard too.
     """
 
-    def __init__(self, enhancer: "Enhancer", cue: Float[Array, "1 c"]) -> None:
+    def __init__(
+        self, enhancer: "Enhancer", cue: Float[Array, "1 c"], strength: float = 1.0
+    ) -> None:
+        self._strength = strength
+        self._mixture = np.zeros(0, np.float32)  # of what is not given back yet
         self._step, self._cue = enhancer.step, cue
         extractor = enhancer.extractor
         self.delay_samples = extractor.delay_samples
@@ -48,6 +53,8 @@ class Stream:
         if chunk.size:
             io.check_audio(chunk, name="chunk")
         self._hops.put(chunk)
+        if self._strength < 1:
+            self._mixture = np.concatenate([self._mixture, np.asarray(chunk, np.float32)])
         return self._advance()
 
     def flush(self) -> Float[np.ndarray, "m"]:
@@ -62,7 +69,11 @@ class Stream:
                 audio = self._hops.take(size)[None]
                 self._state, out = self._step(self._state, audio, self._cue)
                 parts.append(self._hops.give(np.asarray(out)[0]))
-        return np.concatenate(parts)
+        voice = np.concatenate(parts)
+        if self._strength == 1:
+            return voice
+        mixture, self._mixture = np.split(self._mixture, [len(voice)])
+        return self._strength * voice + np.float32(1 - self._strength) * mixture
 
 
 class Enhancer:
@@ -160,10 +171,15 @@ class Enhancer:
         padded[: len(audio)] = audio
         return self._encode(self._variables, padded[None], jnp.array([len(audio)]))
 
-    def stream(self, enrolment: Recording | None = None, rate: int | None = None) -> Stream:
+    def stream(
+        self,
+        enrolment: Recording | Sequence[Recording] | None = None,
+        rate: int | None = None,
+        strength: float = 1.0,
+    ) -> Stream:
         """A new stream for the voice of an enrolment. Raises UserError if the network cannot."""
         self.check_streams()
-        return Stream(self, self.cue(enrolment, rate))
+        return Stream(self, self.cue(enrolment, rate), strength)
 
     def __call__(
         self,

@@ -1,0 +1,183 @@
+"""A voice out of what a microphone hears, at once.
+
+    python -m separation.live --workdir=runs/separation --enroll=ann.wav [--input=I --output=O]
+    python -m separation.live --list
+
+--input and --output are devices of the list, by number or a part of the name, or both WAV files.
+Use headphones. What is lost shows as xruns: blocks that came too late to be played, or could not be
+heard in time. Needs the package sounddevice and the library PortAudio (files do not).
+"""
+
+import pathlib
+import queue
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from common import app, errors, files
+from common.audio import io
+from separation import enhancer as enhancer_lib
+
+_SPARE_HOPS = 2  # that are played behind, so that one late hop is not heard
+_MOST_WAITING = 64  # hops heard and not yet extracted; more are lost
+_LINE_SECONDS = 0.25
+
+
+class Channel:
+    """Between the callback of a device, which may never wait, and the thread that extracts."""
+
+    def __init__(self, hop_size: int, spare_hops: int = _SPARE_HOPS) -> None:
+        self.heard: queue.Queue = queue.Queue(_MOST_WAITING)
+        self.xruns = 0
+        self._spoken: queue.SimpleQueue = queue.SimpleQueue()
+        self._rest = np.zeros(0, np.float32)
+        self._hop = hop_size
+        self.speak(np.zeros(spare_hops * hop_size, np.float32))
+
+    def callback(self, heard: Any, spoken: Any, frames: int, when: Any, status: Any) -> None:
+        """What sounddevice calls for every block: [frames, 1] both ways."""
+        del frames, when
+        lost = bool(status)
+        try:
+            self.heard.put_nowait(np.array(heard[:, 0], np.float32))
+        except queue.Full:
+            lost = True
+        try:
+            spoken[:, 0] = self._spoken.get_nowait()
+        except queue.Empty:
+            spoken[:] = 0
+            lost = True
+        self.xruns += lost
+
+    def speak(self, audio: Float[np.ndarray, "n"]) -> None:
+        """To be played, in whole blocks as soon as there are."""
+        self._rest = np.concatenate([self._rest, audio])
+        while len(self._rest) >= self._hop:
+            self._spoken.put(self._rest[: self._hop])
+            self._rest = self._rest[self._hop :]
+
+
+def level_db(audio: Float[np.ndarray, "n"]) -> float:
+    """RMS below full scale, -99 at the least."""
+    if not len(audio):
+        return -99.0
+    return max(-99.0, 10 * float(np.log10(np.mean(np.square(audio, dtype=np.float64)) + 1e-12)))
+
+
+def run(stream: enhancer_lib.Stream, channel: Channel, seconds: float, rate: int) -> None:
+    """Extracts what the channel hears until so many seconds were heard; shows levels and xruns."""
+    heard, said = 0, time.monotonic()
+    while heard < seconds * rate:
+        try:
+            chunk = channel.heard.get(timeout=5.0)
+        except queue.Empty:
+            raise errors.UserError("The input device gives no sound: choose another.") from None
+        heard += len(chunk)
+        voice = stream(chunk)
+        channel.speak(voice)
+        if time.monotonic() - said >= _LINE_SECONDS:
+            said = time.monotonic()
+            print(
+                f"\r{heard / rate:7.1f} s   in {level_db(chunk):6.1f} dB   "
+                f"out {level_db(voice):6.1f} dB   xruns {channel.xruns}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+    print(file=sys.stderr)
+
+
+def devices() -> Any:
+    """The module sounddevice. Raises UserError where it or its library is missing."""
+    try:
+        import sounddevice
+    except ImportError:
+        raise errors.UserError("Live sound needs a package: pip install sounddevice") from None
+    except Exception as error:  # OSError without the library, its own errors with a broken set-up
+        raise errors.UserError(
+            f"sounddevice cannot be used ({error}): install PortAudio (libportaudio2), or give WAV "
+            "files as --input and --output."
+        ) from error
+    return sounddevice
+
+
+def play(
+    network: enhancer_lib.Enhancer, stream: enhancer_lib.Stream, args: Any, sounddevice: Any
+) -> None:
+    """From device to device."""
+    rate, hop = network.sample_rate_hz, network.extractor.hop_size
+    # The first hop comes out one hop late: one more to play meanwhile.
+    channel = Channel(hop, _SPARE_HOPS + 1)
+    named = [int(x) if x is not None and x.isdecimal() else x for x in (args.input, args.output)]
+    settings = {"samplerate": rate, "blocksize": hop, "dtype": "float32", "channels": 1}
+    try:
+        with sounddevice.Stream(
+            **settings, device=tuple(named), latency="low", callback=channel.callback
+        ) as opened:
+            own = network.latency_ms + 1000 * _SPARE_HOPS * hop / rate
+            there = 1000 * sum(opened.latency)
+            print(f"Latency {own:.0f} ms, and {there:.0f} ms of the devices. Ctrl-C ends.")
+            run(stream, channel, args.seconds, rate)
+    except (sounddevice.PortAudioError, ValueError) as error:
+        raise errors.UserError(f"No sound device: {error}. --list shows what there is.") from error
+
+
+def convert(network: enhancer_lib.Enhancer, stream: enhancer_lib.Stream, args: Any) -> None:
+    """From file to file, hop by hop as if live, as fast as it goes."""
+    files.check_output(pathlib.Path(args.output))
+    rate, hop = network.sample_rate_hz, network.extractor.hop_size
+    audio = io.load_audio(args.input, sample_rate_hz=rate, channel=network.channel)
+    audio = audio[: round(min(args.seconds, len(audio) / rate) * rate)]
+    started = time.perf_counter()
+    parts = [stream(audio[first : first + hop]) for first in range(0, len(audio), hop)]
+    voice = np.concatenate([*parts, stream.flush()])
+    io.write_wav(args.output, voice, rate)
+    factor = (time.perf_counter() - started) / (len(audio) / rate)
+    print(f"{args.output}: {len(audio) / rate:.1f} s, real-time factor {factor:.3f}")
+
+
+def main() -> None:
+    """The command line."""
+    parser = app.parser("separation.live", __doc__)
+    parser.add_argument("--workdir", type=pathlib.Path, help="of a training run")
+    parser.add_argument("--checkpoint", type=int, help="step; default: the best on the dev set")
+    parser.add_argument(
+        "--enroll", metavar="FILE", action="append", help="a recording of the voice; may repeat"
+    )
+    parser.add_argument("--input", help="a device, or a WAV file; default: the system's")
+    parser.add_argument("--output", help="a device, or a WAV file; default: the system's")
+    parser.add_argument("--list", action="store_true", help="shows the devices")
+    parser.add_argument(
+        "--dry", type=float, default=0.0, help="share of the mixture: 0 (default) to 1"
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="default: until Ctrl-C")
+    args = parser.parse_args()
+
+    def work() -> None:
+        if args.list:
+            print(devices().query_devices())
+            return
+        if args.workdir is None:
+            raise errors.UserError("--workdir is missing: whose network is it to be?")
+        if not 0 <= args.dry <= 1:
+            raise errors.UserError(f"--dry={args.dry:g} is not from 0 to 1.")
+        are_files = [bool(x) and x.lower().endswith(".wav") for x in (args.input, args.output)]
+        if any(are_files) and not all(are_files):
+            raise errors.UserError("--input and --output are both WAV files, or both devices.")
+        found = None if all(are_files) else devices()
+        network = enhancer_lib.load(args.workdir, step=args.checkpoint)
+        stream = network.stream(args.enroll, strength=1 - args.dry)
+        if found is None:
+            convert(network, stream, args)
+        else:
+            network.compile()
+            play(network, stream, args, found)
+
+    app.command("separation.live", work)
+
+
+if __name__ == "__main__":
+    main()
