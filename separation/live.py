@@ -170,10 +170,10 @@ def main() -> None:
         found = None if all(are_files) else devices()
         network = enhancer_lib.load(args.workdir, step=args.checkpoint)
         stream = network.stream(args.enroll, strength=1 - args.dry)
+        network.compile()
         if found is None:
             convert(network, stream, args)
         else:
-            network.compile()
             play(network, stream, args, found)
 
     app.command("separation.live", work)
