@@ -91,6 +91,7 @@ def test_em_never_lowers_the_likelihood_and_ends_at_a_maximum(caplog):
         for n in range(1, 40)
     ]
     assert np.all(np.diff(values) > -1e-9)
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         best = plda.train(x, speaker, max_iterations=3000, tolerance=1e-12)
     assert "still rising" not in caplog.text
