@@ -14,7 +14,9 @@ import pytest
 pytest.importorskip("fastapi", reason="servers are optional: see requirements-dev.txt")
 import httpx2
 import soundfile
+from websockets import client as websocket_client
 from websockets import exceptions as websocket_exceptions
+from websockets import uri as websocket_uri
 from websockets.sync import client as websocket
 
 from common.audio import io
@@ -62,10 +64,10 @@ def enrolled(http: httpx2.Client, samples: np.ndarray) -> str:
 
 
 @contextlib.contextmanager
-def opened(url: str, *, connection: socket.socket | None = None, **header):
+def opened(url: str, **header):
     """A websocket after its header was sent."""
     address = url.replace("http", "ws") + "stream"
-    with websocket.connect(address, sock=connection, open_timeout=60, close_timeout=1) as talk:
+    with websocket.connect(address, open_timeout=60, close_timeout=1) as talk:
         talk.send(json.dumps({"rate": RATE_HZ, "format": "float32", **header}))
         yield talk
 
@@ -244,16 +246,26 @@ def test_a_client_that_does_not_read_is_dropped(url, http):
     """Its system takes 4 kB; of what comes to megabytes the server keeps seconds at most."""
     before = counted(http, 'separation_streams_ended_total{reason="slow"}')
     place = urllib.parse.urlsplit(url)
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.connect((place.hostname, place.port))
-    with opened(url, connection=connection, rate=192_000) as talk:
-        talk.recv(60)
+    talk = websocket_client.ClientProtocol(websocket_uri.parse_uri(f"ws://{place.netloc}/stream"))
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((place.hostname, place.port))
+
+        def send():
+            connection.sendall(b"".join(talk.data_to_send()))
+
+        talk.send_request(talk.connect())
+        send()
+        while talk.state is talk.state.CONNECTING:  # nothing is read after this
+            talk.receive_data(connection.recv(1))
+        talk.send_text(json.dumps({"rate": 192_000, "format": "float32"}).encode())
         for _ in range(14):
-            talk.send(bytes(192_000))
-        with contextlib.suppress(Exception):  # it is closed then
+            talk.send_binary(bytes(192_000))
+        with contextlib.suppress(ConnectionError):  # it is closed then
+            send()
             while http.get("/health").json()["streams"]:
-                talk.send(bytes(2))  # or it would be idle
+                talk.send_binary(bytes(2))  # or it would be idle
+                send()
                 time.sleep(0.05)
         waits_for_no_streams(http)
     assert counted(http, 'separation_streams_ended_total{reason="slow"}') == before + 1
