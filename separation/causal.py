@@ -11,6 +11,7 @@ magnitude, of magnitudes to the power 0.3.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -19,13 +20,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from common.audio import stft
+from common.nn import products
 
 MAX_WINDOW_MS = 32.0
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalConfig:
-    """Sizes. `window_ms` is the algorithmic latency; hop_ms half of it or a smaller part."""
+    """Sizes. `window_ms` is the algorithmic latency; hop_ms half of it or a smaller part.
+
+    `dtype` is that of the factors of products: float32, or bfloat16 (`products.dot_general`).
+    """
 
     sample_rate_hz: int = 16000
     window_ms: float = 32.0
@@ -34,6 +39,7 @@ class CausalConfig:
     num_layers: int = 12
     cycle: int = 6  # layer i sees the frame that is 2 ** (i % cycle) before
     power: float = 0.3
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if not 0 < 2 * self.hop_ms <= self.window_ms <= MAX_WINDOW_MS:
@@ -41,6 +47,8 @@ class CausalConfig:
                 f"window_ms={self.window_ms:g} may be up to {MAX_WINDOW_MS:g}, and "
                 f"hop_ms={self.hop_ms:g} up to half of it"
             )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype={self.dtype!r}: choose float32 or bfloat16")
         if self.window_size % 2:
             raise ValueError(f"window_ms={self.window_ms:g} is an odd number of samples")
 
@@ -117,23 +125,24 @@ class CausalExtractor(nn.Module):
     ) -> tuple[CausalState, Float[Array, "b t"]]:
         """The next k * `hop_size` samples of a stream; out come as many, `delay_samples` late."""
         config = self.config
+        dense = functools.partial(nn.Dense, dot_general=products.dot_general(config.dtype))
         samples, spectrum = stft.stft_step(state.samples, chunk, config.stft)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         scale = (power + 1e-8) ** ((config.power - 1) / 2)
         parts = spectrum.real * scale, spectrum.imag * scale, jnp.sqrt(power + 1e-8) * scale
         x = jnp.concatenate(parts, axis=-1)
-        x = nn.Dense(config.features, name="input")(x)
+        x = dense(config.features, name="input")(x)
         layers = []
         for i, before in enumerate(state.layers):
-            film = nn.Dense(2 * config.features, name=f"film{i}")(cue)[:, None, :]
+            film = dense(2 * config.features, name=f"film{i}")(cue)[:, None, :]
             factor, offset = jnp.split(film, 2, axis=-1)
             y = nn.LayerNorm(name=f"norm{i}")(x) * (1 + factor) + offset
             past = jnp.concatenate([before, y], axis=1)
             y = jnp.concatenate([past[:, : y.shape[1]], y], axis=-1)
-            gate, y = jnp.split(nn.Dense(2 * config.features, name=f"input{i}")(y), 2, axis=-1)
-            x = x + nn.Dense(config.features, name=f"output{i}")(nn.sigmoid(gate) * y)
+            gate, y = jnp.split(dense(2 * config.features, name=f"input{i}")(y), 2, axis=-1)
+            x = x + dense(config.features, name=f"output{i}")(nn.sigmoid(gate) * y)
             layers.append(past[:, chunk.shape[1] // self.hop_size :])
-        mask = nn.Dense(2 * config.stft.num_bins, bias_init=_half_real, name="mask")(
+        mask = dense(2 * config.stft.num_bins, bias_init=_half_real, name="mask")(
             nn.LayerNorm(name="norm")(x)
         )
         real, imag = jnp.split(2 * jnp.tanh(mask / 2), 2, axis=-1)

@@ -1,5 +1,6 @@
 """Batches of mixtures: drawn anew in training, a fixed list of them in evaluation."""
 
+import dataclasses
 import logging
 import pathlib
 from typing import Any
@@ -55,6 +56,8 @@ def mixtures(
         round(data.enrolment_seconds * rate),
         config.seed,
         around,
+        speeds=tuple(config.augment.speeds) if train else (1.0,),
+        num_speakers=int(labels.max()) + 1,
     )
 
 
@@ -76,9 +79,11 @@ def train_batches(
 ) -> Any:
     """The endless stream of `batch_rows` mixtures; an epoch has each recording as target once.
 
+    Each mixture has two enrolments: see `both`.
     `num_workers`: instead of the config's.
     """
     data, found = config.data, mixtures(split, config, around, train=True)
+    found = dataclasses.replace(found, paired=True)
     per_step = jax.device_count() * config.accumulate
     if data.batch_rows % per_step:
         raise errors.UserError(
@@ -90,6 +95,7 @@ def train_batches(
         *(split.name, len(set(split.speakers)), data.batch_rows, data.crop_seconds),
     )
     lengths = {"sources": found.num_samples, "enrolment": found.num_enrolment}
+    lengths["other_enrolment"] = found.num_enrolment
     return pipeline.train_batches(
         found,
         (buckets.Bucket(data.batch_rows, lengths),),

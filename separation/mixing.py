@@ -68,6 +68,10 @@ class Mixtures:
     speaker, or where there is no other one of another stretch of the same. Interferers are
     different speakers.
 
+    In training (`paired`) the first interferer has an enrolment too, "other_enrolment", and
+    "other_speaker", so that a mixture has two voices to extract. Voices are played at one of
+    `speeds`, a voice at speed k being another speaker: label + k * `num_speakers`.
+
     Everything is drawn from the row's random numbers; in evaluation from `seed` and i. Each choice
     has numbers of its own, so that one more interferer changes none of the others.
     """
@@ -79,6 +83,9 @@ class Mixtures:
     num_enrolment: int
     seed: int = 0
     around: surroundings.Surroundings | None = None
+    paired: bool = False
+    speeds: tuple[float, ...] = (1.0,)
+    num_speakers: int = 0
 
     def __post_init__(self) -> None:
         needed = 1 + self.config.interferers[1]
@@ -133,7 +140,7 @@ class Mixtures:
         least, most = self.config.interferers
         absent, count = choice.random() < self.config.absent, choice.integers(least, most + 1)
         level = 10 ** (choice.uniform(*self.config.level_db) / 20)
-        target, enrolment = self._target(int(self.places[i]), rng)
+        target, enrolment = self._voice(int(self.places[i]), self.num_samples, rng)
         own = self._speaker[self.places[i]]
         others = choice.choice(len(self._members) - 1, most, replace=False)[:count]
         others += others >= own
@@ -141,10 +148,13 @@ class Mixtures:
         room = around is not None and around.has_room(examples.own_stream(rng, "room"))
         sources = np.zeros((len(target["audio"]), 1 + most + (around is not None)), np.float32)
         sources[:, 0], late = self._heard(target["audio"], room, rng, "target room")
-        heard = np.full(most, -1, np.int32)
+        heard, known = np.full(most, -1, np.int32), []
         for k, speaker in enumerate(others):
             stream = examples.own_stream(rng, f"interferer {k}")
-            heard[k] = self._interferer(sources, 1 + k, self._members[speaker], stream, room)
+            members = self._members[speaker]
+            voice, *enrolments = self._interferer(sources, 1 + k, members, stream, room)
+            heard[k] = voice["index"]
+            known += enrolments
         if around is not None:
             sources[:, -1] = around.noise(sources[:, 0], target, rng)
         rest = sources[:, 1:].sum(1) + late
@@ -153,24 +163,26 @@ class Mixtures:
             sources[:, 0] = 0
         elif around is not None:
             sources[:, -1] += late
-        noisy = examples.own_stream(rng, "noisy enrolment")
-        is_noisy = noisy.random() < self.config.noisy_enrolment
-        if is_noisy:
-            enrolment["audio"] = self._disturbed(enrolment, int(own), noisy)
+        shown, noisy = self._shown(enrolment, int(own), examples.own_stream(rng, "noisy enrolment"))
         power = signals.power(sources.sum(1))
-        return {
+        row = {
             "sources": sources * np.float32(level / power**0.5),
-            "enrolment": enrolment["audio"],
+            "enrolment": shown,
             "present": np.bool_(not absent),
-            "noisy": np.bool_(is_noisy),
+            "noisy": np.bool_(noisy),
             "snr_db": np.float32(snr),
             "index": target["index"],
             "target_index": target["index"],
-            "speaker": np.int32(self.crops.labels[self.places[i]]),
+            "speaker": target["label"],
             "enrolment_index": enrolment["index"],
             "interferer_index": heard,
             "id": target["id"],
         }
+        if self.paired:
+            rng = examples.own_stream(rng, "other noisy enrolment")
+            row["other_enrolment"] = self._shown(known[0], int(others[0]), rng)[0]
+            row["other_speaker"] = known[0]["label"]
+        return row
 
     def _heard(
         self, audio: Float[np.ndarray, "t"], room: bool, rng: np.random.Generator, name: str
@@ -180,11 +192,14 @@ class Mixtures:
             return audio, np.zeros_like(audio)
         return self.around.reverberate(audio, examples.own_stream(rng, name))
 
-    def _disturbed(
+    def _shown(
         self, enrolment: Mapping[str, Any], own: int, rng: np.random.Generator
-    ) -> Float[np.ndarray, "n"]:
-        """An enrolment with another voice or noise in it."""
-        audio, ratio = enrolment["audio"], rng.uniform(*self.config.enrolment_snr_db)
+    ) -> tuple[Float[np.ndarray, "n"], bool]:
+        """(an enrolment as it is given, whether another voice or noise is in it)"""
+        audio = enrolment["audio"]
+        if rng.random() >= self.config.noisy_enrolment:
+            return audio, False
+        ratio = rng.uniform(*self.config.enrolment_snr_db)
         kinds = self.around.kinds if self.around else ()
         kind = int(rng.integers(1 + len(kinds)))
         if kind:
@@ -193,25 +208,35 @@ class Mixtures:
             speaker = int(rng.integers(len(self._members) - 1))
             members = self._members[speaker + (speaker >= own)]
             place = int(members[rng.integers(len(members))])
-            voice = self._stretch(place, len(audio), rng)["audio"]
+            voice = self.crops.draw(place, rng, {"audio": len(audio)})["audio"]
             start = int(rng.integers(len(audio) - len(voice) + 1))
             added = np.pad(voice, (start, len(audio) - len(voice) - start))
-        return audio + signals.at_ratio(added, audio, ratio)
+        return audio + signals.at_ratio(added, audio, ratio), True
 
-    def _target(
-        self, place: int, rng: np.random.Generator
+    @functools.cached_property
+    def _played(self) -> tuple[speech.SpeechCrops, ...]:
+        """The recordings at each of the speeds."""
+        labels = self.crops.labels
+        return tuple(
+            dataclasses.replace(self.crops, speeds=(s,), labels=labels + k * self.num_speakers)
+            for k, s in enumerate(self.speeds)
+        )
+
+    def _voice(
+        self, place: int, most: int, rng: np.random.Generator
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """A stretch of the recording at `place`, and one of another by the same speaker."""
         same = self._members[self._speaker[place]]
         choice = examples.own_stream(rng, "enrolment")
+        crops = self._played[examples.own_stream(rng, "speed").integers(len(self.speeds))]
         if len(same) > 1:
             others = same[same != place]
             other = int(others[choice.integers(len(others))])
-            target = self._stretch(place, self.num_samples, examples.own_stream(rng, "target"))
-            return target, self._stretch(other, self.num_enrolment, choice)
-        whole = self.crops.draw(place, None, {})
+            target = crops.draw(place, examples.own_stream(rng, "target"), {"audio": most})
+            return target, crops.draw(other, choice, {"audio": self.num_enrolment})
+        whole = crops.draw(place, None, {})
         audio = whole["audio"]
-        count = min(self.num_samples, len(audio) // 2)
+        count = min(most, len(audio) // 2)
         start = int(choice.integers(len(audio) - count + 1))
         before, after = audio[:start], audio[start + count :]
         # The larger part, of which that is taken which is farther away.
@@ -220,9 +245,6 @@ class Mixtures:
             far = after[-self.num_enrolment :]
         return {**whole, "audio": audio[start : start + count]}, {**whole, "audio": far}
 
-    def _stretch(self, place: int, most: int, rng: np.random.Generator) -> dict[str, Any]:
-        return self.crops.draw(place, rng, {"audio": most})
-
     def _interferer(
         self,
         sources: Float[np.ndarray, "t s"],
@@ -230,13 +252,20 @@ class Mixtures:
         members: Int[np.ndarray, "n"],
         rng: np.random.Generator,
         room: bool,
-    ) -> np.int32:
-        """Puts a voice into a column, scaled against the target; its position in the source."""
+    ) -> tuple[dict[str, Any], ...]:
+        """Puts a voice into a column, scaled against the target.
+
+        What it was, and for the first one in training what it may be known by.
+        """
         snr, overlap = rng.uniform(*self.config.snr_db), rng.uniform(*self.config.overlap)
         place = int(members[rng.integers(len(members))])
-        drawn = self._stretch(place, max(1, round(overlap * len(sources))), rng)
-        audio = drawn["audio"]
+        most = max(1, round(overlap * len(sources)))
+        if self.paired and column == 1:
+            drawn = self._voice(place, most, rng)
+        else:
+            drawn = (self.crops.draw(place, rng, {"audio": most}),)
+        audio = drawn[0]["audio"]
         start = int(rng.integers(len(sources) - len(audio) + 1))
         audio = sum(self._heard(audio, room, rng, "room"))
         sources[start : start + len(audio), column] = signals.at_ratio(audio, sources[:, 0], snr)
-        return drawn["index"]
+        return drawn

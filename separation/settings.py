@@ -26,7 +26,7 @@ def default_config() -> ConfigDict:
             "max_seconds": 1000.0,
             "crop_seconds": 3.0,  # of a mixture in training, at most
             "enrolment_seconds": 4.0,  # at most, in evaluations too
-            "batch_rows": 32,  # of one global batch
+            "batch_rows": 16,  # mixtures of one global batch, in each of which two are wanted
             "max_eval_seconds": 8.0,  # of a mixture
             "max_eval_mixtures": 200,  # of a split; 0: each recording is a target once
             "eval_batch_seconds": 64.0,
@@ -40,6 +40,8 @@ def default_config() -> ConfigDict:
     config.mixing = ConfigDict(_section(mixing.MixingConfig))
     # Noise and rooms of the mixtures, in evaluations too, at these ratios to the target.
     config.augment = splits.default_augment()
+    # In training voices are played faster or slower, as other speakers: (1.0, 0.9, 1.1).
+    config.augment.speeds = (1.0,)
     config.cue = ConfigDict(_section(cue.CueConfig))
     # The share of training rows whose enrolment is not shown: the loudest voice is their target.
     config.cue.dropout = 0.1

@@ -49,7 +49,8 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     @functools.cached_property
     def model(self) -> model.SeparationNet:
-        return model.make_model(self.config, len(self.classes))
+        speeds = tuple(self.config.augment.speeds)
+        return model.make_model(self.config, classes_lib.count(self.classes, speeds))
 
     @functools.cached_property
     def around(self) -> surroundings.Surroundings | None:
@@ -82,6 +83,9 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
     ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
         del step
+        sums = {"audio_seconds": self._seconds(batch)}
+        if train:
+            batch = of_both(batch)
         sources, mask = batch["sources"], batch["mask"]
         lengths = masking.fold_row_mask(batch["sources_lengths"], mask)
         present, hidden = batch["present"], None
@@ -108,7 +112,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         if logits is not None:
             weight = self._loss.speaker
             terms["speaker_loss"] = losses.speaker_term(logits, batch["speaker"], mask, weight)
-        return terms, ({"audio_seconds": self._seconds(batch)}, new_state)
+        return terms, (sums, new_state)
 
     def eval_step(
         self, variables: state.Variables, batch: Batch
@@ -195,6 +199,22 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
                 audio[f"{number}/{name}"] = example[name][: int(example["lengths"])], rate
         over = repr(sorted(self.drawn(split).identity.items()))
         return dataclasses.replace(found, audio=audio, over=over)
+
+
+def of_both(batch: Batch) -> dict[str, jax.Array]:
+    """Each mixture twice: first as it is, then with the first interferer as what is wanted."""
+    sources = batch["sources"]
+    other = {
+        **batch,
+        "sources": jnp.concatenate([sources[:, :, 1::-1], sources[:, :, 2:]], axis=2),
+        "enrolment": batch["other_enrolment"],
+        "enrolment_lengths": batch["other_enrolment_lengths"],
+        "speaker": batch["other_speaker"],
+        "present": jnp.ones_like(batch["present"]),
+        "row": 2 * batch["row"] + 1,
+    }
+    first = {**batch, "row": 2 * batch["row"]}
+    return {name: jnp.concatenate([first[name], other[name]]) for name in batch}
 
 
 def voices(batch: Batch) -> jax.Array:

@@ -79,17 +79,6 @@ def _crops(
     )
 
 
-def num_classes(config: Any, names: tuple[str, ...]) -> int:
-    """Every speaker at every speed; UserError for speeds that cannot be."""
-    speeds = tuple(config.augment.speeds)
-    if not speeds or speeds[0] != 1 or min(speeds) <= 0 or len(set(speeds)) < len(speeds):
-        raise errors.UserError(
-            f"config.augment.speeds={speeds}: the first one is 1.0, the others differ from it and "
-            "from each other, e.g. (1.0, 0.9, 1.1)."
-        )
-    return len(names) * len(speeds)
-
-
 @dataclasses.dataclass(frozen=True)
 class BySpeaker:
     """Crops of recordings drawn at random within each speaker, all speakers equally often.

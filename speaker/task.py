@@ -52,7 +52,8 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
 
     @functools.cached_property
     def model(self) -> model.SpeakerNet:
-        return model.make_model(self.config, data.num_classes(self.config, self.classes))
+        speeds = tuple(self.config.augment.speeds)
+        return model.make_model(self.config, classes_lib.count(self.classes, speeds))
 
     @functools.cached_property
     def sharded(self) -> tuple[str, ...]:

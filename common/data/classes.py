@@ -46,6 +46,16 @@ def write(split: splits.Split, workdir: pathlib.Path) -> None:
         )
 
 
+def count(names: tuple[str, ...], speeds: tuple[float, ...]) -> int:
+    """Every speaker at every speed; UserError for speeds that cannot be."""
+    if not speeds or speeds[0] != 1 or min(speeds) <= 0 or len(set(speeds)) < len(speeds):
+        raise errors.UserError(
+            f"config.augment.speeds={speeds}: the first one is 1.0, the others differ from it and "
+            "from each other, e.g. (1.0, 0.9, 1.1)."
+        )
+    return len(names) * len(speeds)
+
+
 def digest(names: tuple[str, ...]) -> str:
     """Tells one list of training speakers from another."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]

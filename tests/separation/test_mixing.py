@@ -71,6 +71,37 @@ def test_a_speaker_with_one_recording_is_known_by_another_stretch_of_it():
     assert dataclasses.replace(found, num_samples=1500).lengths.tolist() == [1500] * 8 + [1000]
 
 
+def test_in_training_the_first_other_voice_may_be_known_too():
+    alone = mixtures(interferers=(1, 2))
+    for row, unpaired in zip(
+        drawn(dataclasses.replace(alone, paired=True)), drawn(alone), strict=True
+    ):
+        first = int(row["interferer_index"][0])
+        recording = round(float(row["other_enrolment"][0]) * 100) - 1
+        assert SPEAKERS[recording] == SPEAKERS[first]
+        assert (recording != first) == (SPEAKERS[first] != "d")
+        assert row["other_speaker"] == "abcd".index(SPEAKERS[first])
+        for name, value in unpaired.items():
+            if name not in ("sources", "snr_db"):  # from a stretch of the other voice
+                np.testing.assert_equal(row[name], value)
+
+
+def test_a_voice_at_another_speed_is_another_speaker():
+    found = dataclasses.replace(mixtures(), paired=True, speeds=(1.0, 0.8, 1.25), num_speakers=4)
+    heard = set()
+    for row in drawn(found, 40):
+        own = int(row["target_index"])
+        k, speaker = divmod(int(row["speaker"]), 4)
+        assert "abcd"[speaker] == SPEAKERS[own]
+        heard |= {int(row["speaker"]) // 4, int(row["other_speaker"]) // 4}
+        # The ramp of the middle, where the ends of the resampling are far away.
+        for audio, number in ((row["enrolment"], k), (row["other_enrolment"], None)):
+            number = row["other_speaker"] // 4 if number is None else number
+            slope = float(audio[-150] - audio[150]) / (len(audio) - 300)
+            assert slope == pytest.approx(1e-7 * found.speeds[number], rel=0.03)
+    assert heard == {0, 1, 2}
+
+
 def test_levels_shares_and_absence_are_as_asked():
     settings = {"snr_db": (-3.0, 6.0), "overlap": (0.3, 0.5), "level_db": (-30.0, -20.0)}
     rows = drawn(mixtures(**settings, absent=0.25), 200)

@@ -136,7 +136,7 @@ def test_without_a_cue_the_loudest_voice_is_the_target(tmp_path):
 
     found = extraction(batch)
     assert not batch["present"].all()
-    assert found["si_sdr_loss"][1] == batch["mask"].sum()  # of those too whose target is absent
+    assert found["si_sdr_loss"][1] == 2 * batch["mask"].sum()  # of those too whose target is absent
     others = {
         **batch,
         "enrolment": batch["enrolment"][:, ::-1],
@@ -145,6 +145,24 @@ def test_without_a_cue_the_loudest_voice_is_the_target(tmp_path):
     }
     for name, values in extraction(others).items():
         np.testing.assert_allclose(values, found[name], rtol=1e-5)
+
+
+def test_each_mixture_of_a_training_batch_has_two_targets(tmp_path):
+    """The loss of a batch is that of its mixtures with the target, and with the other voice."""
+    task = make_task(tmp_path, **{"cue.dropout": 0.0, "mixing.absent": 0.3})
+    batch = {k: jnp.asarray(v) for k, v in next(iter(task.train_data())).items()}
+    batch["row"] = jnp.arange(len(batch["mask"]))
+    both, rows = separation_task.of_both(batch), len(batch["mask"])
+    for name, values in batch.items():
+        if name != "row":
+            np.testing.assert_array_equal(both[name][:rows], values)
+    np.testing.assert_array_equal(both["sources"][rows:, :, 0], batch["sources"][:, :, 1])
+    np.testing.assert_array_equal(both["sources"].sum(2)[rows:], batch["sources"].sum(2))
+    np.testing.assert_array_equal(both["enrolment"][rows:], batch["other_enrolment"])
+    np.testing.assert_array_equal(both["speaker"][rows:], batch["other_speaker"])
+    assert not batch["present"].all()
+    assert both["present"][rows:].all()
+    assert len(set(both["row"].tolist())) == 2 * rows
 
 
 def outputs(**changes) -> dict:
