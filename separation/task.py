@@ -15,7 +15,17 @@ from common.data import classes as classes_lib
 from common.data import splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
-from separation import data, evaluation, fixed, losses, mixing, model, surroundings
+from separation import (
+    data,
+    evaluation,
+    fixed,
+    losses,
+    mixing,
+    model,
+    modes,
+    self_enrolment,
+    surroundings,
+)
 from separation import lists as lists_lib
 from separation import metrics as separation_metrics
 from separation import settings as settings_lib
@@ -117,13 +127,13 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     def eval_step(
         self, variables: state.Variables, batch: Batch
     ) -> tuple[Metrics, Mapping[str, Any]]:
-        """Measures of every mixture, extracted with the enrolment and without."""
+        """Measures of every mixture, extracted in the modes that the batch is for."""
         sources, mask = batch["sources"], batch["mask"]
         lengths = masking.fold_row_mask(batch["sources_lengths"], mask)
         mixture = jnp.sum(sources, axis=2)
 
-        def extracted(enrolment_lengths: jax.Array) -> jax.Array:
-            shown = batch["enrolment"], enrolment_lengths
+        def extracted(audio: jax.Array, audio_lengths: jax.Array) -> jax.Array:
+            shown = audio, audio_lengths
             return self.model.apply(variables, mixture, lengths, *shown, train=False, mask=mask)[0]
 
         def ratios(signal: jax.Array) -> jax.Array:
@@ -131,22 +141,35 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             one = functools.partial(separation_metrics.batched_si_sdr, signal, lengths=lengths)
             return jnp.stack([one(target=sources[:, :, s]) for s in range(sources.shape[2])], 1)
 
-        with_cue = extracted(batch["enrolment_lengths"])
-        without = extracted(jnp.zeros_like(batch["enrolment_lengths"]))
+        given, zero = batch["enrolment"], jnp.zeros_like(batch["enrolment_lengths"])
+        found = {
+            "given": extracted(given, batch["enrolment_lengths"]),
+            "none": extracted(given, zero),
+        }
+        if "disturbed" in batch:
+            found["noisy"] = extracted(batch["disturbed"], batch["disturbed_lengths"])
+        if "full" in batch and "self" in self.config.modes:
+            rate = self.config.data.sample_rate_hz
+            own, sizes = self_enrolment.enrolments(
+                found["none"], mixture, lengths, rate, given.shape[1]
+            )
+            found["self"] = extracted(own, sizes)
+        with_cue = found["given"]
         power = [jnp.sum(jnp.square(x), axis=1) for x in (with_cue, mixture)]
         outputs = {
             "mixture_si_sdr": ratios(mixture),
-            "si_sdr": ratios(with_cue),
-            "blind_si_sdr": ratios(without),
+            **{f"{modes.MODES[name][0]}si_sdr": ratios(x) for name, x in found.items()},
             "loudest": loudest(voices(batch)),
             "level_db": 10 * (jnp.log10(power[0] + 1e-12) - jnp.log10(power[1] + 1e-12)),
             "seconds": lengths / self.config.data.sample_rate_hz,
             **{name: batch[name] for name in evaluation.GIVEN},
         }
+        if "self" in found:
+            outputs["own_seconds"] = sizes / self.config.data.sample_rate_hz
         if self.config.bss_eval:
             target = jnp.zeros_like(lengths)
-            found = separation_metrics.batched_bss_eval(with_cue, voices(batch), lengths, target)
-            outputs |= found._asdict()
+            bss = separation_metrics.batched_bss_eval(with_cue, voices(batch), lengths, target)
+            outputs |= bss._asdict()
         sounds = {"mixture": mixture, "target": sources[:, :, 0], "extracted": with_cue}
         outputs["examples"] = {**sounds, "lengths": lengths}
         return {"audio_seconds": self._seconds(batch)}, outputs
@@ -183,6 +206,16 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     def eval_batches(self, split: str) -> Any:
         return data.eval_batches(self.part(split), self.config, self.around)
+
+    def eval_data(self, *, test: bool = False) -> dict[str, Any]:
+        """As that of other tasks; with `test` in all modes and with all measures."""
+        if not test:
+            return super().eval_data()
+        around = self.around
+        return {
+            name: data.eval_batches(self.part(name), self.config, around, in_full=True)
+            for name in self.eval_names(test=True)
+        }
 
     def report(
         self,
@@ -233,6 +266,7 @@ def make_task(config: Any, workdir: pathlib.Path) -> SeparationTask:
     sections.build(losses.LossConfig, config.loss)
     sections.build(mixing.MixingConfig, config.mixing)
     lists_lib.named(config.data.lists)
+    modes.check(tuple(config.modes))
     return SeparationTask(config, workdir, splits.Splits(config, workdir, require_text=False))
 
 
@@ -255,7 +289,7 @@ PACKAGE = package.Package(
     settings_lib.default_config,
     make_task,
     close,
-    changeable=("data", "mixing", "augment", "bss_eval", "parallel"),
+    changeable=("data", "mixing", "augment", "bss_eval", "modes", "parallel"),
     fixed=(
         *("data.sample_rate_hz", "data.train"),
         *("data.crop_seconds", "data.batch_rows"),  # of no use without training
