@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from common import files, metrics
 from common.data import splits
 from common.task import Report
-from separation import fixed, modes
+from separation import fixed, judges, modes
 
 # What the report takes from the batch as it is.
 GIVEN = ("present", "noisy", "snr_db", "target_index", "enrolment_index", "interferer_index")
@@ -91,6 +91,9 @@ def summarise(
     if not present.all():
         level = say("absent_level_db_median", rows["level_db"], ~present, np.median)
         lines.append(f"{split} level where the target is absent: median {level}")
+    judged, said = judges.summarise(split, rows, speakers)
+    scalars |= judged
+    lines += said
     genders = _genders(rows, part)
     groups = []
     for kind, labels in (
@@ -223,7 +226,8 @@ def _table(
     if "own_seconds" in rows:
         blind["self_enrolment_seconds"] = rows["own_seconds"]
     told, blind = ({n: np.asarray(x, float) for n, x in one.items()} for one in (told, blind))
-    writer.writerow([*head, *told, *blind, "level_db"])
+    judged = judges.columns(rows)
+    writer.writerow([*head, *told, *blind, "level_db", *judged])
     for i, target in enumerate(targets):
         others = [part.written_at(int(k))["id"] for k in rows["interferer_index"][i] if k >= 0]
         enrolment = part.written_at(int(rows["enrolment_index"][i]))["id"]
@@ -237,6 +241,7 @@ def _table(
                 *(f"{rows['seconds'][i]:.2f}", f"{rows['snr_db'][i]:.2f}", int(here)),
                 *(f"{x[i]:.4g}" if here else "" for x in told.values()),
                 *(f"{x[i]:.4g}" for x in (*blind.values(), rows["level_db"])),
+                *(column[i] for column in judged.values()),
             ]
         )
     return text.getvalue()

@@ -57,6 +57,11 @@ def default_config() -> ConfigDict:
     # another voice or noise in those, with none, and with what the voice itself is heard by. An
     # evaluation in training has the first and the third.
     config.modes = tuple(modes.MODES)
+    # Who else judges in --mode=evaluate, before and after: measures whose packages are installed,
+    # a recogniser and a speaker network by their work directories.
+    config.judges = ConfigDict(
+        {"quality": ("stoi", "estoi", "pesq"), "recogniser": "", "speaker": ""}
+    )
     # SDR, SIR and SAR of BSS Eval in every evaluation: up to some seconds for each mixture.
     config.bss_eval = True
     return config

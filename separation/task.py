@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from separation import (
     data,
     evaluation,
     fixed,
+    judges,
     losses,
     mixing,
     model,
@@ -29,6 +31,8 @@ from separation import (
 from separation import lists as lists_lib
 from separation import metrics as separation_metrics
 from separation import settings as settings_lib
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +176,35 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             outputs |= bss._asdict()
         sounds = {"mixture": mixture, "target": sources[:, :, 0], "extracted": with_cue}
         outputs["examples"] = {**sounds, "lengths": lengths}
+        if "full" in batch and self.judges:
+            known = {"enrolment": given, "enrolment_lengths": batch["enrolment_lengths"]}
+            outputs["sounds"] = {**sounds, **known, "lengths": lengths}
         return {"audio_seconds": self._seconds(batch)}, outputs
+
+    @functools.cached_property
+    def judges(self) -> judges.Judges:
+        """Who is asked in a full evaluation; opened when it starts."""
+        return judges.make(self.config.judges, self.config.data.sample_rate_hz)
+
+    def keep(self, split: str, outputs: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+        """The judges' figures in place of the sounds."""
+        outputs = dict(outputs)
+        if "sounds" not in outputs:
+            return outputs
+        sounds, part = outputs.pop("sounds"), self.part(split)
+        real, rows, texts = np.flatnonzero(outputs["mask"]), [], []
+        for i in real:
+            count, known = int(sounds["lengths"][i]), int(sounds["enrolment_lengths"][i])
+            row = {name: sounds[name][i, :count] for name in judges.SIGNALS}
+            rows.append({**row, "enrolment": sounds["enrolment"][i, :known]})
+            target = int(outputs["target_index"][i])
+            whole = part.index.lengths[np.searchsorted(part.index.positions, target)]
+            texts.append(part.written_at(target)["text"] if count >= whole else "")
+        found = self.judges(rows, outputs["present"][real].tolist(), texts)
+        for name, values in found.items():
+            outputs[name] = np.zeros(len(outputs["mask"]), values.dtype)
+            outputs[name][real] = values
+        return outputs
 
     def train_data(self) -> Any:
         return data.train_batches(self.train_split, self.config, self.around)
@@ -212,6 +244,8 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         if not test:
             return super().eval_data()
         around = self.around
+        if self.judges:
+            log.info("Judges: %s.", ", ".join(self.judges.names))
         return {
             name: data.eval_batches(self.part(name), self.config, around, in_full=True)
             for name in self.eval_names(test=True)
@@ -289,7 +323,7 @@ PACKAGE = package.Package(
     settings_lib.default_config,
     make_task,
     close,
-    changeable=("data", "mixing", "augment", "bss_eval", "modes", "parallel"),
+    changeable=("data", "mixing", "augment", "bss_eval", "modes", "judges", "parallel"),
     fixed=(
         *("data.sample_rate_hz", "data.train"),
         *("data.crop_seconds", "data.batch_rows"),  # of no use without training
