@@ -8,14 +8,33 @@ import jax
 import numpy as np
 import pytest
 
-from common import errors, evaluation, parallel, trained
+from common import checkpoint, errors, evaluation, parallel, trained, workdir
 from common.audio import io
-from common.data import records
+from common.data import classes, records
+from configs.speaker import quickstart as speaker_quickstart
 from separation import judges
 from separation import task as separation_task
+from speaker import task as speaker_task
 from tests.asr.test_transcriber import folder as asr_folder  # noqa: F401 - a fixture
 from tests.separation import test_task, voices
-from tests.speaker.conftest import run as speaker_run  # noqa: F401 - a fixture
+
+
+@pytest.fixture(scope="module")
+def speaker_folder(tmp_path_factory):
+    """A speaker network that was never trained."""
+    folder = tmp_path_factory.mktemp("speaker")
+    config = speaker_quickstart.get_config("debug")
+    config.update_from_flattened_dict({"data.min_seconds": 0.2, "ema_decay": 0.0})
+    config = workdir.freeze(config)
+    classes.write(voices.corpus(), folder)
+    workdir.save_config(folder, "speaker", config)
+    task = speaker_task.make_task(config, folder)
+    state = task.create_state(jax.jit(task.init)(jax.random.key(1)))
+    saver = checkpoint.Checkpointer(folder / "checkpoints")
+    state = parallel.place(state, parallel.make_mesh(jax.devices()[:1]))
+    saver.save(3, state, None, {**task.checkpoint_meta(), "evaluated": -1}, None)
+    saver.close()
+    return folder
 
 
 class Recogniser:
@@ -99,13 +118,13 @@ def test_each_judge_says_before_and_after():
     assert written["said"] == ["A B", "", ""]
 
 
-def test_work_directories_judge_an_evaluation(tmp_path, asr_folder, speaker_run):  # noqa: F811
+def test_work_directories_judge_an_evaluation(tmp_path, asr_folder, speaker_folder):  # noqa: F811
     """Untrained, so only what is counted and where it is written."""
     changes = {
         "data.max_eval_seconds": 1.2,
         "judges.quality": (),
         "judges.recogniser": str(asr_folder),
-        "judges.speaker": str(speaker_run.workdir),
+        "judges.speaker": str(speaker_folder),
     }
     task = test_task.make_task(tmp_path, **changes)
     part = task.parts["dev"]
