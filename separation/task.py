@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import errors, metrics, package, parallel, sections, state, steps
+from common import errors, metrics, package, parallel, pictures, sections, state, steps
 from common.data import classes as classes_lib
 from common.data import splits
 from common.nn import masking
@@ -26,6 +26,7 @@ from separation import (
     model,
     modes,
     self_enrolment,
+    signals,
     surroundings,
 )
 from separation import lists as lists_lib
@@ -33,6 +34,8 @@ from separation import metrics as separation_metrics
 from separation import settings as settings_lib
 
 log = logging.getLogger(__name__)
+
+_SHOWN_DB = 70.0  # of spectrograms, below the loudest bin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,15 +260,24 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         outputs: Sequence[Mapping[str, np.ndarray]],
         examples: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> Report:
-        """SI-SDR improvement, failures and wrong speakers, with intervals over speakers."""
+        """SI-SDR improvement, failures and wrong speakers, with intervals over speakers.
+
+        Pictures: mixture, target and what was extracted below each other.
+        """
         part, rate = self.part(split), self.config.data.sample_rate_hz
         found = evaluation.summarise(split, outputs, part)
-        audio = {}
+        audio, images = {}, {}
         for number, example in enumerate(examples):
-            for name in ("mixture", "target", "extracted"):
-                audio[f"{number}/{name}"] = example[name][: int(example["lengths"])], rate
+            sounds = {n: example[n][: int(example["lengths"])] for n in judges.SIGNALS}
+            audio |= {f"{number}/{name}": (sound, rate) for name, sound in sounds.items()}
+            shown = [sounds[n] for n in ("mixture", "target", "extracted")]
+            levels = [signals.spectrogram_db(sound, rate) for sound in shown]
+            least = max(level.max() for level in levels) - _SHOWN_DB
+            images[f"{number}/spectrograms"] = pictures.stacked(
+                [np.maximum(level, least) for level in levels]
+            )
         over = repr(sorted(self.drawn(split).identity.items()))
-        return dataclasses.replace(found, audio=audio, over=over)
+        return dataclasses.replace(found, audio=audio, images=images, over=over)
 
 
 def of_both(batch: Batch) -> dict[str, jax.Array]:

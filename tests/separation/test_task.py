@@ -79,6 +79,10 @@ def test_it_learns_whom_to_extract(report):
     assert 0 < len(found) < 12  # some targets are absent
     assert np.median(found) == pytest.approx(report.scalars["si_sdri_median"], abs=0.01)
     assert len(report.audio["0/extracted"][0]) == len(report.audio["0/mixture"][0])
+    assert len(report.images) == 3
+    height, width, _ = report.images["0/spectrograms"].shape
+    assert height == 3 * (256 // 2 + 1) + 2 * 2  # frames of 32 ms at 8 kHz
+    assert width == (len(report.audio["0/mixture"][0]) - 256) // 64 + 1
 
 
 @pytest.fixture(scope="module")
