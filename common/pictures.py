@@ -33,7 +33,7 @@ def spectrogram(features: Shaped[np.ndarray, "l f"]) -> UInt8[np.ndarray, "f l 3
 def stacked(
     features: Sequence[Shaped[np.ndarray, "l _"]], gap: int = 2
 ) -> UInt8[np.ndarray, "h l 3"]:
-    """Spectrograms of one length in one picture, in its colours: the first on top, black between."""
+    """Spectrograms of one length in one picture, in its colours: the first is on top."""
     rows = []
     for one in features:
         rows += [np.full((gap, len(one)), np.nan), np.asarray(one, np.float64).T[::-1]]
