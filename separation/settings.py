@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from common import optim, trainer
 from common.data import splits
-from separation import causal, cue, losses, mixing, quality, voicefilter
+from separation import causal, cue, losses, mixing, modes, quality, voicefilter
 
 
 def _section(cls: type) -> dict:
@@ -54,6 +54,15 @@ def default_config() -> ConfigDict:
         }
     )
     config.loss = ConfigDict(_section(losses.LossConfig))
+    # What --mode=evaluate measures, each on a line of its own: mixtures with their enrolments, with
+    # another voice or noise in those, with none, and with what the voice itself is heard by. An
+    # evaluation in training has the first and the third.
+    config.modes = tuple(modes.MODES)
+    # Who else judges in --mode=evaluate, before and after: measures whose packages are installed,
+    # a recogniser and a speaker network by their work directories.
+    config.judges = ConfigDict(
+        {"quality": ("stoi", "estoi", "pesq"), "recogniser": "", "speaker": ""}
+    )
     # SDR, SIR and SAR of BSS Eval in every evaluation: up to some seconds for each mixture.
     config.bss_eval = True
     return config
