@@ -66,7 +66,8 @@ class Service:
         )
         self._voices = store.Store(self._limits.stored)
         self._null = np.asarray(enhancer.cue(None))[0]
-        # One after another, so that a core is left for streams.
+        # One after another, so that a core is left for streams. Their network's steps, if it
+        # streams, come between those of streams.
         self._jobs = concurrent.futures.ThreadPoolExecutor(1, "uploads")
         enhancer.compile()
         self._engine: streams.Engine | None = None
@@ -181,9 +182,13 @@ class Service:
         if enrolment is not None:
             cue, _ = self._cue(enrolment)
         audio, rate = self._decoded(file)
-        voice = self._enhancer.extract(audio, rate, jnp.asarray(cue)[None])
+        voice = self._enhancer.extract(audio, rate, jnp.asarray(cue)[None], run=self._between)
         self._audio.labels("upload").inc(len(audio) / rate)
         return io.wav_bytes(voice, rate)
+
+    def _between(self, work: Callable[[], Any]) -> Any:
+        """For the thread of uploads: waits for the engine, which calls `work` between streams."""
+        return asyncio.run_coroutine_threadsafe(self._engine.between(work), self._loop).result()
 
     def _observe(self, rows: int, hops: int, seconds: float) -> None:
         self._rows.observe(rows)
@@ -203,13 +208,15 @@ class Service:
     async def _work(self) -> AsyncIterator[None]:
         try:
             if self._engine is not None:
+                self._loop = asyncio.get_running_loop()
                 self._running = asyncio.create_task(self._engine.run())
             yield
         finally:
             if self._running is not None:
                 self._running.cancel()
                 await asyncio.wait([self._running])
-            self._jobs.shutdown(cancel_futures=True)
+            # The upload that is being worked on may wait for this loop.
+            await asyncio.to_thread(self._jobs.shutdown, cancel_futures=True)
 
 
 _NO_VOICE = (

@@ -1,8 +1,9 @@
 """A trained extractor as a function of recordings, and as a stream: `separation.load`."""
 
+import functools
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,10 +22,12 @@ from separation import task as separation_task
 log = logging.getLogger(__name__)
 
 Recording = io.PathLike | bytes | Num[np.ndarray, "..."]
+# Calls a function and returns what it returns, perhaps later and in another thread.
+Run = Callable[[Callable[[], Any]], Any]
 
 MIN_ENROLMENT_SECONDS = 1.0
 _CLIPPED_SHARE = 0.01  # of samples at full scale
-_BLOCK_HOPS = 64  # that a stream takes at a time where there are so many
+_BLOCK_HOPS = 16  # that a stream takes at a time where there are so many: some milliseconds
 # Networks that see all of a recording see so much of a long one, and fade from piece to piece.
 _PIECE_SECONDS, _FADE_SECONDS = 10.0, 1.0
 
@@ -38,9 +41,14 @@ class Stream:
     """
 
     def __init__(
-        self, enhancer: "Enhancer", cue: Float[Array, "1 c"], strength: float = 1.0
+        self,
+        enhancer: "Enhancer",
+        cue: Float[Array, "1 c"],
+        strength: float = 1.0,
+        run: Run = lambda work: work(),
     ) -> None:
-        self._strength = strength
+        """`run` is given every step of the network: some milliseconds."""
+        self._strength, self._run = strength, run
         self._mixture = np.zeros(0, np.float32)  # of what is not given back yet
         self._step, self._cue = enhancer.step, cue
         extractor = enhancer.extractor
@@ -66,14 +74,17 @@ class Stream:
         parts = [np.zeros(0, np.float32)]
         for size in (_BLOCK_HOPS, 1):
             while self._hops.ready >= size:
-                audio = self._hops.take(size)[None]
-                self._state, out = self._step(self._state, audio, self._cue)
-                parts.append(self._hops.give(np.asarray(out)[0]))
+                out = self._run(functools.partial(self._stepped, self._hops.take(size)))
+                parts.append(self._hops.give(out))
         voice = np.concatenate(parts)
         if self._strength == 1:
             return voice
         mixture, self._mixture = np.split(self._mixture, [len(voice)])
         return self._strength * voice + np.float32(1 - self._strength) * mixture
+
+    def _stepped(self, audio: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
+        self._state, out = self._step(self._state, audio[None], self._cue)
+        return np.asarray(out)[0]
 
 
 class Enhancer:
@@ -205,14 +216,22 @@ class Enhancer:
         return self.extract(mixture, rate, cue, strength)
 
     def extract(
-        self, mixture: Recording, rate: int, cue: Float[Array, "1 c"], strength: float = 1.0
+        self,
+        mixture: Recording,
+        rate: int,
+        cue: Float[Array, "1 c"],
+        strength: float = 1.0,
+        run: Run = lambda work: work(),
     ) -> Float[np.ndarray, "_"]:
-        """The voice of a cue at `rate`, that of the mixture; see `__call__`."""
+        """The voice of a cue at `rate`, that of the mixture; see `__call__`.
+
+        `run` is given each step of a network that streams.
+        """
         native = io.load_audio(
             mixture, sample_rate_hz=rate, channel=self.channel, source_rate_hz=rate
         )
         audio = self._load(native, rate)
-        found = self._streamed(audio, cue) if self.streams else self._in_pieces(audio, cue)
+        found = self._streamed(audio, cue, run) if self.streams else self._in_pieces(audio, cue)
         if rate != self.sample_rate_hz:
             found = soxr.resample(found, self.sample_rate_hz, rate)
         found = found[: len(native)]
@@ -228,9 +247,9 @@ class Enhancer:
         )
 
     def _streamed(
-        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"]
+        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"], run: Run
     ) -> Float[np.ndarray, "t"]:
-        stream = Stream(self, cue)
+        stream = Stream(self, cue, run=run)
         return np.concatenate([stream(audio), stream.flush()])
 
     def _in_pieces(
