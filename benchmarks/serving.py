@@ -1,6 +1,6 @@
 """Real-time streams at a server, how late their sound comes back, and uploads of random bytes.
 
-    python -m benchmarks.serving --workdir=runs/separation [--streams 20] [--seconds 60] [--recording 60]
+    python -m benchmarks.serving --workdir=DIR [--streams 20] [--seconds 60] [--recording 60]
 
 Starts `python -m separation.serve`, and sends from this process. Each client sends 16-bit samples
 at 16 kHz, 32 ms at a time when they would be recorded, at a phase of its own. A hop is due back
