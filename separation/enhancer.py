@@ -48,12 +48,10 @@ class Stream:
         run: Run = lambda work: work(),
     ) -> None:
         """`run` is given every step of the network: some milliseconds."""
-        self._strength, self._run = strength, run
-        self._mixture = np.zeros(0, np.float32)  # of what is not given back yet
-        self._step, self._cue = enhancer.step, cue
+        self._step, self._cue, self._run = enhancer.step, cue, run
         extractor = enhancer.extractor
         self.delay_samples = extractor.delay_samples
-        self._hops = hops.Hops(extractor.hop_size, extractor.delay_samples)
+        self._hops = hops.Hops(extractor.hop_size, extractor.delay_samples, strength)
         self._state = extractor.initial_state(1)
 
     def __call__(self, chunk: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
@@ -61,8 +59,6 @@ class Stream:
         if chunk.size:
             io.check_audio(chunk, name="chunk")
         self._hops.put(chunk)
-        if self._strength < 1:
-            self._mixture = np.concatenate([self._mixture, np.asarray(chunk, np.float32)])
         return self._advance()
 
     def flush(self) -> Float[np.ndarray, "m"]:
@@ -76,11 +72,7 @@ class Stream:
             while self._hops.ready >= size:
                 out = self._run(functools.partial(self._stepped, self._hops.take(size)))
                 parts.append(self._hops.give(out))
-        voice = np.concatenate(parts)
-        if self._strength == 1:
-            return voice
-        mixture, self._mixture = np.split(self._mixture, [len(voice)])
-        return self._strength * voice + np.float32(1 - self._strength) * mixture
+        return np.concatenate(parts)
 
     def _stepped(self, audio: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
         self._state, out = self._step(self._state, audio[None], self._cue)
@@ -236,7 +228,7 @@ class Enhancer:
             found = soxr.resample(found, self.sample_rate_hz, rate)
         found = found[: len(native)]
         found = np.pad(found, (0, len(native) - len(found)))
-        return found if strength == 1 else strength * found + (1 - strength) * native
+        return found if strength == 1 else hops.mixed(found, native, strength)
 
     def _load(self, recording: Recording, rate: int | None) -> Float[np.ndarray, "_"]:
         return io.load_audio(

@@ -8,10 +8,12 @@ class Hops:
     """`put` chunks of any size, `take` hops, `give` what became of them, which comes late.
 
     What `give` returns is, in all, as many samples as were put in, without the network's delay.
+    With a `strength` below 1 what was put in is heard too.
     """
 
-    def __init__(self, hop_size: int, delay_samples: int) -> None:
-        self._hop, self._delay = hop_size, delay_samples
+    def __init__(self, hop_size: int, delay_samples: int, strength: float = 1.0) -> None:
+        self._hop, self._delay, self._strength = hop_size, delay_samples, strength
+        self._mixture = np.zeros(0, np.float32)  # of what is not given back yet
         self._waiting = np.zeros(0, np.float32)
         self._early = delay_samples  # samples of output that are before the first of the input
         self._left = 0  # that were put in and not given back yet
@@ -31,6 +33,8 @@ class Hops:
         """The next samples."""
         self._left += len(chunk)
         self._waiting = np.concatenate([self._waiting, np.asarray(chunk, np.float32)])
+        if self._strength < 1:
+            self._mixture = np.concatenate([self._mixture, np.asarray(chunk, np.float32)])
 
     def end(self) -> None:
         """There are no more: silence brings out what is left."""
@@ -50,4 +54,14 @@ class Hops:
         self._early -= early
         out = out[early:][: self._left]
         self._left -= len(out)
-        return out
+        if self._strength == 1:
+            return out
+        mixture, self._mixture = np.split(self._mixture, [len(out)])
+        return mixed(out, mixture, self._strength)
+
+
+def mixed(
+    voice: Float[np.ndarray, "n"], mixture: Float[np.ndarray, "n"], strength: float
+) -> Float[np.ndarray, "n"]:
+    """A `strength` of 0.8 leaves a fifth of the mixture."""
+    return np.float32(strength) * voice + np.float32(1 - strength) * mixture

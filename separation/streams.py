@@ -221,12 +221,12 @@ class Engine:
         """To be called before `run`; takes seconds."""
         self._slots.compile()
 
-    def open(self, cue: Float[np.ndarray, "c"]) -> Stream | None:
+    def open(self, cue: Float[np.ndarray, "c"], strength: float = 1.0) -> Stream | None:
         """A new stream, to be closed; None if there are as many as may be."""
         if not self._free:
             return None
         slot = self._free.pop()
-        hops = separation_hops.Hops(self.hop_size, self.delay_samples)
+        hops = separation_hops.Hops(self.hop_size, self.delay_samples, strength)
         self._streams[slot] = Stream(slot, cue, hops, self._most_hops, self._due.set)
         return self._streams[slot]
 
