@@ -1,15 +1,17 @@
 """Real-time streams at a server, how late their sound comes back, and uploads of random bytes.
 
-    python -m benchmarks.serving --workdir=runs/separation [--streams 20] [--seconds 60]
+    python -m benchmarks.serving --workdir=DIR [--streams 20] [--seconds 60] [--recording 60]
 
 Starts `python -m separation.serve`, and sends from this process. Each client sends 16-bit samples
 at 16 kHz, 32 ms at a time when they would be recorded, at a phase of its own. A hop is due back
-when its last sample and the network's window were sent; lateness is what goes beyond that. Both
-processes share the cores: there is no network between them.
+when its last sample and the network's window were sent; lateness is what goes beyond that. With
+--recording one of so many seconds is uploaded beside the streams, again and again. Both processes
+share the cores: there is no network between them.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import pathlib
@@ -20,6 +22,8 @@ import time
 import httpx2
 import numpy as np
 from websockets.asyncio import client as websocket
+
+from common.audio import io
 
 RATE_HZ = 16000
 CHUNK = 512
@@ -64,6 +68,33 @@ async def together(url: str, streams: int, seconds: float) -> list[list[float] |
     return await asyncio.gather(*work, return_exceptions=True)
 
 
+@contextlib.asynccontextmanager
+async def recordings(url: str, seconds: float):
+    """Meanwhile uploads noise of so many seconds; gives the seconds that each took."""
+    noise = 0.1 * np.random.default_rng(1).normal(size=round(seconds * RATE_HZ))
+    data, taken = io.wav_bytes(noise.astype(np.float32), RATE_HZ), []
+
+    async def send() -> None:
+        async with httpx2.AsyncClient(base_url=url, timeout=600) as client:
+            while True:
+                begun = time.perf_counter()
+                answer = await client.post("enhance", files={"file": data})
+                answer.raise_for_status()
+                taken.append(time.perf_counter() - begun)
+
+    sending = asyncio.create_task(send()) if seconds else None
+    try:
+        yield taken
+    finally:
+        if sending is not None:
+            sending.cancel()
+
+
+async def beside(args: argparse.Namespace, url: str) -> tuple[list, list[float]]:
+    async with recordings(url, args.recording) as taken:
+        return await together(url, args.streams, args.seconds), taken
+
+
 def upload(url: str, count: int) -> dict[int, int]:
     """How often each status was the answer to random bytes."""
     rng, statuses = np.random.default_rng(0), {}
@@ -80,6 +111,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--streams", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--recording", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--uploads", type=int, default=1000)
     args = parser.parse_args()
     command = [sys.executable, "-m", "separation.serve", f"--workdir={args.workdir}", "--port=0"]
@@ -107,7 +139,7 @@ def measure(args: argparse.Namespace, server: subprocess.Popen) -> None:
     asyncio.run(together(url, args.streams, 2.0))
     print(f"after 2 s of {args.streams} streams: {memory()}")
     before, load = figure("process_cpu_seconds_total"), os.getloadavg()[0]
-    found = asyncio.run(together(url, args.streams, args.seconds))
+    found, taken = asyncio.run(beside(args, url))
     after = figure("process_cpu_seconds_total")
     late = np.concatenate([one for one in found if isinstance(one, list)] or [np.zeros(1)])
     failed = [one for one in found if not isinstance(one, list)]
@@ -119,6 +151,9 @@ def measure(args: argparse.Namespace, server: subprocess.Popen) -> None:
         f"{np.mean(late > _LATE_MS):.2%} of {len(late)} frames by more than {_LATE_MS:g} ms; "
         f"{cpu:.2f} cores, {memory()}; load before {load:.1f}"
     )
+    if args.recording:
+        speeds = " ".join(f"{one:.1f}" for one in taken)
+        print(f"{len(taken)} uploads of {args.recording:g} s beside them took s: {speeds}")
     for part in range(2):
         statuses = upload(url, args.uploads // 2)
         print(f"random uploads, half {part + 1}: {statuses}, {memory()}")

@@ -27,14 +27,15 @@ _DESCRIPTION = """One voice out of several.
 
 `POST /voices` takes a recording of a voice and gives its name; `POST /enhance` takes a recording of
 several voices and gives that one as WAV, at the recording's rate and of its length. Any format.
+A `strength` of 1 gives the voice alone, 0.8 leaves a fifth of the mixture, 0 is the mixture.
 
 `/stream` is a websocket. First frame, JSON: `{"rate": 16000, "format": "pcm16" or "float32",
-"voice": NAME or null, "token": TOKEN}`, of which only the rate has to be there. The answer is
-`{"rate", "format", "delay_ms", "hop_ms"}`. Then binary frames of little-endian samples of one
-channel, cut anywhere; the voice comes back the same way. `{"end": true}` brings the rest, as many
-samples as went in, and `{"samples": N}`. An error is `{"error": MESSAGE}` and a close code: 4400
-what was sent is wrong, 4401 token, 4404 no such voice, 4408 too slow or idle, 4413 too long, 4429
-too many streams.
+"voice": NAME or null, "strength": 0 to 1, "token": TOKEN}`, of which only the rate has to be there.
+The answer is `{"rate", "format", "delay_ms", "hop_ms"}`. Then binary frames of little-endian
+samples of one channel, cut anywhere; the voice comes back the same way. `{"end": true}` brings the
+rest, as many samples as went in, and `{"samples": N}`. An error is `{"error": MESSAGE}` and a close
+code: 4400 what was sent is wrong, 4401 token, 4404 no such voice, 4408 too slow or idle, 4413 too
+long, 4429 too many streams.
 """
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -42,6 +43,9 @@ _END = {"end": True}
 _Upload = Annotated[fastapi.UploadFile, fastapi.File()]
 _OptionalUpload = Annotated[fastapi.UploadFile | None, fastapi.File()]
 _Voice = Annotated[str, fastapi.Form(description="the name of an enrolled voice")]
+_Strength = Annotated[
+    float, fastapi.Form(ge=0, le=1, description="0 (the mixture) to 1 (the voice)")
+]
 
 
 class Wav(responses.Response):
@@ -66,7 +70,8 @@ class Service:
         )
         self._voices = store.Store(self._limits.stored)
         self._null = np.asarray(enhancer.cue(None))[0]
-        # One after another, so that a core is left for streams.
+        # One after another, so that a core is left for streams. Their network's steps, if it
+        # streams, come between those of streams.
         self._jobs = concurrent.futures.ThreadPoolExecutor(1, "uploads")
         enhancer.compile()
         self._engine: streams.Engine | None = None
@@ -104,17 +109,21 @@ class Service:
         self._voices.remove(voice)
 
     async def enhance(
-        self, file: _Upload, voice: _Voice = "", enrolment: _OptionalUpload = None
+        self,
+        file: _Upload,
+        voice: _Voice = "",
+        enrolment: _OptionalUpload = None,
+        strength: _Strength = 1.0,
     ) -> Wav:
         """The voice of a recording: an enrolled one, that of an enrolment, or the loudest."""
         known = self._known(voice) if voice else self._null
-        return Wav(await self._job(self._enhanced, file, known, enrolment))
+        return Wav(await self._job(self._enhanced, file, known, enrolment, strength))
 
     async def stream(self, socket: fastapi.WebSocket) -> None:
         """See the description of the application."""
         async with sockets.serving(socket, self._settings, self.measured) as talk:
-            rate, form, cue = self._wanted(await talk.header())
-            stream = None if self._engine is None else self._engine.open(cue)
+            rate, form, cue, strength = self._wanted(await talk.header())
+            stream = None if self._engine is None else self._engine.open(cue, strength)
             if stream is None:
                 limit = f"there are {self._limits.streams} streams, the limit; try again later"
                 raise sockets.Refused(sockets.BUSY, "busy", limit)
@@ -131,18 +140,22 @@ class Service:
                 self._engine.close(stream)
                 self.measured.streams.dec()
 
-    def _wanted(self, header: dict[str, Any]) -> tuple[int, str, Float[np.ndarray, "c"]]:
-        """Rate, format and cue. Raises sockets.Refused."""
+    def _wanted(self, header: dict[str, Any]) -> tuple[int, str, Float[np.ndarray, "c"], float]:
+        """Rate, format, cue and strength. Raises sockets.Refused."""
         wrong: Callable[[str], sockets.Refused] = lambda message: sockets.Refused(  # noqa: E731
             sockets.BAD_REQUEST, "header", message
         )
         if self._engine is None:
             raise wrong("this server's network sees all of a recording and cannot stream")
         form, rate, voice = header.get("format", "pcm16"), header.get("rate"), header.get("voice")
-        if unknown := header.keys() - {"format", "rate", "voice"}:
+        strength = header.get("strength", 1.0)
+        if unknown := header.keys() - {"format", "rate", "strength", "voice"}:
             raise wrong(f"unknown in the first frame: {', '.join(sorted(unknown))}")
         if form not in tuple(sound.FORMATS):
             raise wrong(f"format: one of {', '.join(sound.FORMATS)}")
+        is_number = isinstance(strength, int | float) and not isinstance(strength, bool)
+        if not is_number or not 0 <= strength <= 1:
+            raise wrong("strength: a number from 0 (the mixture) to 1 (the voice)")
         if isinstance(rate, bool) or not isinstance(rate, int):
             raise wrong("rate: the samples per second, a whole number")
         try:
@@ -150,9 +163,10 @@ class Service:
         except io.AudioError as error:
             raise wrong(str(error)) from error
         if voice is None:
-            return rate, form, self._null
+            return rate, form, self._null, float(strength)
         try:
-            return rate, form, self._voices.get(voice if isinstance(voice, str) else "")
+            cue = self._voices.get(voice if isinstance(voice, str) else "")
+            return rate, form, cue, float(strength)
         except KeyError:
             raise sockets.Refused(sockets.UNKNOWN, "voice", _NO_VOICE) from None
 
@@ -177,13 +191,19 @@ class Service:
         file: datastructures.UploadFile,
         cue: Float[np.ndarray, "c"],
         enrolment: datastructures.UploadFile | None,
+        strength: float,
     ) -> bytes:
         if enrolment is not None:
             cue, _ = self._cue(enrolment)
         audio, rate = self._decoded(file)
-        voice = self._enhancer.extract(audio, rate, jnp.asarray(cue)[None])
+        cue = jnp.asarray(cue)[None]
+        voice = self._enhancer.extract(audio, rate, cue, strength, self._between)
         self._audio.labels("upload").inc(len(audio) / rate)
         return io.wav_bytes(voice, rate)
+
+    def _between(self, work: Callable[[], Any]) -> Any:
+        """For the thread of uploads: waits for the engine, which calls `work` between streams."""
+        return asyncio.run_coroutine_threadsafe(self._engine.between(work), self._loop).result()
 
     def _observe(self, rows: int, hops: int, seconds: float) -> None:
         self._rows.observe(rows)
@@ -203,13 +223,15 @@ class Service:
     async def _work(self) -> AsyncIterator[None]:
         try:
             if self._engine is not None:
+                self._loop = asyncio.get_running_loop()
                 self._running = asyncio.create_task(self._engine.run())
             yield
         finally:
             if self._running is not None:
                 self._running.cancel()
                 await asyncio.wait([self._running])
-            self._jobs.shutdown(cancel_futures=True)
+            # The upload that is being worked on may wait for this loop.
+            await asyncio.to_thread(self._jobs.shutdown, cancel_futures=True)
 
 
 _NO_VOICE = (

@@ -1,8 +1,9 @@
 """A trained extractor as a function of recordings, and as a stream: `separation.load`."""
 
+import functools
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,10 +22,12 @@ from separation import task as separation_task
 log = logging.getLogger(__name__)
 
 Recording = io.PathLike | bytes | Num[np.ndarray, "..."]
+# Calls a function and returns what it returns, perhaps later and in another thread.
+Run = Callable[[Callable[[], Any]], Any]
 
 MIN_ENROLMENT_SECONDS = 1.0
 _CLIPPED_SHARE = 0.01  # of samples at full scale
-_BLOCK_HOPS = 64  # that a stream takes at a time where there are so many
+_BLOCK_HOPS = 16  # that a stream takes at a time where there are so many: some milliseconds
 # Networks that see all of a recording see so much of a long one, and fade from piece to piece.
 _PIECE_SECONDS, _FADE_SECONDS = 10.0, 1.0
 _LISTENING_SECONDS = 30.0  # at a time, for a voice's own enrolment
@@ -49,15 +52,16 @@ class Stream:
         cue: Float[Array, "1 c"],
         strength: float = 1.0,
         self_enroll: bool = False,
+        run: Run = lambda work: work(),
     ) -> None:
-        self._strength, self._enhancer = strength, enhancer
+        """`run` is given every step of the network: some milliseconds."""
+        self._step, self._cue, self._run, self._enhancer = enhancer.step, cue, run, enhancer
         self._listening = enhancer.collector() if self_enroll else None
         self._given, self.enrolled_at = 0, None
-        self._mixture = np.zeros(0, np.float32)  # of what is not given back yet
-        self._step, self._cue = enhancer.step, cue
         extractor = enhancer.extractor
         self.delay_samples = extractor.delay_samples
-        self._hops = hops.Hops(extractor.hop_size, extractor.delay_samples)
+        heard = self._listen if self_enroll else None
+        self._hops = hops.Hops(extractor.hop_size, extractor.delay_samples, strength, heard)
         self._state = extractor.initial_state(1)
 
     def __call__(self, chunk: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
@@ -65,10 +69,6 @@ class Stream:
         if chunk.size:
             io.check_audio(chunk, name="chunk")
         self._hops.put(chunk)
-        if self._strength < 1:
-            self._mixture = np.concatenate([self._mixture, np.asarray(chunk, np.float32)])
-        if self._listening is not None:
-            self._listening.put(np.asarray(chunk, np.float32), np.zeros(0, np.float32))
         return self._advance()
 
     def flush(self) -> Float[np.ndarray, "m"]:
@@ -80,20 +80,19 @@ class Stream:
         parts = [np.zeros(0, np.float32)]
         while ready := self._hops.ready:
             is_block = ready >= _BLOCK_HOPS and self._listening is None
-            audio = self._hops.take(_BLOCK_HOPS if is_block else 1)[None]
-            self._state, out = self._step(self._state, audio, self._cue)
-            parts.append(self._hops.give(np.asarray(out)[0]))
-            self._given += len(parts[-1])
-            if self._listening is not None:
-                self._listen(parts[-1])
-        voice = np.concatenate(parts)
-        if self._strength == 1:
-            return voice
-        mixture, self._mixture = np.split(self._mixture, [len(voice)])
-        return self._strength * voice + np.float32(1 - self._strength) * mixture
+            audio = self._hops.take(_BLOCK_HOPS if is_block else 1)
+            parts.append(self._hops.give(self._run(functools.partial(self._stepped, audio))))
+        return np.concatenate(parts)
 
-    def _listen(self, voice: Float[np.ndarray, "m"]) -> None:
-        self._listening.put(np.zeros(0, np.float32), voice)
+    def _stepped(self, audio: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
+        self._state, out = self._step(self._state, audio[None], self._cue)
+        return np.asarray(out)[0]
+
+    def _listen(self, mixture: Float[np.ndarray, "m"], voice: Float[np.ndarray, "m"]) -> None:
+        self._given += len(voice)
+        if self._listening is None:
+            return
+        self._listening.put(mixture, voice)
         if self._listening.is_full:
             self._cue = self._enhancer.cue_of(self._listening.enrolment)
             self._listening, self.enrolled_at = None, self._given
@@ -250,11 +249,12 @@ class Enhancer:
         *,
         self_enroll: bool = False,
         as_stream: bool = False,
+        run: Run = lambda work: work(),
     ) -> Float[np.ndarray, "_"]:
         """The voice of a cue at `rate`, that of the mixture; see `__call__`.
 
         With `self_enroll` what the cue brings out is the enrolment for all of the recording, or
-        `as_stream` for what comes after it.
+        `as_stream` for what comes after it. `run` is given each step of a network that streams.
         """
         native = io.load_audio(
             mixture, sample_rate_hz=rate, channel=self.channel, source_rate_hz=rate
@@ -262,28 +262,29 @@ class Enhancer:
         audio = self._load(native, rate)
         if self_enroll and as_stream:
             self.check_streams()
-            found = self._streamed(audio, cue, self_enroll=True)
+            found = self._streamed(audio, cue, run, self_enroll=True)
         else:
-            found = self._voice(audio, self._own_cue(audio, cue) if self_enroll else cue)
+            cue = self._own_cue(audio, cue, run) if self_enroll else cue
+            found = self._voice(audio, cue, run)
         if rate != self.sample_rate_hz:
             found = soxr.resample(found, self.sample_rate_hz, rate)
         found = found[: len(native)]
         found = np.pad(found, (0, len(native) - len(found)))
-        return found if strength == 1 else strength * found + (1 - strength) * native
+        return found if strength == 1 else hops.mixed(found, native, strength)
 
     def _voice(
-        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"]
+        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"], run: Run
     ) -> Float[np.ndarray, "t"]:
-        return self._streamed(audio, cue) if self.streams else self._in_pieces(audio, cue)
+        return self._streamed(audio, cue, run) if self.streams else self._in_pieces(audio, cue)
 
     def _own_cue(
-        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"]
+        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"], run: Run
     ) -> Float[Array, "1 c"]:
         """That of the first confident seconds of what `cue` brings out; `cue` if there are none."""
         found, size = self.collector(), round(_LISTENING_SECONDS * self.sample_rate_hz)
         for first in range(0, len(audio), size):
             heard = audio[first : first + size]
-            found.put(heard, self._voice(heard, cue))
+            found.put(heard, self._voice(heard, cue, run))
             if found.is_full:
                 break
         if found.enrolment is None:
@@ -300,9 +301,14 @@ class Enhancer:
         )
 
     def _streamed(
-        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"], self_enroll: bool = False
+        self,
+        audio: Float[np.ndarray, "t"],
+        cue: Float[Array, "1 c"],
+        run: Run,
+        *,
+        self_enroll: bool = False,
     ) -> Float[np.ndarray, "t"]:
-        stream = Stream(self, cue, self_enroll=self_enroll)
+        stream = Stream(self, cue, self_enroll=self_enroll, run=run)
         return np.concatenate([stream(audio), stream.flush()])
 
     def _in_pieces(

@@ -61,12 +61,12 @@ def enrolments(
 class Collector:
     """`enrolments` of a stream, on the host: `put` what was heard and what was made of it.
 
-    The mixture may come before its voice. The memory is that of one enrolment.
+    The memory is that of one enrolment.
     """
 
     def __init__(self, rate_hz: int, longest: int) -> None:
         self._block, self._most, self._least = _sizes(rate_hz, longest)
-        self._waiting = [np.zeros(0, np.float32)] * 2  # mixture, voice
+        self._waiting = np.zeros((2, 0), np.float32)  # mixture and voice
         self._kept: list[Float[np.ndarray, "_"]] = []
         self._loudest = 0.0
 
@@ -80,15 +80,12 @@ class Collector:
         """What there is so far; None if that is too little."""
         return np.concatenate(self._kept) if len(self._kept) >= self._least else None
 
-    def put(self, mixture: Float[np.ndarray, "n"], voice: Float[np.ndarray, "m"]) -> None:
+    def put(self, mixture: Float[np.ndarray, "n"], voice: Float[np.ndarray, "n"]) -> None:
         """The next samples of both."""
-        waiting = [
-            np.concatenate([before, new]) if len(new) else before
-            for before, new in zip(self._waiting, (mixture, voice))
-        ]
-        count = min(map(len, waiting)) // self._block
-        blocks = [x[: count * self._block].reshape(count, self._block) for x in waiting]
-        self._waiting = [x[count * self._block :] for x in waiting]
+        waiting = np.concatenate([self._waiting, np.stack([mixture, voice])], axis=1)
+        count = waiting.shape[1] // self._block * self._block
+        blocks = waiting[:, :count].reshape(2, -1, self._block)
+        self._waiting = waiting[:, count:]
         for heard, made in zip(*blocks):
             energy, rest = (float(np.sum(np.square(x))) for x in (made, heard - made))
             self._loudest = max(self._loudest, energy)

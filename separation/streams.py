@@ -2,15 +2,17 @@
 
 `Engine` belongs to an event loop; the network's steps run in a thread of their own. A step takes
 every stream that has a hop waiting, so that the batch grows with the load. Rows are padded to a
-power of two, and all shapes are compiled before the first stream.
+power of two, and all shapes are compiled before the first stream. What is not live, the steps of
+recordings, goes through the same thread `between` those of streams.
 """
 
 import asyncio
+import collections
 import concurrent.futures
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _BLOCK_HOPS = (8, 1)  # of each row in one step; more at a time where a stream is behind
 _WAITING_SECONDS = 2.0  # of input and of output that a stream may have, beyond that it waits
+_PATIENCE_SECONDS = 0.5  # of what is not live, while there is always a stream that waits
 
 
 class Slots:
@@ -177,6 +180,18 @@ class Stream:
             raise Broken from self._error
 
 
+class _Work(NamedTuple):
+    """What waits for a time without streams."""
+
+    work: Callable[[], Any]
+    since: float
+    result: asyncio.Future
+
+    @property
+    def is_impatient(self) -> bool:
+        return time.perf_counter() - self.since > _PATIENCE_SECONDS
+
+
 class Engine:
     """Advances all streams of an event loop. `run` has to be running."""
 
@@ -194,6 +209,8 @@ class Engine:
         self._slots, self._observe = Slots(enhancer, size), observe
         self._free = list(range(size))
         self._streams: dict[int, Stream] = {}
+        self._others: collections.deque[_Work] = collections.deque()
+        self._is_over = False
         self._due = asyncio.Event()
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "streams")
 
@@ -204,12 +221,12 @@ class Engine:
         """To be called before `run`; takes seconds."""
         self._slots.compile()
 
-    def open(self, cue: Float[np.ndarray, "c"]) -> Stream | None:
+    def open(self, cue: Float[np.ndarray, "c"], strength: float = 1.0) -> Stream | None:
         """A new stream, to be closed; None if there are as many as may be."""
         if not self._free:
             return None
         slot = self._free.pop()
-        hops = separation_hops.Hops(self.hop_size, self.delay_samples)
+        hops = separation_hops.Hops(self.hop_size, self.delay_samples, strength)
         self._streams[slot] = Stream(slot, cue, hops, self._most_hops, self._due.set)
         return self._streams[slot]
 
@@ -218,18 +235,46 @@ class Engine:
         del self._streams[stream.slot]
         self._free.append(stream.slot)
 
+    async def between(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns or raises, called when no stream waits; it has to be short."""
+        if self._is_over:
+            raise Broken("the engine has stopped")
+        waiting = _Work(work, time.perf_counter(), asyncio.get_running_loop().create_future())
+        self._others.append(waiting)
+        self._due.set()
+        return await waiting.result
+
     async def run(self) -> None:
         """Until it is cancelled."""
         try:
             while True:
                 await self._due.wait()
                 hops, streams = self._next()
-                if streams:
+                if self._others and (not streams or self._others[0].is_impatient):
+                    await self._work(self._others.popleft())
+                elif streams:
                     await self._advance(hops, streams)
                 else:
                     self._due.clear()
         finally:
+            self._is_over = True
+            for waiting in self._others:
+                waiting.result.cancel()
             self._worker.shutdown()
+
+    async def _work(self, waiting: "_Work") -> None:
+        loop, result = asyncio.get_running_loop(), waiting.result
+        try:
+            found = await loop.run_in_executor(self._worker, waiting.work)
+        except asyncio.CancelledError:
+            result.cancel()
+            raise
+        except Exception as error:
+            if not result.done():
+                result.set_exception(error)
+        else:
+            if not result.done():
+                result.set_result(found)
 
     async def _advance(self, hops: int, streams: list[Stream]) -> None:
         due_since = min(stream.due_since for stream in streams)

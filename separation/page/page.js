@@ -21,6 +21,7 @@ async function enhance(blob) {
   const body = new FormData();
   body.append("file", blob, blob.name ?? "recording.wav");
   if (voice) body.append("voice", voice);
+  body.append("strength", $("strength").value);
   const after = await (await ask("/enhance", { method: "POST", body })).blob();
   return present(blob, after);
 }
@@ -46,7 +47,7 @@ function toggle(button, start) {
       button.disabled = true;
       return stop();
     }
-    const others = [...document.querySelectorAll("button, input[type=file]")].filter((one) => one !== button);
+    const others = [...document.querySelectorAll("button, input[type=file], input[type=range]")].filter((one) => one !== button);
     let over = false;
     const ended = () => {
       over = true;
@@ -120,7 +121,7 @@ async function stream(begun, signal) {
     await new Promise((resolve, reject) => {
       socket = new WebSocket(`${location.origin.replace("http", "ws")}/stream`);
       socket.binaryType = "arraybuffer";
-      socket.onopen = () => socket.send(JSON.stringify({ rate, format: "pcm16", voice, ...(token() && { token: token() }) }));
+      socket.onopen = () => socket.send(JSON.stringify({ rate, format: "pcm16", voice, strength: $("strength").valueAsNumber, ...(token() && { token: token() }) }));
       let message = null;
       socket.onmessage = ({ data }) => {
         if (typeof data !== "string") {
@@ -179,6 +180,9 @@ for (const [input, place, use] of [
     input.value = ""; // so that the same file can be chosen again
   };
 }
+const showStrength = () => ($("strength-value").textContent = `${Math.round(100 * $("strength").value)} %`);
+$("strength").oninput = showStrength;
+showStrength(); // a browser may keep what was set before
 $("forget").onclick = () =>
   show($("voice-status"), "", async () => {
     const name = voice;

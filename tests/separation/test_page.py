@@ -117,18 +117,22 @@ def test_enrol_upload_and_live(network, url, tmp_path):
         assert [text for text in wrong if "422" not in text] == []
         wrong.clear()
 
+        page.fill("#strength", "0.25")
+        wait_for(page, "#strength-value", "25 %")
         page.set_input_files("#mixture-file", file("mixture.wav", mixture))
         wait_for(page, "#status", "Done.")
-        check(page, network, cue)
+        check(page, network, cue, 0.25)
         np.testing.assert_allclose(heard(page, "before"), mixture, atol=1 / 32768)
 
+        page.fill("#strength", "0.5")
         page.click("#live")
         wait_for(page, "#status", "Live; the network's delay is 32 ms.")
+        assert page.locator("#strength").is_disabled()
         page.wait_for_timeout(1500)
         assert page.evaluate("document.querySelector('#level').value") > 0.05
         page.click("#live")
         wait_for(page, "#status", "Done")
-        before = check(page, network, cue)
+        before = check(page, network, cue, 0.5)
         assert len(before) > RATE_HZ
         assert agrees(before, microphone) > 30  # dB
 
@@ -144,10 +148,10 @@ def test_enrol_upload_and_live(network, url, tmp_path):
         assert wrong == []
 
 
-def check(page, network, cue) -> np.ndarray:
+def check(page, network, cue, strength) -> np.ndarray:
     """After is the voice of before, to the rounding of both; both have a picture."""
     before, after = heard(page, "before"), heard(page, "after")
-    expected = network.extract(before, RATE_HZ, cue)
+    expected = network.extract(before, RATE_HZ, cue, strength)
     np.testing.assert_allclose(after, expected, atol=1e-4)
     assert min(shades(page, "before"), shades(page, "after")) > 50
     return before

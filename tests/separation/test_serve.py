@@ -116,6 +116,10 @@ def test_an_upload_becomes_the_voice_that_was_enrolled(http, network):
         assert io.probe(answer.content) == io.AudioInfo(22050, 1, len(mixture))
         found = io.load_audio(answer.content, sample_rate_hz=22050)
         np.testing.assert_allclose(found, expected, atol=1 / 32768)
+    data = {"voice": voice, "strength": "0.25"}
+    answer = http.post("/enhance", files={"file": wav(mixture, 22050)}, data=data)
+    found = io.load_audio(answer.content, sample_rate_hz=22050)
+    np.testing.assert_allclose(found, expected / 4 + mixture * 3 / 4, atol=1 / 32768)
     other = http.post("/enhance", files={"file": wav(mixture, 22050)}).content
     found = io.load_audio(other, sample_rate_hz=22050)
     np.testing.assert_allclose(found, network(mixture, 22050), atol=1 / 32768)
@@ -129,13 +133,18 @@ def test_streams_beside_each_other_equal_the_whole_recording(url, http, network)
     """1e-5 as for `Stream`; bytes are cut anywhere, and four streams share steps."""
     enrolment = test_enhancer.noise(1.5, seed=1)
     names = [enrolled(http, enrolment), None, None, None]
+    strengths = [1, 0.25, 0, 1.0]
     mixtures = [test_enhancer.noise(0.7 + 0.3 * i, seed=i) for i in range(4)]
     with contextlib.ExitStack() as stack:
-        talks = [stack.enter_context(opened(url, voice=name)) for name in names]
+        talks = [
+            stack.enter_context(opened(url, voice=name, strength=strength))
+            for name, strength in zip(names, strengths)
+        ]
         found = list(streamed(talks, mixtures))
     for i, (samples, end) in enumerate(found):
         assert end == {"samples": len(mixtures[i])}
-        expected = network(mixtures[i], RATE_HZ, enrolment if i == 0 else None)
+        enrolled_for = enrolment if i == 0 else None
+        expected = network(mixtures[i], RATE_HZ, enrolled_for, strength=strengths[i])
         np.testing.assert_allclose(samples, expected, atol=1e-5)
     assert counted(http, 'separation_audio_seconds_total{way="stream"}') >= 4.6
 
@@ -201,6 +210,9 @@ def test_a_stream_that_cannot_go_on_ends_with_a_reason(url, frames, code, reason
         ({"rate": "16000"}, 4400, "rate: the samples per second, a whole number"),
         ({"format": "mp3"}, 4400, "format: one of pcm16, float32"),
         ({"format": ["pcm16"]}, 4400, "format: one of pcm16, float32"),
+        ({"strength": 1.1}, 4400, "strength: a number from 0"),
+        ({"strength": float("nan")}, 4400, "strength: a number from 0"),
+        ({"strength": True}, 4400, "strength: a number from 0"),
         ({"speed": 2}, 4400, "unknown in the first frame: speed"),
         ({"voice": "nobody"}, 4404, "no voice of this name"),
         ({"voice": 3}, 4404, "no voice of this name"),
@@ -295,6 +307,10 @@ def test_bad_uploads_are_one_message_each(http):
         answer = http.post("/enhance", **form)
         assert answer.status_code == 422
         assert answer.json()["detail"].startswith("file: ")
+    for strength in ("1.5", "nan", "loud"):
+        answer = http.post("/enhance", files={"file": good}, data={"strength": strength})
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith("strength: ")
     for _ in range(40):
         answer = http.post("/enhance", files={"file": rng.bytes(rng.integers(1, 5000))})
         assert answer.status_code == 422, answer.text

@@ -1,0 +1,92 @@
+"""The engine of streams: what is not live waits for them, but not for ever."""
+
+import asyncio
+import contextlib
+import threading
+
+import numpy as np
+import pytest
+
+from separation import streams
+from tests.separation import test_enhancer
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    return test_enhancer.make(tmp_path_factory.mktemp("causal"))
+
+
+class Order:
+    """In place of the network: what was done, in which order; `gate` holds the first work."""
+
+    def __init__(self, network) -> None:
+        self.engine = streams.Engine(network, 2)
+        self.engine._slots.advance = self.advance
+        self.done: list[object] = []
+        self.begun, self.gate = threading.Event(), threading.Event()
+
+    def advance(self, slots, is_new, audio, cues):
+        del slots, is_new, cues
+        self.done.append(audio.shape)
+        return audio
+
+    def work(self, name: str) -> str:
+        self.begun.set()
+        assert self.gate.wait(60)
+        self.done.append(name)
+        return name.upper()
+
+
+@contextlib.asynccontextmanager
+async def running(engine):
+    task = asyncio.create_task(engine.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def contest(order: Order) -> list[str]:
+    """Two works and, while the first is done, hops of two streams."""
+    engine = order.engine
+    ones = [engine.open(np.zeros(3, np.float32)) for _ in range(2)]
+    async with running(engine):
+        works = [asyncio.create_task(engine.between(lambda x=x: order.work(x))) for x in "ab"]
+        await asyncio.to_thread(order.begun.wait, 60)
+        for hops, stream in enumerate(ones, 1):
+            await stream.put(np.zeros(hops * engine.hop_size, np.float32))
+        order.gate.set()
+        found = await asyncio.gather(*works)
+        while any(stream.ready for stream in ones):
+            await asyncio.sleep(0)
+    return found
+
+
+def test_what_is_not_live_waits_while_a_stream_does(network):
+    """Both streams share the first step; the second one's other hop comes before the work too."""
+    order = Order(network)
+    assert asyncio.run(contest(order)) == ["A", "B"]
+    hop = order.engine.hop_size
+    assert order.done == ["a", (2, hop), (1, hop), "b"]
+
+
+def test_what_waited_long_has_its_turn_between_steps(network, monkeypatch):
+    monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.0)
+    order = Order(network)
+    asyncio.run(contest(order))
+    hop = order.engine.hop_size
+    assert order.done == ["a", "b", (2, hop), (1, hop)]
+
+
+def test_work_that_fails_or_comes_too_late_says_so(network):
+    async def talk():
+        engine = streams.Engine(network, 1)
+        async with running(engine):
+            with pytest.raises(ZeroDivisionError):
+                await engine.between(lambda: 1 / 0)
+            assert await engine.between(lambda: 7) == 7
+        with pytest.raises(streams.Broken, match="has stopped"):
+            await engine.between(lambda: 7)
+
+    asyncio.run(talk())
