@@ -60,8 +60,7 @@ def test_an_enrolment_is_of_the_blocks_in_which_a_voice_is_alone():
     np.testing.assert_array_equal(short[0], expected[: sizes[0]])
     collector = self_enrolment.Collector(RATE_HZ, 3 * RATE_HZ)
     cuts = np.sort(np.random.default_rng(1).integers(0, len(voice), 50))
-    late = np.maximum(cuts - 700, 0)  # the voice comes later than what is heard
-    for heard, made in zip(np.split(mixture, cuts), np.split(voice, late)):
+    for heard, made in zip(np.split(mixture, cuts), np.split(voice, cuts), strict=True):
         assert collector.enrolment is None or len(collector.enrolment) >= RATE_HZ - size
         collector.put(heard, made)
     assert collector.is_full
