@@ -113,6 +113,8 @@ def test_each_judge_says_before_and_after():
     assert "dev WER: mixture 33.3 % [nan, nan], extracted 33.3 %" in lines[2]
     assert "(3 words of the 1 of 3 mixtures that hold a whole utterance with its text)" in lines[2]
     assert lines[3] == "dev not measured in 1 mixtures: extracted: silent"
+    _, lines = judges.summarise("dev", {"words": np.zeros(3, int)}, np.array(["ann"] * 3))
+    assert lines == ["dev WER: none of 3 mixtures holds a whole utterance with its text"]
     written = judges.columns(columns)
     assert written["similarity"] == ["1", "", ""]
     assert written["said"] == ["A B", "", ""]
