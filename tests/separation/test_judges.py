@@ -147,6 +147,10 @@ def test_work_directories_judge_an_evaluation(tmp_path, asr_folder, speaker_fold
         cosines = [row[f"{prefix}similarity"] for prefix in ("mixture_", "", "target_")]
         assert all(cosines) == (row["present"] == "1" and not row["problems"])
         assert all(-1.001 < float(x) < 1.001 for x in cosines if x)
+    # In this order, whatever Python's hashes are.
+    asked = ["mixture_similarity", "similarity", "target_similarity", "words"]
+    place = list(table[0]).index("level_db") + 1
+    assert list(table[0])[place : place + len(asked)] == asked
     assert any("dev cosine to the enrolment: mixture " in line for line in report.lines)
 
 
