@@ -13,7 +13,7 @@ from asr import load as load_recogniser
 from asr import wer
 from common import errors, metrics, workdir
 from common.audio import io
-from separation import quality
+from separation import perceptual
 from speaker import load as load_speaker
 
 SIGNALS = ("mixture", "extracted", "target")
@@ -29,7 +29,7 @@ class Judges:
     `speaker.embed.Embedder`. Each is shown sounds at `sample_rate_hz`."""
 
     sample_rate_hz: int
-    quality: Mapping[str, quality.Measure]
+    quality: Mapping[str, perceptual.Measure]
     recogniser: Any = None
     speaker: Any = None
 
@@ -59,7 +59,7 @@ class Judges:
                 for i in here:
                     try:
                         column[i] = measure(rows[i]["target"], rows[i][signal])
-                    except quality.Unmeasurable as error:
+                    except perceptual.Unmeasurable as error:
                         problems[i].append(str(error))
                 found[_PREFIXES[signal] + name] = column
         if self.speaker is not None:
@@ -113,7 +113,7 @@ def make(settings: Any, sample_rate_hz: int) -> Judges:
     """Those of `config.judges`. Raises UserError for work directories of others."""
     return Judges(
         sample_rate_hz,
-        quality.measures(tuple(settings.quality), sample_rate_hz),
+        perceptual.measures(tuple(settings.quality), sample_rate_hz),
         _opened("recogniser", settings.recogniser, "asr", load_recogniser),
         _opened("speaker", settings.speaker, "speaker", load_speaker),
     )
