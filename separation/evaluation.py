@@ -40,7 +40,7 @@ def summarise(
     the mixture counts.
     """
     real = np.concatenate([batch["mask"] for batch in outputs])
-    names = set(outputs[0]) - {"mask", "examples"}
+    names = [name for name in outputs[0] if name not in ("mask", "examples")]
     rows = {name: np.concatenate([batch[name] for batch in outputs])[real] for name in names}
     order = np.argsort(rows["index"], kind="stable")  # whatever the buckets made of it
     rows = {name: np.asarray(values)[order] for name, values in rows.items()}

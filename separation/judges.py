@@ -159,25 +159,36 @@ def summarise(
             f"{high:+.3f}]){target} ({known.sum()} mixtures)"
         )
     if "words" in rows:
-        scored = rows["words"] > 0
-        count, rates = int(rows["words"].sum()), []
-        for prefix, signal in (("mixture_", "mixture"), ("", "extracted"), ("target_", "target")):
-            errors_made = rows[f"{prefix}word_errors"][scored]
-            rate = float(errors_made.sum() / count) if count else float("nan")
-            drawn = metrics.resampled_rates(errors_made, rows["words"][scored])
-            low, high = (100 * x for x in metrics.percentile_interval(drawn))
-            scalars[f"{prefix}wer"] = rate
-            rates.append(f"{signal} {100 * rate:.1f} % [{low:.1f}, {high:.1f}]")
-        scalars["wer_mixtures"] = float(scored.sum())
-        lines.append(
-            f"{split} WER: {', '.join(rates)} ({count} words of the {scored.sum()} of "
-            f"{len(scored)} mixtures that hold a whole utterance with its text)"
-        )
+        found, line = _error_rates(rows, speakers)
+        scalars |= found
+        lines.append(f"{split} WER: {line}")
     if "problems" in rows:
         said = collections.Counter(p for row in rows["problems"] for p in row.split("; ") if p)
         lines += [f"{split} not measured in {n} mixtures: {why}" for why, n in said.most_common()]
         scalars["not_measured"] = float(np.sum(rows["problems"] != ""))
     return scalars, lines
+
+
+def _error_rates(
+    rows: Mapping[str, np.ndarray], speakers: Shaped[np.ndarray, "n"]
+) -> tuple[dict[str, float], str]:
+    """WER of each signal, with intervals over speakers, of the mixtures that have words."""
+    scored = rows["words"] > 0
+    scalars = {"wer_mixtures": float(scored.sum())}
+    if not scored.any():
+        return scalars, f"none of {len(scored)} mixtures holds a whole utterance with its text"
+    _, owner = np.unique(speakers[scored], return_inverse=True)
+    words, parts = np.bincount(owner, rows["words"][scored]), []
+    for signal in SIGNALS:
+        wrong = np.bincount(owner, rows[f"{_PREFIXES[signal]}word_errors"][scored])
+        rate = scalars[f"{_PREFIXES[signal]}wer"] = float(wrong.sum() / words.sum())
+        bounds = metrics.percentile_interval(metrics.resampled_rates(wrong, words))
+        low, high = (100 * x for x in bounds)
+        parts.append(f"{signal} {100 * rate:.1f} % [{low:.1f}, {high:.1f}]")
+    return scalars, (
+        f"{', '.join(parts)} ({words.sum():.0f} words of the {scored.sum()} of {len(scored)} "
+        "mixtures that hold a whole utterance with its text)"
+    )
 
 
 def columns(rows: Mapping[str, np.ndarray]) -> dict[str, list[str]]:

@@ -55,11 +55,13 @@ def default_config() -> ConfigDict:
     )
     config.loss = ConfigDict(_section(losses.LossConfig))
     # What --mode=evaluate measures, each on a line of its own: mixtures with their enrolments, with
-    # another voice or noise in those, with none, and with what the voice itself is heard by. An
+    # another voice or noise in those, with none, and with what comes out by none (all of the
+    # mixture once more, as `separation.enhance --self-enroll` has it without --stream). An
     # evaluation in training has the first and the third.
     config.modes = tuple(modes.MODES)
     # Who else judges in --mode=evaluate, before and after: measures whose packages are installed,
-    # a recogniser and a speaker network by their work directories.
+    # at 0.1 s of a core for each second of a mixture; a recogniser and a speaker network by their
+    # work directories.
     config.judges = ConfigDict(
         {"quality": ("stoi", "estoi", "pesq"), "recogniser": "", "speaker": ""}
     )

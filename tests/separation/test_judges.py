@@ -113,6 +113,8 @@ def test_each_judge_says_before_and_after():
     assert "dev WER: mixture 33.3 % [nan, nan], extracted 33.3 %" in lines[2]
     assert "(3 words of the 1 of 3 mixtures that hold a whole utterance with its text)" in lines[2]
     assert lines[3] == "dev not measured in 1 mixtures: extracted: silent"
+    _, lines = judges.summarise("dev", {"words": np.zeros(3, int)}, np.array(["ann"] * 3))
+    assert lines == ["dev WER: none of 3 mixtures holds a whole utterance with its text"]
     written = judges.columns(columns)
     assert written["similarity"] == ["1", "", ""]
     assert written["said"] == ["A B", "", ""]
@@ -145,6 +147,10 @@ def test_work_directories_judge_an_evaluation(tmp_path, asr_folder, speaker_fold
         cosines = [row[f"{prefix}similarity"] for prefix in ("mixture_", "", "target_")]
         assert all(cosines) == (row["present"] == "1" and not row["problems"])
         assert all(-1.001 < float(x) < 1.001 for x in cosines if x)
+    # In this order, whatever Python's hashes are.
+    asked = ["mixture_similarity", "similarity", "target_similarity", "words"]
+    place = list(table[0]).index("level_db") + 1
+    assert list(table[0])[place : place + len(asked)] == asked
     assert any("dev cosine to the enrolment: mixture " in line for line in report.lines)
 
 
