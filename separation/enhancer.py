@@ -138,7 +138,8 @@ class Enhancer:
     @property
     def latency_ms(self) -> float:
         """Of a stream: how much of the future a sample of the output hangs on."""
-        return self.extractor.config.window_ms
+        extractor = self.extractor
+        return 1000 * (extractor.delay_samples + extractor.hop_size) / self.sample_rate_hz
 
     @property
     def variables(self) -> Any:

@@ -48,6 +48,13 @@ def window_function(name: str, size: int, *, periodic: bool = True) -> np.ndarra
 class StftConfig:
     """Sizes are in samples. A window shorter than `num_fft` stands in its middle.
 
+    `synthesis_size`: a stream comes late by so many samples only, less a hop. The windows of both
+    ends are not symmetric then: that of the inverse is at the end of the frame, and that of the
+    transform falls as steeply (Mauler and Martin 2007, "A low delay, variable resolution, perfect
+    reconstruction spectral analysis-synthesis system for speech enhancement"). Their product is the
+    square of a `window` of this size. 0: both have `window_size`. A multiple of `hop_size` in the
+    window keeps the delay as small as it can be.
+
     `center`: frame i is centred on sample `i * hop_size` (zeros outside the signal), which makes
     `1 + t // hop_size` frames; otherwise it starts there and only whole frames are taken.
     `dft`: "matmul" computes the transform as a product with a matrix, slower and without complex
@@ -60,12 +67,19 @@ class StftConfig:
     window: str = "hann"
     center: bool = True
     dft: str = "fft"
+    synthesis_size: int = 0
 
     def __post_init__(self):
         if not 0 < self.window_size <= self.num_fft or self.hop_size <= 0:
             raise ValueError(f"need 0 < window_size <= num_fft and hop_size > 0: {self}")
         if self.dft not in ("fft", "matmul"):
             raise ValueError(f"dft={self.dft!r} is unknown; choose fft or matmul")
+        size = self.synthesis_size
+        if size and (size % 2 or not 0 < size <= self.window_size == self.num_fft):
+            raise ValueError(
+                f"synthesis_size={size} has to be even and at most window_size={self.window_size}, "
+                f"which has to be num_fft={self.num_fft} then"
+            )
 
     @property
     def num_bins(self) -> int:
@@ -84,7 +98,12 @@ class StftConfig:
     @property
     def delay_samples(self) -> int:
         """By how much a stream comes late through the transform and its inverse."""
-        return self.delay_frames * self.hop_size + self.lead
+        return self.delay_frames * self.hop_size + self.lead - self.unheard
+
+    @property
+    def unheard(self) -> int:
+        """Samples at the start of a frame that have no part in the inverse."""
+        return self.num_fft - self.synthesis_size if self.synthesis_size else 0
 
     def num_frames(self, num_samples):
         """Frames of a signal; works on integers and on arrays of lengths."""
@@ -93,9 +112,25 @@ class StftConfig:
         return 1 + (num_samples - self.num_fft) // self.hop_size
 
     def window_samples(self) -> np.ndarray:
+        """Of the transform."""
+        if self.synthesis_size:
+            half = self.synthesis_size // 2
+            rising = self.num_fft - half
+            long = window_function(self.window, 2 * rising)
+            short = window_function(self.window, 2 * half)
+            return np.concatenate([long[:rising], short[half:]]).astype(np.float32)
         missing = self.num_fft - self.window_size
         window = window_function(self.window, self.window_size)
         return np.pad(window, (missing // 2, missing - missing // 2)).astype(np.float32)
+
+    def synthesis_samples(self) -> np.ndarray:
+        """Of the inverse: where it reaches, the square of a short window less that of the other."""
+        if not self.synthesis_size:
+            return self.window_samples()
+        product = window_function(self.window, self.synthesis_size) ** 2
+        window = self.window_samples()[self.unheard :]
+        short = np.divide(product, window, out=np.zeros_like(product), where=window > 0)
+        return np.pad(short, (self.unheard, 0)).astype(np.float32)
 
 
 class Spectrum(NamedTuple):
@@ -130,19 +165,19 @@ def istft(
     Windowed overlap-add divided by the sum of squared windows, the least-squares inverse (Griffin
     and Lim 1984, eq. 6), hence exact for an unmodified STFT wherever a window is non-zero.
     """
-    window = config.window_samples()
+    window = config.window_samples() * config.synthesis_samples()
     frames = _synthesised(Spectrum(spectrogram.real, spectrogram.imag), config)
     audio = framing.overlap_add(frames, hop_size=config.hop_size)
     weight = np.zeros(audio.shape[1])
     for i in range(spectrogram.shape[1]):
-        weight[i * config.hop_size : i * config.hop_size + config.num_fft] += window**2.0
+        weight[i * config.hop_size : i * config.hop_size + config.num_fft] += window
     audio = (audio * _inverse(weight)[None, :])[:, config.lead : config.lead + num_samples]
     return jnp.pad(audio, ((0, 0), (0, num_samples - audio.shape[1])))
 
 
 def stft_state(batch: int, config: StftConfig) -> Float[Array, "b n"]:
     """The samples that `stft_step` remembers, before the first chunk: silence."""
-    return jnp.zeros((batch, config.delay_samples), jnp.float32)
+    return jnp.zeros((batch, config.delay_samples + config.unheard), jnp.float32)
 
 
 def stft_step(
@@ -168,7 +203,7 @@ def stft_step(
 
 def istft_state(batch: int, config: StftConfig) -> Float[Array, "b n"]:
     """What the frames so far add to the samples to come, before the first frame: nothing."""
-    hops = math.ceil(config.num_fft / config.hop_size)
+    hops = math.ceil((config.num_fft - config.unheard) / config.hop_size)
     return jnp.zeros((batch, (hops - 1) * config.hop_size), jnp.float32)
 
 
@@ -177,18 +212,20 @@ def istft_step(
 ) -> tuple[Float[Array, "b n"], Float[Array, "b t"]]:
     """The next `t = k * hop_size` samples of the inverse, from the next k frames.
 
-    They come `lead` samples after those of `istft`: after `stft_step`, `delay_samples` after those
-    that went in, which an unmodified spectrum gives back exactly. Every sample is divided by the
-    windows of a stream that has always run, where `istft` knows that there is none before frame 0.
+    They come `lead - unheard` samples after those of `istft`: after `stft_step`, `delay_samples`
+    after those that went in, which an unmodified spectrum gives back exactly. Every sample is
+    divided by the windows of a stream that has always run, where `istft` knows that there is none
+    before frame 0.
     """
-    frames = _synthesised(spectrum, config)
+    frames = _synthesised(spectrum, config)[:, :, config.unheard :]
     num_samples = frames.shape[1] * config.hop_size
     audio = framing.overlap_add(frames, hop_size=config.hop_size)
     audio = jnp.pad(audio, ((0, 0), (0, state.shape[1] + num_samples - audio.shape[1])))
     audio = audio + jnp.pad(state, ((0, 0), (0, num_samples)))
     # Windows that overlap forever weigh alike in every hop.
-    window = np.pad(config.window_samples(), (0, -config.num_fft % config.hop_size))
-    weight = np.sum(window.reshape(-1, config.hop_size) ** 2.0, axis=0)
+    window = (config.window_samples() * config.synthesis_samples())[config.unheard :]
+    window = np.pad(window, (0, -len(window) % config.hop_size))
+    weight = np.sum(window.reshape(-1, config.hop_size), axis=0)
     scale = np.tile(_inverse(weight), frames.shape[1])
     return audio[:, num_samples:], audio[:, :num_samples] * scale[None, :]
 
@@ -213,7 +250,7 @@ def _analysed(frames: Float[Array, "b l w"], config: StftConfig) -> Spectrum:
 
 def _synthesised(spectrum: Spectrum, config: StftConfig) -> Float[Array, "b l w"]:
     """The frames of a spectrum, windowed once more."""
-    window = config.window_samples()
+    window = config.synthesis_samples()
     if config.dft == "fft":
         frames = jnp.fft.irfft(jax.lax.complex(*spectrum), config.num_fft)
         return frames * window[None, None, :]

@@ -221,6 +221,13 @@ def test_steps_are_traced_for_any_number_of_rows(name):
         assert "complex" not in exported.mlir_module()
 
 
+def both(config, states, chunk):
+    """The transform and its inverse, over a stream."""
+    first, spectrum = stft.stft_step(states[0], chunk, config)
+    second, audio = stft.istft_step(states[1], spectrum, config)
+    return (first, second), audio
+
+
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("dft", ["fft", "matmul"])
 def test_a_stream_through_both_transforms_is_the_signal_late(dft, center):
@@ -228,13 +235,7 @@ def test_a_stream_through_both_transforms_is_the_signal_late(dft, center):
     assert config.delay_samples == (32 + 16 if center else 48)
     audio = np.random.default_rng(1).uniform(-1, 1, (2, 160)).astype(np.float32)
     states = stft.stft_state(2, config), stft.istft_state(2, config)
-
-    @jax.jit
-    def step(states, chunk):
-        first, spectrum = stft.stft_step(states[0], chunk, config)
-        second, audio = stft.istft_step(states[1], spectrum, config)
-        return (first, second), audio
-
+    step = jax.jit(functools.partial(both, config))
     played = []
     for start in range(0, 160, 32):
         states, out = step(states, audio[:, start : start + 32])
@@ -242,6 +243,32 @@ def test_a_stream_through_both_transforms_is_the_signal_late(dft, center):
     expected = np.pad(audio, ((0, 0), (config.delay_samples, 0)))[:, :160]
     # Two transforms of 64 points, and the window divided out where windows overlap by two thirds.
     np.testing.assert_allclose(np.concatenate(played, 1), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize(("size", "synthesis", "hop"), [(64, 24, 12), (60, 24, 12), (64, 32, 8)])
+def test_windows_that_are_not_symmetric_are_exact_and_less_late(size, synthesis, hop, center):
+    """1e-6 of samples up to 1. Late by no more than the synthesis window where hops divide both."""
+    config = stft.StftConfig(
+        num_fft=size, window_size=size, hop_size=hop, window="sqrt_hann", center=center,
+        synthesis_size=synthesis,
+    )  # fmt: skip
+    if size % hop == 0 and not center:
+        assert config.delay_samples + hop == synthesis
+    count = 20 * hop
+    audio = np.random.default_rng(1).uniform(-1, 1, (2, count)).astype(np.float32)
+    states, parts = (stft.stft_state(2, config), stft.istft_state(2, config)), []
+    step = jax.jit(functools.partial(both, config))
+    for start in range(0, count, 4 * hop):
+        states, out = step(states, audio[:, start : start + 4 * hop])
+        parts.append(out)
+    late = config.delay_samples
+    expected = np.pad(audio, ((0, 0), (late, 0)))[:, :count]
+    np.testing.assert_allclose(np.concatenate(parts, 1), expected, rtol=0, atol=1e-6)
+    whole = jax.jit(lambda x: stft.istft(stft.stft(x, config), config, num_samples=count))
+    found = whole(audio)
+    known = slice(config.unheard + synthesis, count - size)
+    np.testing.assert_allclose(found[:, known], audio[:, known], rtol=0, atol=1e-6)
 
 
 def test_transform_as_a_product_equals_the_fft():

@@ -14,10 +14,13 @@ SMALL = causal.CausalConfig(features=24, num_layers=3, cycle=2)
 CUE_SIZE = 8
 
 
-@pytest.fixture(scope="module")
-def net():
+@pytest.fixture(scope="module", params=[0.0, 12.0], ids=["symmetric", "asymmetric"])
+def net(request):
     """(module, variables, signals of two rows, cues)"""
-    module = causal.CausalExtractor(SMALL)
+    sizes = SMALL
+    if request.param:
+        sizes = dataclasses.replace(SMALL, window_ms=30.0, synthesis_ms=request.param, hop_ms=6.0)
+    module = causal.CausalExtractor(sizes)
     rng = np.random.default_rng(0)
     audio = jnp.float32(0.1 * rng.normal(size=(2, 12 * module.hop_size + 77)))
     cue = jnp.float32(rng.normal(size=(2, CUE_SIZE)))
@@ -59,7 +62,8 @@ def test_nothing_is_seen_before_it_sounds(net):
     """Output up to n hangs on input up to n + latency, and on all of that."""
     module, _, audio, _ = net
     latency = module.delay_samples + module.hop_size
-    assert latency / SMALL.sample_rate_hz * 1000 == SMALL.window_ms <= causal.MAX_WINDOW_MS
+    config = module.config
+    assert latency / config.sample_rate_hz * 1000 == (config.synthesis_ms or config.window_ms)
     change = 5 * module.hop_size
     other = audio.at[:, change:].multiply(-1.0)
     moved = np.flatnonzero(np.any(np.asarray(whole(net, audio) != whole(net, other)), axis=0))
@@ -78,7 +82,7 @@ def test_a_row_beyond_its_length_is_worth_what_it_is_alone(net):
 def test_a_mask_of_one_gives_the_mixture_back(net):
     module, variables, audio, cue = net
     params = dict(variables["params"])
-    bins = SMALL.stft.num_bins
+    bins = module.config.stft.num_bins
     bias = jnp.zeros(2 * bins).at[:bins].set(2 * np.arctanh(0.5))
     params["mask"] = {"kernel": jnp.zeros((SMALL.features, 2 * bins)), "bias": bias}
     found = module.apply({"params": params}, audio, jnp.full(2, 0), cue, train=False)
@@ -90,6 +94,13 @@ def test_the_default_size_and_what_cannot_be():
     net = model.make_model(config)
     shapes = jax.eval_shape(lambda: model.init(net, jax.random.key(0)))
     assert 3e6 < sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) <= 5e6
-    for options in ({"window_ms": 40.0}, {"hop_ms": 20.0}, {"hop_ms": 0.0}):
+    for options in (
+        {"window_ms": 40.0},
+        {"hop_ms": 20.0},
+        {"hop_ms": 0.0},
+        {"synthesis_ms": 40.0},
+        {"synthesis_ms": 24.0},  # shorter than two hops
+        {"synthesis_ms": 20.0, "hop_ms": 10.0},  # of 32
+    ):
         with pytest.raises(ValueError, match="window_ms"):
             dataclasses.replace(SMALL, **options)

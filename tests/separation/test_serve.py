@@ -144,7 +144,7 @@ def test_streams_beside_each_other_equal_the_whole_recording(url, http, network)
     for i, (samples, end) in enumerate(found):
         assert end == {"samples": len(mixtures[i])}
         enrolled_for = enrolment if i == 0 else None
-        expected = network(mixtures[i], RATE_HZ, enrolled_for, strength=strengths[i])
+        expected = network(mixtures[i], RATE_HZ, enrolled_for, strength=float(strengths[i]))
         np.testing.assert_allclose(samples, expected, atol=1e-5)
     assert counted(http, 'separation_audio_seconds_total{way="stream"}') >= 4.6
 
