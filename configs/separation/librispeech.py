@@ -1,19 +1,19 @@
 """VoiceFilter on LibriSpeech's clean 460 hours: the published network, which does not stream.
 
-Paper: Wang et al., VoiceFilter, Interspeech 2019 (arXiv:1810.04826): table 1 at 601 bins, windows
-    of 25 ms every 10 ms, compressed magnitudes as the loss. Ours is what knows a voice: an encoder
-    trained beside it by telling the speakers apart, where the paper has one from 34 million
-    utterances of others (one of our own: --config.init_from=cue=DIR). Each mixture trains both
-    voices, at -5 to 5 dB, where the paper adds recordings as they are.
+Paper: Wang et al., VoiceFilter, Interspeech 2019 (arXiv:1810.04826): the layers of table 1 on 601
+    bins, windows of 25 ms every 10 ms, compressed magnitudes as the loss. What differs: the cue is
+    of an encoder that learns beside the network to tell the training speakers apart, where the
+    paper's was trained before and on many more; each mixture trains both of its voices, at -5 to
+    5 dB, where the paper adds recordings as they are. Batch, rate and steps are ours.
 Data: the LibriSpeech tree as it unpacks (https://www.openslr.org/12): train-clean-100,
-    train-clean-360 and dev-clean. Google's list of 5,567 mixtures of dev-clean: dev_tuples.csv of
-    https://github.com/google/speaker-id, in publications/VoiceFilter/dataset/LibriSpeech.
+    train-clean-360 and dev-clean. Google's list of 5,567 mixtures (dev-other too): dev_tuples.csv
+    of https://github.com/google/speaker-id, in publications/VoiceFilter/dataset/LibriSpeech.
 Command: python -m separation.main --config=configs/separation/librispeech.py \
          --config.data.root=/data/LibriSpeech --workdir=runs/voicefilter
     and then python -m separation.main --workdir=runs/voicefilter --mode=evaluate \
          --config.data.lists=google=dev_tuples.csv
-Hardware: an accelerator of 80 GB, or several: a step is about 9.5 TMAC forward and back, so that
-    100,000 steps at 30 TFLOP/s take 18 hours. Calculated: we have run neither.
+Hardware: an accelerator of 40 GB or more. --mode=estimate says 33 GiB (on a CPU) and 10.3 TMAC a
+    step, so that 100,000 steps at 30 TFLOP/s take 19 hours: calculated, not run.
 Argument: debug (tiny, on the embedded corpus).
 Expected: the paper reports a median SDR of 12.6 dB from 2.5 dB (mean 17.9 from 10.1), with its own
     encoder; public ports 10.2 dB and less. Not yet run by us on LibriSpeech.
