@@ -61,7 +61,7 @@ class QualityConfig:
     def edges(self) -> tuple[int, ...]:
         """The first bin of each band, and the end."""
         bins = self.stft.num_bins
-        for growth in np.linspace(1.0, 1.5, 501):
+        for growth in np.linspace(1.0, 3.0, 2001):
             found = np.concatenate([[0], np.cumsum(np.round(2 * growth ** np.arange(self.bands)))])
             if found[-1] >= bins:
                 break

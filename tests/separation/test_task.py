@@ -252,6 +252,21 @@ def test_each_mixture_of_a_training_batch_has_two_targets(tmp_path):
     assert len(set(both["row"].tolist())) == 2 * rows
 
 
+def test_another_run_gives_its_network_and_only_the_same_speakers_their_weights(tmp_path):
+    task = make_task(tmp_path)
+    fresh, found = (jax.jit(task.init)(jax.random.key(seed)) for seed in (0, 1))
+    own = task.checkpoint_meta()
+    for meta, speakers in ((own, found), ({**own, "speakers": "others"}, fresh)):
+        adopted = task.adopt(fresh, found, meta)["params"]
+        for name, tree in adopted.items():
+            expected = (speakers if name == "speakers" else found)["params"][name]
+            jax.tree.map(np.testing.assert_array_equal, tree, expected)
+    with pytest.raises(errors.UserError, match="trained on other speakers"):
+        task.check_checkpoint(meta)
+    with pytest.raises(errors.UserError, match=r"augment.speeds=\[1.0, 0.9\], not \[1.0\]"):
+        task.check_checkpoint({**own, "speeds": [1.0, 0.9]})
+
+
 def outputs(**changes) -> dict:
     """Four mixtures: one well done, one failed, one of the wrong speaker, one without target."""
     ratios = {"mixture_si_sdr": [[0.0, 0]] * 4, "blind_si_sdr": [[1, 2]] * 4}
