@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from common import optim, trainer
 from common.data import splits
-from separation import causal, cue, losses, mixing, modes, voicefilter
+from separation import causal, cue, losses, mixing, modes, quality, voicefilter
 
 
 def _section(cls: type) -> dict:
@@ -47,9 +47,10 @@ def default_config() -> ConfigDict:
     config.cue.dropout = 0.1
     config.model = ConfigDict(
         {
-            "kind": "causal",  # or voicefilter; each has a section of its own
+            "kind": "causal",  # or voicefilter, quality; each has a section of its own
             "causal": _section(causal.CausalConfig),
             "voicefilter": _section(voicefilter.VoiceFilterConfig),
+            "quality": _section(quality.QualityConfig),
         }
     )
     config.loss = ConfigDict(_section(losses.LossConfig))

@@ -81,14 +81,36 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
 
+    def adopt(
+        self, fresh: state.Variables, found: state.Variables, meta: Mapping[str, Any]
+    ) -> state.Variables:
+        """The other run's network; what tells the training speakers apart only if they are its."""
+        params = {name: tree for name, tree in found["params"].items() if name != "speakers"}
+        if "speakers" in fresh["params"]:
+            same = meta == {**meta, **self.checkpoint_meta()} and "speakers" in found["params"]
+            if not same:
+                log.info("That run had other speakers: they are told apart anew.")
+            params["speakers"] = (found if same else fresh)["params"]["speakers"]
+        return {**found, "params": params}
+
     def checkpoint_meta(self) -> dict[str, Any]:
-        return {"speakers": classes_lib.digest(self.classes)}
+        return {
+            "speakers": classes_lib.digest(self.classes),
+            "speeds": list(self.config.augment.speeds) if self.classes else [],
+        }
 
     def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
         if meta["speakers"] != classes_lib.digest(self.classes):
             raise errors.UserError(
                 f"The checkpoint was trained on other speakers than the {len(self.classes)} of "
                 f"{self.workdir / classes_lib.FILE}: put the file of that run back."
+            )
+        speeds = self.checkpoint_meta()["speeds"]
+        if meta["speeds"] != speeds:
+            raise errors.UserError(
+                f"The checkpoint was trained with config.augment.speeds={meta['speeds']}, not "
+                f"{speeds}: each is a class of every speaker. Use those, or another --workdir (and "
+                "config.init_from)."
             )
 
     def _seconds(self, batch: Batch) -> metrics.Ratio:
