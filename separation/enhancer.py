@@ -38,9 +38,9 @@ class Stream:
 
     `stream(chunk)`, of any size, gives the samples that are complete, `delay_samples` fewer than
     went in up to a hop; `flush()` the rest. Together they are as many as went in, on time. With a
-    `strength` below 1 the mixture is heard too. With `self_enroll` the cue is changed, once, for
-    that of what came out so far: see `separation.self_enrolment`. At which hop does not hang on the
-    sizes of the chunks.
+    `strength` below 1 the mixture is heard too. With `self_enroll` the cue is changed once,
+    when enough of a voice came out alone (`self_enrolment.SECONDS`), for that of it. At which hop
+    does not hang on the sizes of the chunks.
 
     Attributes:
         enrolled_at: samples that were given back before the cue was changed; None: it was not.
