@@ -157,7 +157,7 @@ class Transcriber:
 
     def load(
         self, recording: io.PathLike | bytes | Num[np.ndarray, "t *d"], rate: int | None = None
-    ) -> Float[np.ndarray, "t"]:
+    ) -> Float[np.ndarray, "_"]:
         """The samples of a recording at the model's rate; raises io.AudioError."""
         return io.load_audio(
             recording,
@@ -165,6 +165,10 @@ class Transcriber:
             channel=self.channel,
             source_rate_hz=rate,
         )
+
+    def normalize(self, text: str) -> str:
+        """A reference as the texts were that the recogniser learned from, to score it by."""
+        return self._task.tokenizer.normalize(text)
 
     def many(self, recordings: Sequence[Float[np.ndarray, "_"]]) -> list[Transcript]:
         """The transcripts of several recordings at the model's rate, in their order.

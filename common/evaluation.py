@@ -107,7 +107,7 @@ def evaluate(
         if jax.process_count() > 1:
             rows = multihost_utils.process_allgather(parallel.local_rows(rows), tiled=True)
         rows = jax.tree.map(np.asarray, jax.device_get(rows))
-        outputs.append(rows)
+        outputs.append(task.keep(split, rows))
         if arrays and task.num_examples:
             examples = _keep_examples(
                 examples, arrays, rows["index"], rows["mask"], task.num_examples, mesh

@@ -1,5 +1,7 @@
 """Pictures as the writers take them: RGB bytes, upright."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
@@ -26,6 +28,16 @@ def rgb(image: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
 def spectrogram(features: Shaped[np.ndarray, "l f"]) -> UInt8[np.ndarray, "f l 3"]:
     """A picture of frames: time to the right, f upwards, in colours that span it."""
     return _colours(np.asarray(features).T[::-1])
+
+
+def stacked(
+    features: Sequence[Shaped[np.ndarray, "l _"]], gap: int = 2
+) -> UInt8[np.ndarray, "h l 3"]:
+    """Spectrograms of one length in one picture, in its colours: the first is on top."""
+    rows = []
+    for one in features:
+        rows += [np.full((gap, len(one)), np.nan), np.asarray(one, np.float64).T[::-1]]
+    return _colours(np.concatenate(rows[1:]))
 
 
 def _colours(values: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -60,6 +60,10 @@ class SupervisedTask:
         self.check_checkpoint(meta)
         return found
 
+    def keep(self, split: str, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        del split
+        return outputs
+
     def schedule(self, step: int) -> dict[str, float]:
         return {name: float(at(step)) for name, at in self.optimizer.schedules.items()}
 

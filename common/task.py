@@ -75,6 +75,12 @@ class Task(Protocol):
         pictures) come of the first `num_examples` records only.
         """
 
+    def keep(self, split: str, outputs: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+        """What the report takes of a batch's outputs, on the host: what is large becomes figures.
+
+        The outputs are those of all rows of all processes, without `examples`.
+        """
+
     def loss(
         self, variables: Variables, batch: Batch, key: Key[Array, ""], step: Any, *, train: bool
     ) -> tuple[Mapping[str, Term], tuple[Metrics, Variables]]:

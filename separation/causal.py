@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from common.audio import stft
 from common.nn import products
+from separation import spectra
 
 MAX_WINDOW_MS = 32.0
 
@@ -58,8 +58,7 @@ class CausalConfig:
                 f"window_ms={self.window_ms:g} has to be a multiple of hop_ms={self.hop_ms:g} "
                 f"beside synthesis_ms={self.synthesis_ms:g}"
             )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype={self.dtype!r}: choose float32 or bfloat16")
+        products.dot_general(self.dtype)
         if self.window_size % 2:
             raise ValueError(f"window_ms={self.window_ms:g} is an odd number of samples")
 
@@ -139,10 +138,7 @@ class CausalExtractor(nn.Module):
         config = self.config
         dense = functools.partial(nn.Dense, dot_general=products.dot_general(config.dtype))
         samples, spectrum = stft.stft_step(state.samples, chunk, config.stft)
-        power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-        scale = (power + 1e-8) ** ((config.power - 1) / 2)
-        parts = spectrum.real * scale, spectrum.imag * scale, jnp.sqrt(power + 1e-8) * scale
-        x = jnp.concatenate(parts, axis=-1)
+        x = jnp.concatenate(spectra.compressed(spectrum, config.power), axis=-1)
         x = dense(config.features, name="input")(x)
         layers = []
         for i, before in enumerate(state.layers):
@@ -154,19 +150,9 @@ class CausalExtractor(nn.Module):
             gate, y = jnp.split(dense(2 * config.features, name=f"input{i}")(y), 2, axis=-1)
             x = x + dense(config.features, name=f"output{i}")(nn.sigmoid(gate) * y)
             layers.append(past[:, chunk.shape[1] // self.hop_size :])
-        mask = dense(2 * config.stft.num_bins, bias_init=_half_real, name="mask")(
+        mask = dense(2 * config.stft.num_bins, bias_init=spectra.half_real, name="mask")(
             nn.LayerNorm(name="norm")(x)
         )
-        real, imag = jnp.split(2 * jnp.tanh(mask / 2), 2, axis=-1)
-        masked = stft.Spectrum(
-            spectrum.real * real - spectrum.imag * imag,
-            spectrum.real * imag + spectrum.imag * real,
-        )
-        tail, audio = stft.istft_step(state.tail, masked, config.stft)
+        voice = spectra.masked(spectrum, *jnp.split(mask, 2, axis=-1))
+        tail, audio = stft.istft_step(state.tail, voice, config.stft)
         return CausalState(samples, tuple(layers), tail), audio
-
-
-def _half_real(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Half of the mixture, to start with."""
-    del key
-    return jnp.zeros(shape, dtype).at[: shape[0] // 2].set(0.5)

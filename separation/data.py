@@ -10,7 +10,7 @@ import numpy as np
 
 from common import errors, sections
 from common.data import buckets, pipeline, speech, splits
-from separation import fixed, mixing
+from separation import fixed, mixing, modes
 from separation import surroundings as surroundings_lib
 
 log = logging.getLogger(__name__)
@@ -108,15 +108,42 @@ def train_batches(
     )
 
 
-def eval_batches(
+def full(
     split: splits.Split, config: Any, around: surroundings_lib.Surroundings | None
+) -> modes.Full:
+    """What is evaluated of a split, for all modes."""
+    speakers = np.array(split.speakers)
+    labels = np.where(speakers == "", -1, np.unique(speakers, return_inverse=True)[1])
+    rate = config.data.sample_rate_hz
+    return modes.Full(
+        evaluated(split, config, around),
+        speech.SpeechCrops(
+            *(split.source, split.index, labels.astype(np.int32), rate),
+            channel=splits.channel(config.data),
+        ),
+        "noisy" in config.modes,
+        tuple(config.mixing.enrolment_snr_db),
+        config.seed,
+        around,
+    )
+
+
+def eval_batches(
+    split: splits.Split,
+    config: Any,
+    around: surroundings_lib.Surroundings | None,
+    *,
+    in_full: bool = False,
 ) -> Any:
-    """Every mixture once, in length buckets; the same mixtures whatever the devices."""
+    """Every mixture once, in length buckets; the same mixtures whatever the devices.
+
+    `in_full`: with what all modes take.
+    """
     data, found = config.data, evaluated(split, config, around)
-    sizes = {
-        "sources": found.lengths,
-        "enrolment": np.full(len(found), found.num_enrolment),
-    }
+    enrolments = np.full(len(found), found.num_enrolment)
+    sizes = {"sources": found.lengths, "enrolment": enrolments}
+    if in_full and "noisy" in config.modes:
+        sizes["disturbed"] = enrolments
     shapes = buckets.choose_buckets(
         sizes,
         primary="sources",
@@ -128,7 +155,7 @@ def eval_batches(
         rows_multiple_of=jax.device_count(),
     )
     return pipeline.eval_batches(
-        found,
+        full(split, config, around) if in_full else found,
         shapes,
         sizes,
         num_workers=data.num_workers,

@@ -3,8 +3,10 @@
     python -m separation.enhance --workdir=runs/separation --enroll ann.wav --out=DIR FILES...
 
 DIR gets <name>.wav of every file, one channel at the file's own rate and of its length. Files of
-any format, rate and length. Without --enroll the loudest voice is extracted. A file that cannot be
-used is named, the others go on, and the exit code is 1.
+any format, rate and length. Without --enroll the loudest voice is extracted; with --self-enroll it
+is then known by the first seconds in which it is heard alone, in all of the recording, or with
+--stream in what follows. A file that cannot be used is named, the others go on, and the exit code
+is 1.
 """
 
 import logging
@@ -44,6 +46,9 @@ def main() -> None:
         help="a recording of the voice; may be repeated",
     )
     parser.add_argument(
+        "--self-enroll", action="store_true", help="the loudest voice, known by its own sound"
+    )
+    parser.add_argument(
         "--stream", action="store_true", help="only by a network that streams; says how fast it is"
     )
     parser.add_argument(
@@ -56,6 +61,8 @@ def main() -> None:
     def work() -> None:
         if not 0 <= args.strength <= 1:
             raise errors.UserError(f"--strength={args.strength:g} is not from 0 to 1.")
+        if args.enroll and args.self_enroll:
+            raise errors.UserError("--enroll or --self-enroll: give one of both.")
         places = outputs(args.files, args.out.expanduser())
         files.check_output(next(iter(places.values())))
         for path in places.values():
@@ -74,7 +81,11 @@ def main() -> None:
                         "%d Hz the voice may be missed.",
                         *(io.printable(name), rate, network.sample_rate_hz, rate // 2),
                     )
-                voice = network.extract(name, rate, cue, args.strength)
+                voice = network.extract(
+                    *(name, rate, cue, args.strength),
+                    self_enroll=args.self_enroll,
+                    as_stream=args.stream,
+                )
                 io.write_wav(path, voice, rate)
                 seconds += len(voice) / rate
                 print(path, flush=True)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Num
 from common import errors, trained
 from common.audio import io
 from common.data import splits
-from separation import causal, hops
+from separation import causal, hops, self_enrolment
 from separation import cue as cue_lib
 from separation import task as separation_task
 
@@ -30,6 +30,7 @@ _CLIPPED_SHARE = 0.01  # of samples at full scale
 _BLOCK_HOPS = 16  # that a stream takes at a time where there are so many: some milliseconds
 # Networks that see all of a recording see so much of a long one, and fade from piece to piece.
 _PIECE_SECONDS, _FADE_SECONDS = 10.0, 1.0
+_LISTENING_SECONDS = 30.0  # at a time, for a voice's own enrolment
 
 
 class Stream:
@@ -37,7 +38,12 @@ class Stream:
 
     `stream(chunk)`, of any size, gives the samples that are complete, `delay_samples` fewer than
     went in up to a hop; `flush()` the rest. Together they are as many as went in, on time. With a
-    `strength` below 1 the mixture is heard too.
+    `strength` below 1 the mixture is heard too. With `self_enroll` the cue is changed, once, for
+    that of what came out so far: see `separation.self_enrolment`. At which hop does not hang on the
+    sizes of the chunks.
+
+    Attributes:
+        enrolled_at: samples that were given back before the cue was changed; None: it was not.
     """
 
     def __init__(
@@ -45,13 +51,17 @@ class Stream:
         enhancer: "Enhancer",
         cue: Float[Array, "1 c"],
         strength: float = 1.0,
+        self_enroll: bool = False,
         run: Run = lambda work: work(),
     ) -> None:
         """`run` is given every step of the network: some milliseconds."""
-        self._step, self._cue, self._run = enhancer.step, cue, run
+        self._step, self._cue, self._run, self._enhancer = enhancer.step, cue, run, enhancer
+        self._listening = enhancer.collector() if self_enroll else None
+        self._given, self.enrolled_at = 0, None
         extractor = enhancer.extractor
         self.delay_samples = extractor.delay_samples
-        self._hops = hops.Hops(extractor.hop_size, extractor.delay_samples, strength)
+        heard = self._listen if self_enroll else None
+        self._hops = hops.Hops(extractor.hop_size, extractor.delay_samples, strength, heard)
         self._state = extractor.initial_state(1)
 
     def __call__(self, chunk: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
@@ -68,22 +78,32 @@ class Stream:
 
     def _advance(self) -> Float[np.ndarray, "m"]:
         parts = [np.zeros(0, np.float32)]
-        for size in (_BLOCK_HOPS, 1):
-            while self._hops.ready >= size:
-                out = self._run(functools.partial(self._stepped, self._hops.take(size)))
-                parts.append(self._hops.give(out))
+        while ready := self._hops.ready:
+            is_block = ready >= _BLOCK_HOPS and self._listening is None
+            audio = self._hops.take(_BLOCK_HOPS if is_block else 1)
+            parts.append(self._hops.give(self._run(functools.partial(self._stepped, audio))))
         return np.concatenate(parts)
 
     def _stepped(self, audio: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
         self._state, out = self._step(self._state, audio[None], self._cue)
         return np.asarray(out)[0]
 
+    def _listen(self, mixture: Float[np.ndarray, "m"], voice: Float[np.ndarray, "m"]) -> None:
+        self._given += len(voice)
+        if self._listening is None:
+            return
+        self._listening.put(mixture, voice)
+        if self._listening.is_full:
+            self._cue = self._enhancer.cue_of(self._listening.enrolment)
+            self._listening, self.enrolled_at = None, self._given
+
 
 class Enhancer:
     """A trained network. `enhancer(mixture, rate, enrolment)` gives the voice of the enrolment.
 
     Recordings are files, the bytes of one, or samples with their rate. Without an enrolment a
-    learned cue stands in: the loudest voice.
+    learned cue stands in: the loudest voice. With `self_enroll` that voice is then known by what of
+    it is heard alone.
     """
 
     def __init__(self, found: trained.Trained) -> None:
@@ -170,20 +190,31 @@ class Enhancer:
                 log.warning(
                     "%s: clipped, the voice may be missed; record it at a lower level.", name
                 )
+        return self.cue_of(audio)
+
+    def cue_of(self, audio: Float[np.ndarray, "n"]) -> Float[Array, "1 c"]:
+        """That of samples at the network's rate, whatever they are; of none the null cue."""
         padded = np.zeros(self._longest_enrolment, np.float32)
         audio = audio[: len(padded)]
         padded[: len(audio)] = audio
         return self._encode(self._variables, padded[None], jnp.array([len(audio)]))
+
+    def collector(self) -> self_enrolment.Collector:
+        """Of what a voice may be known by."""
+        return self_enrolment.Collector(self.sample_rate_hz, self._longest_enrolment)
 
     def stream(
         self,
         enrolment: Recording | Sequence[Recording] | None = None,
         rate: int | None = None,
         strength: float = 1.0,
+        self_enroll: bool = False,
     ) -> Stream:
-        """A new stream for the voice of an enrolment. Raises UserError if the network cannot."""
+        """A new stream for the voice of an enrolment. Raises UserError if the network cannot, or
+        where an enrolment is given and the voice is to enrol itself."""
         self.check_streams()
-        return Stream(self, self.cue(enrolment, rate), strength)
+        _check_one(enrolment, self_enroll)
+        return Stream(self, self.cue(enrolment, rate), strength, self_enroll)
 
     def __call__(
         self,
@@ -192,21 +223,23 @@ class Enhancer:
         enrolment: Recording | None = None,
         enrolment_rate: int | None = None,
         strength: float = 1.0,
+        self_enroll: bool = False,
     ) -> Float[np.ndarray, "_"]:
         """One channel of the voice, at the rate and of the length of the mixture.
 
         With a `strength` below 1 the mixture is heard too: 0.8 leaves a fifth of it.
 
         `rate` (Hz) goes with samples; `enrolment_rate` is that of the enrolment's, by default the
-        same. Raises io.AudioError.
+        same. Raises io.AudioError, and UserError where an enrolment is given with `self_enroll`.
         """
+        _check_one(enrolment, self_enroll)
         if not isinstance(mixture, np.ndarray):
             rate = io.probe(mixture).sample_rate_hz
         elif rate is None:
             raise ValueError("an array needs its rate")
         given = isinstance(enrolment, np.ndarray)
         cue = self.cue(enrolment, enrolment_rate or rate * given)
-        return self.extract(mixture, rate, cue, strength)
+        return self.extract(mixture, rate, cue, strength, self_enroll=self_enroll)
 
     def extract(
         self,
@@ -214,22 +247,51 @@ class Enhancer:
         rate: int,
         cue: Float[Array, "1 c"],
         strength: float = 1.0,
+        *,
+        self_enroll: bool = False,
+        as_stream: bool = False,
         run: Run = lambda work: work(),
     ) -> Float[np.ndarray, "_"]:
         """The voice of a cue at `rate`, that of the mixture; see `__call__`.
 
-        `run` is given each step of a network that streams.
+        With `self_enroll` what the cue brings out is the enrolment for all of the recording, or
+        `as_stream` for what comes after it. `run` is given each step of a network that streams.
         """
         native = io.load_audio(
             mixture, sample_rate_hz=rate, channel=self.channel, source_rate_hz=rate
         )
         audio = self._load(native, rate)
-        found = self._streamed(audio, cue, run) if self.streams else self._in_pieces(audio, cue)
+        if self_enroll and as_stream:
+            self.check_streams()
+            found = self._streamed(audio, cue, run, self_enroll=True)
+        else:
+            cue = self._own_cue(audio, cue, run) if self_enroll else cue
+            found = self._voice(audio, cue, run)
         if rate != self.sample_rate_hz:
             found = soxr.resample(found, self.sample_rate_hz, rate)
         found = found[: len(native)]
         found = np.pad(found, (0, len(native) - len(found)))
         return found if strength == 1 else hops.mixed(found, native, strength)
+
+    def _voice(
+        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"], run: Run
+    ) -> Float[np.ndarray, "t"]:
+        return self._streamed(audio, cue, run) if self.streams else self._in_pieces(audio, cue)
+
+    def _own_cue(
+        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"], run: Run
+    ) -> Float[Array, "1 c"]:
+        """That of the first confident seconds of what `cue` brings out; `cue` if there are none."""
+        found, size = self.collector(), round(_LISTENING_SECONDS * self.sample_rate_hz)
+        for first in range(0, len(audio), size):
+            heard = audio[first : first + size]
+            found.put(heard, self._voice(heard, cue, run))
+            if found.is_full:
+                break
+        if found.enrolment is None:
+            log.warning("No voice is alone for long enough to be known by: the loudest it is.")
+            return cue
+        return self.cue_of(found.enrolment)
 
     def _load(self, recording: Recording, rate: int | None) -> Float[np.ndarray, "_"]:
         return io.load_audio(
@@ -240,9 +302,14 @@ class Enhancer:
         )
 
     def _streamed(
-        self, audio: Float[np.ndarray, "t"], cue: Float[Array, "1 c"], run: Run
+        self,
+        audio: Float[np.ndarray, "t"],
+        cue: Float[Array, "1 c"],
+        run: Run,
+        *,
+        self_enroll: bool = False,
     ) -> Float[np.ndarray, "t"]:
-        stream = Stream(self, cue, run=run)
+        stream = Stream(self, cue, self_enroll=self_enroll, run=run)
         return np.concatenate([stream(audio), stream.flush()])
 
     def _in_pieces(
@@ -267,6 +334,13 @@ class Enhancer:
                 voice[-fade:] *= rising[::-1]
             total[first : first + size] += voice
         return total
+
+
+def _check_one(enrolment: Any, self_enroll: bool) -> None:
+    if self_enroll and enrolment is not None:
+        raise errors.UserError(
+            "A voice that has an enrolment needs none of its own: leave one of both out."
+        )
 
 
 def load(workdir: io.PathLike, *, step: int | None = None) -> Enhancer:

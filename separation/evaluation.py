@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from common import files, metrics
 from common.data import splits
 from common.task import Report
-from separation import fixed
+from separation import fixed, judges, modes
 
 # What the report takes from the batch as it is.
 GIVEN = ("present", "noisy", "snr_db", "target_index", "enrolment_index", "interferer_index")
@@ -34,26 +34,25 @@ def summarise(
     what was extracted is nearer, by SI-SDR, to an interferer than to the target. All of it also by
     SNR, by the genders of the voices where the data name them, and by enrolments with and without
     noise, in lines and in <split>_groups.csv. Intervals: 95 %,
-    over speakers of the targets, whose mixtures fail together. Without an enrolment ("blind") the
-    loudest voice is the target. Where the target is absent, the level of the output against that of
+    over speakers of the targets, whose mixtures fail together. Each mode (`modes.MODES`) that was
+    measured has a line, and columns; where nothing says whom to extract, the loudest voice is the
+    target, of all mixtures. Where the target is absent, the level of the output against that of
     the mixture counts.
     """
     real = np.concatenate([batch["mask"] for batch in outputs])
-    names = set(outputs[0]) - {"mask", "examples"}
+    names = [name for name in outputs[0] if name not in ("mask", "examples")]
     rows = {name: np.concatenate([batch[name] for batch in outputs])[real] for name in names}
     order = np.argsort(rows["index"], kind="stable")  # whatever the buckets made of it
     rows = {name: np.asarray(values)[order] for name, values in rows.items()}
     targets = [part.written_at(int(i)) for i in rows["target_index"]]
     speakers = np.array([row["speaker"] for row in targets])
     present, others = rows["present"], rows["interferer_index"].shape[1]
-    columns = {
-        "si_sdri": rows["si_sdr"][:, 0] - rows["mixture_si_sdr"][:, 0],
-        # Behind the voices stands the noise, which is no speaker.
-        "wrong_speaker": rows["si_sdr"][:, 0] < rows["si_sdr"][:, 1 : 1 + others].max(1),
-    }
-    each = np.arange(len(targets))
-    blind = rows["blind_si_sdr"][each, rows["loudest"]]
-    columns["blind_si_sdri"] = blind - rows["mixture_si_sdr"][each, rows["loudest"]]
+    measured = [name for name, (prefix, _) in modes.MODES.items() if f"{prefix}si_sdr" in rows]
+    columns = {}
+    for mode in measured:
+        wanted = rows["loudest"] if mode in modes.BLIND else np.zeros(len(targets), int)
+        prefix, _ = modes.MODES[mode]
+        columns |= _columns(prefix, rows, wanted, others)
     scalars, lines = {"mixtures": float(len(targets))}, []
 
     def say(name: str, values: np.ndarray, among: np.ndarray, how: Any) -> str:
@@ -68,22 +67,33 @@ def summarise(
         return f"{scale * value:.1f}{unit} [{low:.1f}, {high:.1f}]"
 
     improved = columns["si_sdri"]
-    median = say("si_sdri_median", improved, present, np.median)
-    mean = say("si_sdri_mean", improved, present, np.mean)
-    failed = say("failure_rate", improved < 0, present, np.mean)
-    wrong = say("wrong_speaker_rate", columns["wrong_speaker"], present, np.mean)
-    count = f"{int(present.sum())} mixtures, {len(set(speakers))} voices"
-    lines.append(f"{split} SI-SDRi with an enrolment: median {median}, mean {mean} ({count})")
-    lines.append(f"{split} below 0 dB: {failed}; another speaker: {wrong}")
     everything = np.ones(len(targets), bool)
-    median = say("blind_si_sdri_median", columns["blind_si_sdri"], everything, np.median)
-    lines.append(f"{split} SI-SDRi without one, of the loudest voice: median {median}")
+    for mode in measured:
+        prefix, words = modes.MODES[mode]
+        among = everything if mode in modes.BLIND else present
+        gains, failed = columns[f"{prefix}si_sdri"], columns[f"{prefix}si_sdri"] < 0
+        median = say(f"{prefix}si_sdri_median", gains, among, np.median)
+        mean = say(f"{prefix}si_sdri_mean", gains, among, np.mean)
+        failed = say(f"{prefix}failure_rate", failed, among, np.mean)
+        wrong = columns[f"{prefix}wrong_speaker"]
+        wrong = say(f"{prefix}wrong_speaker_rate", wrong, among, np.mean)
+        lines.append(
+            f"{split} SI-SDRi {words}: median {median}, mean {mean}, below 0 dB {failed}, another "
+            f"speaker {wrong} ({among.sum()} mixtures, {len(set(speakers[among]))} voices)"
+        )
+    if "own_seconds" in rows:
+        known = np.mean(rows["own_seconds"] > 0)
+        scalars["self_enrolled_rate"] = float(known)
+        lines.append(f"{split} self-enrolled: {100 * known:.1f} % of mixtures, the others blind")
     if "sdr" in rows:
         said = [f"{n.upper()} {say(f'{n}_median', rows[n], present, np.median)}" for n in BSS]
         lines.append(f"{split} BSS Eval, medians: {', '.join(said)}")
     if not present.all():
         level = say("absent_level_db_median", rows["level_db"], ~present, np.median)
         lines.append(f"{split} level where the target is absent: median {level}")
+    judged, said = judges.summarise(split, rows, speakers)
+    scalars |= judged
+    lines += said
     genders = _genders(rows, part)
     groups = []
     for kind, labels in (
@@ -103,6 +113,21 @@ def summarise(
     return Report(
         scalars, lines, files={f"{name}.csv": table, f"{name}_groups.csv": _group_table(groups)}
     )
+
+
+def _columns(
+    prefix: str, rows: Mapping[str, np.ndarray], wanted: Int[np.ndarray, "n"], others: int
+) -> dict[str, np.ndarray]:
+    """SI-SDR, its improvement, and whether another voice was extracted than the one `wanted`."""
+    each = np.arange(len(wanted))
+    # Behind the voices stands the noise, which is no speaker.
+    voices = rows[f"{prefix}si_sdr"][:, : 1 + others]
+    reached = voices[each, wanted]
+    return {
+        f"{prefix}si_sdr": reached,
+        f"{prefix}si_sdri": reached - rows["mixture_si_sdr"][each, wanted],
+        f"{prefix}wrong_speaker": np.argmax(voices, axis=1) != wanted,
+    }
 
 
 def _genders(rows: Mapping[str, np.ndarray], part: splits.Split) -> Shaped[np.ndarray, "n"]:
@@ -192,28 +217,31 @@ def _table(
     head = ["mixture", "target", "speaker", "enrolment", "noisy", "interferers", "genders"]
     head += ["seconds", "snr_db", "present"]
     bss = [name for name in BSS if name in rows]
-    measured = ["mixture_si_sdr", "si_sdr", "si_sdri", "wrong_speaker", *bss]
-    writer.writerow([*head, *measured, "blind_si_sdri", "level_db"])
+    told = {name: columns[name] for name in ("si_sdr", "si_sdri", "wrong_speaker")}
+    told = {"mixture_si_sdr": rows["mixture_si_sdr"][:, 0], **told}
+    told |= {name: rows[name] for name in bss}
+    told |= {n: x for n, x in columns.items() if n.startswith("noisy_") and n != "noisy_si_sdr"}
+    blind = {n: x for n, x in columns.items() if n.startswith(("blind_", "self_"))}
+    blind = {n: x for n, x in blind.items() if not n.endswith("si_sdr")}
+    if "own_seconds" in rows:
+        blind["self_enrolment_seconds"] = rows["own_seconds"]
+    told, blind = ({n: np.asarray(x, float) for n, x in one.items()} for one in (told, blind))
+    judged = judges.columns(rows)
+    writer.writerow([*head, *told, *blind, "level_db", *judged])
     for i, target in enumerate(targets):
         others = [part.written_at(int(k))["id"] for k in rows["interferer_index"][i] if k >= 0]
         enrolment = part.written_at(int(rows["enrolment_index"][i]))["id"]
         here = bool(rows["present"][i])
         listed = isinstance(part, fixed.ListSplit)
         name = part.fixed.entries[rows["index"][i]].id if listed else target["id"]
-        values = {
-            "mixture_si_sdr": rows["mixture_si_sdr"][i, 0],
-            "si_sdr": rows["si_sdr"][i, 0],
-            "si_sdri": columns["si_sdri"][i],
-            "wrong_speaker": int(columns["wrong_speaker"][i]),
-            **{name: rows[name][i] for name in bss},
-        }
         writer.writerow(
             [
                 *(name, target["id"], speakers[i], enrolment, int(rows["noisy"][i])),
                 *(" ".join(others), genders[i]),
                 *(f"{rows['seconds'][i]:.2f}", f"{rows['snr_db'][i]:.2f}", int(here)),
-                *(f"{values[n]:.4g}" if here else "" for n in measured),
-                *(f"{columns['blind_si_sdri'][i]:.4g}", f"{rows['level_db'][i]:.4g}"),
+                *(f"{x[i]:.4g}" if here else "" for x in told.values()),
+                *(f"{x[i]:.4g}" for x in (*blind.values(), rows["level_db"])),
+                *(column[i] for column in judged.values()),
             ]
         )
     return text.getvalue()

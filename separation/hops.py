@@ -1,5 +1,7 @@
 """A stream of samples as hops, and what a network makes of them on time again."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 
@@ -8,11 +10,19 @@ class Hops:
     """`put` chunks of any size, `take` hops, `give` what became of them, which comes late.
 
     What `give` returns is, in all, as many samples as were put in, without the network's delay.
-    With a `strength` below 1 what was put in is heard too.
+    With a `strength` below 1 what was put in is heard too. `heard` is told what was put in and what
+    was made of it, side by side.
     """
 
-    def __init__(self, hop_size: int, delay_samples: int, strength: float = 1.0) -> None:
+    def __init__(
+        self,
+        hop_size: int,
+        delay_samples: int,
+        strength: float = 1.0,
+        heard: Callable[[np.ndarray, np.ndarray], None] | None = None,
+    ) -> None:
         self._hop, self._delay, self._strength = hop_size, delay_samples, strength
+        self._heard = heard
         self._mixture = np.zeros(0, np.float32)  # of what is not given back yet
         self._waiting = np.zeros(0, np.float32)
         self._early = delay_samples  # samples of output that are before the first of the input
@@ -33,7 +43,7 @@ class Hops:
         """The next samples."""
         self._left += len(chunk)
         self._waiting = np.concatenate([self._waiting, np.asarray(chunk, np.float32)])
-        if self._strength < 1:
+        if self._strength < 1 or self._heard:
             self._mixture = np.concatenate([self._mixture, np.asarray(chunk, np.float32)])
 
     def end(self) -> None:
@@ -54,9 +64,11 @@ class Hops:
         self._early -= early
         out = out[early:][: self._left]
         self._left -= len(out)
-        if self._strength == 1:
+        if self._strength == 1 and not self._heard:
             return out
         mixture, self._mixture = np.split(self._mixture, [len(out)])
+        if self._heard:
+            self._heard(mixture, out)
         return mixed(out, mixture, self._strength)
 
 

@@ -149,6 +149,9 @@ def main() -> None:
     parser.add_argument(
         "--enroll", metavar="FILE", action="append", help="a recording of the voice; may repeat"
     )
+    parser.add_argument(
+        "--self-enroll", action="store_true", help="the loudest voice, known by its own sound"
+    )
     parser.add_argument("--input", help="a device, or a WAV file; default: the system's")
     parser.add_argument("--output", help="a device, or a WAV file; default: the system's")
     parser.add_argument("--list", action="store_true", help="shows the devices")
@@ -173,7 +176,7 @@ def main() -> None:
             raise errors.UserError("--input and --output are both WAV files, or both devices.")
         found = None if all(are_files) else devices()
         network = enhancer_lib.load(args.workdir, step=args.checkpoint)
-        stream = network.stream(args.enroll, strength=1 - args.dry)
+        stream = network.stream(args.enroll, strength=1 - args.dry, self_enroll=args.self_enroll)
         network.compile()
         if found is None:
             convert(network, stream, args)

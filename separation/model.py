@@ -8,9 +8,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from common import errors, sections
 from common.nn import masking
-from separation import causal, cue, voicefilter
+from separation import causal, cue, quality, voicefilter
 
-KINDS = ("causal", "voicefilter")
+KINDS = ("causal", "voicefilter", "quality")
 
 
 class SeparationNet(nn.Module):
@@ -92,6 +92,9 @@ def make_model(config: Any, num_speakers: int = 0) -> SeparationNet:
                 voicefilter.VoiceFilterConfig, model.voicefilter, sample_rate_hz=rate
             )
             extractor = voicefilter.VoiceFilter(sizes)
+        elif model.kind == "quality":
+            sizes = sections.build(quality.QualityConfig, model.quality, sample_rate_hz=rate)
+            extractor = quality.QualityExtractor(sizes)
         else:
             raise errors.UserError(
                 f"config.model.kind={model.kind!r} is unknown; choose one of {', '.join(KINDS)}."

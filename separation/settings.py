@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from common import optim, trainer
 from common.data import splits
-from separation import causal, cue, losses, mixing, voicefilter
+from separation import causal, cue, losses, mixing, modes, quality, voicefilter
 
 
 def _section(cls: type) -> dict:
@@ -47,12 +47,24 @@ def default_config() -> ConfigDict:
     config.cue.dropout = 0.1
     config.model = ConfigDict(
         {
-            "kind": "causal",  # or voicefilter; each has a section of its own
+            "kind": "causal",  # or voicefilter, quality; each has a section of its own
             "causal": _section(causal.CausalConfig),
             "voicefilter": _section(voicefilter.VoiceFilterConfig),
+            "quality": _section(quality.QualityConfig),
         }
     )
     config.loss = ConfigDict(_section(losses.LossConfig))
+    # What --mode=evaluate measures, each on a line of its own: mixtures with their enrolments, with
+    # another voice or noise in those, with none, and with what comes out by none (all of the
+    # mixture once more, as `separation.enhance --self-enroll` has it without --stream). An
+    # evaluation in training has the first and the third.
+    config.modes = tuple(modes.MODES)
+    # Who else judges in --mode=evaluate, before and after: measures whose packages are installed,
+    # at 0.1 s of a core for each second of a mixture; a recogniser and a speaker network by their
+    # work directories.
+    config.judges = ConfigDict(
+        {"quality": ("stoi", "estoi", "pesq"), "recogniser": "", "speaker": ""}
+    )
     # SDR, SIR and SAR of BSS Eval in every evaluation: up to some seconds for each mixture.
     config.bss_eval = True
     return config

@@ -16,6 +16,16 @@ def decibels(ratio: float) -> float:
     return float(10 * np.log10(ratio))
 
 
+def spectrogram_db(audio: Float[np.ndarray, "t"], rate_hz: int) -> Float[np.ndarray, "l f"]:
+    """Levels in dB of full scale, -120 at the least: frames of 32 ms every 8 ms."""
+    size, hop = round(0.032 * rate_hz), round(0.008 * rate_hz)
+    padded = np.pad(audio, (0, max(0, size - len(audio))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
+    window = np.hanning(size)
+    power = np.square(np.abs(np.fft.rfft(frames * window, axis=1)) * 2 / window.sum())
+    return 10 * np.log10(np.maximum(power, 1e-12))
+
+
 def at_ratio(
     audio: Float[np.ndarray, "n"], reference: Float[np.ndarray, "t"], ratio_db: float
 ) -> Float[np.ndarray, "n"]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,15 +11,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import errors, metrics, package, parallel, sections, state, steps
+from common import errors, metrics, package, parallel, pictures, sections, state, steps
 from common.data import classes as classes_lib
 from common.data import splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
-from separation import data, evaluation, fixed, losses, mixing, model, surroundings
+from separation import (
+    data,
+    evaluation,
+    fixed,
+    judges,
+    losses,
+    mixing,
+    model,
+    modes,
+    self_enrolment,
+    signals,
+    surroundings,
+)
 from separation import lists as lists_lib
 from separation import metrics as separation_metrics
 from separation import settings as settings_lib
+
+log = logging.getLogger(__name__)
+
+_SHOWN_DB = 70.0  # of spectrograms, below the loudest bin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +81,36 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
 
+    def adopt(
+        self, fresh: state.Variables, found: state.Variables, meta: Mapping[str, Any]
+    ) -> state.Variables:
+        """The other run's network; what tells the training speakers apart only if they are its."""
+        params = {name: tree for name, tree in found["params"].items() if name != "speakers"}
+        if "speakers" in fresh["params"]:
+            same = meta == {**meta, **self.checkpoint_meta()} and "speakers" in found["params"]
+            if not same:
+                log.info("That run had other speakers: they are told apart anew.")
+            params["speakers"] = (found if same else fresh)["params"]["speakers"]
+        return {**found, "params": params}
+
     def checkpoint_meta(self) -> dict[str, Any]:
-        return {"speakers": classes_lib.digest(self.classes)}
+        return {
+            "speakers": classes_lib.digest(self.classes),
+            "speeds": list(self.config.augment.speeds) if self.classes else [],
+        }
 
     def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
         if meta["speakers"] != classes_lib.digest(self.classes):
             raise errors.UserError(
                 f"The checkpoint was trained on other speakers than the {len(self.classes)} of "
                 f"{self.workdir / classes_lib.FILE}: put the file of that run back."
+            )
+        speeds = self.checkpoint_meta()["speeds"]
+        if meta["speeds"] != speeds:
+            raise errors.UserError(
+                f"The checkpoint was trained with config.augment.speeds={meta['speeds']}, not "
+                f"{speeds}: each is a class of every speaker. Use those, or another --workdir (and "
+                "config.init_from)."
             )
 
     def _seconds(self, batch: Batch) -> metrics.Ratio:
@@ -117,13 +156,13 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     def eval_step(
         self, variables: state.Variables, batch: Batch
     ) -> tuple[Metrics, Mapping[str, Any]]:
-        """Measures of every mixture, extracted with the enrolment and without."""
+        """Measures of every mixture, extracted in the modes that the batch is for."""
         sources, mask = batch["sources"], batch["mask"]
         lengths = masking.fold_row_mask(batch["sources_lengths"], mask)
         mixture = jnp.sum(sources, axis=2)
 
-        def extracted(enrolment_lengths: jax.Array) -> jax.Array:
-            shown = batch["enrolment"], enrolment_lengths
+        def extracted(audio: jax.Array, audio_lengths: jax.Array) -> jax.Array:
+            shown = audio, audio_lengths
             return self.model.apply(variables, mixture, lengths, *shown, train=False, mask=mask)[0]
 
         def ratios(signal: jax.Array) -> jax.Array:
@@ -131,25 +170,66 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             one = functools.partial(separation_metrics.batched_si_sdr, signal, lengths=lengths)
             return jnp.stack([one(target=sources[:, :, s]) for s in range(sources.shape[2])], 1)
 
-        with_cue = extracted(batch["enrolment_lengths"])
-        without = extracted(jnp.zeros_like(batch["enrolment_lengths"]))
+        given, zero = batch["enrolment"], jnp.zeros_like(batch["enrolment_lengths"])
+        found = {
+            "given": extracted(given, batch["enrolment_lengths"]),
+            "none": extracted(given, zero),
+        }
+        if "disturbed" in batch:
+            found["noisy"] = extracted(batch["disturbed"], batch["disturbed_lengths"])
+        if "full" in batch and "self" in self.config.modes:
+            rate = self.config.data.sample_rate_hz
+            own, sizes = self_enrolment.enrolments(
+                found["none"], mixture, lengths, rate, given.shape[1]
+            )
+            found["self"] = extracted(own, sizes)
+        with_cue = found["given"]
         power = [jnp.sum(jnp.square(x), axis=1) for x in (with_cue, mixture)]
         outputs = {
             "mixture_si_sdr": ratios(mixture),
-            "si_sdr": ratios(with_cue),
-            "blind_si_sdr": ratios(without),
+            **{f"{modes.MODES[name][0]}si_sdr": ratios(x) for name, x in found.items()},
             "loudest": loudest(voices(batch)),
             "level_db": 10 * (jnp.log10(power[0] + 1e-12) - jnp.log10(power[1] + 1e-12)),
             "seconds": lengths / self.config.data.sample_rate_hz,
             **{name: batch[name] for name in evaluation.GIVEN},
         }
+        if "self" in found:
+            outputs["own_seconds"] = sizes / self.config.data.sample_rate_hz
         if self.config.bss_eval:
             target = jnp.zeros_like(lengths)
-            found = separation_metrics.batched_bss_eval(with_cue, voices(batch), lengths, target)
-            outputs |= found._asdict()
+            bss = separation_metrics.batched_bss_eval(with_cue, voices(batch), lengths, target)
+            outputs |= bss._asdict()
         sounds = {"mixture": mixture, "target": sources[:, :, 0], "extracted": with_cue}
         outputs["examples"] = {**sounds, "lengths": lengths}
+        if "full" in batch and self.judges:
+            known = {"enrolment": given, "enrolment_lengths": batch["enrolment_lengths"]}
+            outputs["sounds"] = {**sounds, **known, "lengths": lengths}
         return {"audio_seconds": self._seconds(batch)}, outputs
+
+    @functools.cached_property
+    def judges(self) -> judges.Judges:
+        """Who is asked in a full evaluation; opened when it starts."""
+        return judges.make(self.config.judges, self.config.data.sample_rate_hz)
+
+    def keep(self, split: str, outputs: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+        """The judges' figures in place of the sounds."""
+        outputs = dict(outputs)
+        if "sounds" not in outputs:
+            return outputs
+        sounds, part = outputs.pop("sounds"), self.part(split)
+        real, rows, texts = np.flatnonzero(outputs["mask"]), [], []
+        for i in real:
+            count, known = int(sounds["lengths"][i]), int(sounds["enrolment_lengths"][i])
+            row = {name: sounds[name][i, :count] for name in judges.SIGNALS}
+            rows.append({**row, "enrolment": sounds["enrolment"][i, :known]})
+            target = int(outputs["target_index"][i])
+            whole = part.index.lengths[np.searchsorted(part.index.positions, target)]
+            texts.append(part.written_at(target)["text"] if count >= whole else "")
+        found = self.judges(rows, outputs["present"][real].tolist(), texts)
+        for name, values in found.items():
+            outputs[name] = np.zeros(len(outputs["mask"]), values.dtype)
+            outputs[name][real] = values
+        return outputs
 
     def train_data(self) -> Any:
         return data.train_batches(self.train_split, self.config, self.around)
@@ -184,21 +264,42 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     def eval_batches(self, split: str) -> Any:
         return data.eval_batches(self.part(split), self.config, self.around)
 
+    def eval_data(self, *, test: bool = False) -> dict[str, Any]:
+        """As that of other tasks; with `test` in all modes and with all measures."""
+        if not test:
+            return super().eval_data()
+        around = self.around
+        if self.judges:
+            log.info("Judges: %s.", ", ".join(self.judges.names))
+        return {
+            name: data.eval_batches(self.part(name), self.config, around, in_full=True)
+            for name in self.eval_names(test=True)
+        }
+
     def report(
         self,
         split: str,
         outputs: Sequence[Mapping[str, np.ndarray]],
         examples: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> Report:
-        """SI-SDR improvement, failures and wrong speakers, with intervals over speakers."""
+        """SI-SDR improvement, failures and wrong speakers, with intervals over speakers.
+
+        Pictures: mixture, target and what was extracted below each other.
+        """
         part, rate = self.part(split), self.config.data.sample_rate_hz
         found = evaluation.summarise(split, outputs, part)
-        audio = {}
+        audio, images = {}, {}
         for number, example in enumerate(examples):
-            for name in ("mixture", "target", "extracted"):
-                audio[f"{number}/{name}"] = example[name][: int(example["lengths"])], rate
+            sounds = {n: example[n][: int(example["lengths"])] for n in judges.SIGNALS}
+            audio |= {f"{number}/{name}": (sound, rate) for name, sound in sounds.items()}
+            shown = [sounds[n] for n in ("mixture", "target", "extracted")]
+            levels = [signals.spectrogram_db(sound, rate) for sound in shown]
+            least = max(level.max() for level in levels) - _SHOWN_DB
+            images[f"{number}/spectrograms"] = pictures.stacked(
+                [np.maximum(level, least) for level in levels]
+            )
         over = repr(sorted(self.drawn(split).identity.items()))
-        return dataclasses.replace(found, audio=audio, over=over)
+        return dataclasses.replace(found, audio=audio, images=images, over=over)
 
 
 def of_both(batch: Batch) -> dict[str, jax.Array]:
@@ -233,6 +334,7 @@ def make_task(config: Any, workdir: pathlib.Path) -> SeparationTask:
     sections.build(losses.LossConfig, config.loss)
     sections.build(mixing.MixingConfig, config.mixing)
     lists_lib.named(config.data.lists)
+    modes.check(tuple(config.modes))
     return SeparationTask(config, workdir, splits.Splits(config, workdir, require_text=False))
 
 
@@ -255,7 +357,7 @@ PACKAGE = package.Package(
     settings_lib.default_config,
     make_task,
     close,
-    changeable=("data", "mixing", "augment", "bss_eval", "parallel"),
+    changeable=("data", "mixing", "augment", "bss_eval", "modes", "judges", "parallel"),
     fixed=(
         *("data.sample_rate_hz", "data.train"),
         *("data.crop_seconds", "data.batch_rows"),  # of no use without training

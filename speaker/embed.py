@@ -263,7 +263,7 @@ class Embedder:
         )
         return splits.Split(source.name, source, index)
 
-    def load(self, recording: Recording, rate: int | None = None) -> Float[np.ndarray, "t"]:
+    def load(self, recording: Recording, rate: int | None = None) -> Float[np.ndarray, "_"]:
         """The samples of one recording at the network's rate; `rate` (Hz) goes with samples.
 
         Raises io.AudioError for one that is unreadable, silent or too short, pauses left out if
@@ -299,13 +299,13 @@ class Embedder:
 
         Raises io.AudioError as `load` does.
         """
-        return self._embed_few([self.load(recording, rate)])[0]
+        return self.embed_loaded([self.load(recording, rate)])[0]
 
     def compare(
         self, first: Recording, second: Recording, rate: int | None = None, *, prior: float = 0.5
     ) -> Comparison:
         """How alike two recordings are. Raises io.AudioError as `load` does."""
-        left, right = self._embed_few([self.load(one, rate) for one in (first, second)])
+        left, right = self.embed_loaded([self.load(one, rate) for one in (first, second)])
         if self.decision is None:
             return Comparison(
                 float(backend.cosine_matrix(left[None], right[None])[0, 0]), None, None
@@ -317,9 +317,10 @@ class Embedder:
 
     def embed_files(self, paths: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """Embeddings of a few files, in their order. Raises io.AudioError as `load` does."""
-        return self._embed_few([self.load(path) for path in paths])
+        return self.embed_loaded([self.load(path) for path in paths])
 
-    def _embed_few(self, audio: Sequence[Float[np.ndarray, "_"]]) -> Float[np.ndarray, "n d"]:
+    def embed_loaded(self, audio: Sequence[Float[np.ndarray, "_"]]) -> Float[np.ndarray, "n d"]:
+        """Embeddings of a few recordings as `load` gives them."""
         rate = self.config.data.sample_rate_hz
         rows = tuple(
             {"id": str(i), "audio": samples, "sample_rate": rate} for i, samples in enumerate(audio)

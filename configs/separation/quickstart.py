@@ -44,6 +44,7 @@ def shrink(config: ConfigDict) -> None:
     config.mixing.update({"interferers": (1, 1), "absent": 0.1})
     config.cue.update({"num_mels": 24, "channels": 16, "size": 16})
     config.model.causal.update({"features": 32, "num_layers": 2})
+    config.model.quality.update({"channels": 8, "num_blocks": 2, "bands": 8, "hidden": 16})
     small = {"num_fft": 512, "channels": 2, "last_channels": 2, "lstm_size": 8, "hidden_size": 16}
     config.model.voicefilter.update(small)
     config.optimizer.update({"schedule": "constant", "learning_rate": 5e-3, "warmup_steps": 5})

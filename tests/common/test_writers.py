@@ -254,6 +254,17 @@ def test_a_spectrogram_has_time_to_the_right_and_frequency_upwards():
     assert pictures.spectrogram(np.full((3, 4), np.nan)).max() == 0
 
 
+def test_spectrograms_below_each_other_share_their_colours():
+    low, high = np.zeros((6, 2)), np.full((6, 3), 4.0)
+    high[0, 2] = 2.0
+    coloured = pictures.stacked([low, high], gap=1)
+    assert coloured.shape == (2 + 1 + 3, 6, 3)
+    assert coloured[0, 0].tolist() == [68, 1, 84]  # the least of both
+    assert coloured[2].max() == 0
+    assert coloured[5, 0].tolist() == [253, 231, 37]  # the greatest of both
+    assert coloured[3, 0].tolist() == [33, 144, 141]  # half way, in the highest band
+
+
 def test_names_that_are_not_utf8_end_no_run(tmp_path, caplog):
     with make(tmp_path, tensorboard=True, terminal=True) as w:
         w.scalars(1, "/caf\udce9", {"wer": 1.0})

@@ -90,6 +90,9 @@ class ToyTask:
     def adopt(self, fresh, found, meta):
         return found
 
+    def keep(self, split, outputs):
+        return outputs
+
     def loss(self, variables, batch, key, step, *, train):
         x = batch["x"]
         if train:

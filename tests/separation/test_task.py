@@ -1,6 +1,7 @@
 """The separation task: it learns whom to extract, devices, cues that are hidden, and its report."""
 
 import csv
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from common import errors, evaluation, metrics, parallel, trainer, workdir
-from common.data import classes
+from common.data import classes, clips, examples
 from configs.separation import quickstart
+from separation import data, surroundings
 from separation import task as separation_task
 from tests.separation import voices
 
@@ -77,6 +79,91 @@ def test_it_learns_whom_to_extract(report):
     assert 0 < len(found) < 12  # some targets are absent
     assert np.median(found) == pytest.approx(report.scalars["si_sdri_median"], abs=0.01)
     assert len(report.audio["0/extracted"][0]) == len(report.audio["0/mixture"][0])
+    assert len(report.images) == 3
+    height, width, _ = report.images["0/spectrograms"].shape
+    assert height == 3 * (256 // 2 + 1) + 2 * 2  # frames of 32 ms at 8 kHz
+    assert width == (len(report.audio["0/mixture"][0]) - 256) // 64 + 1
+
+
+@pytest.fixture(scope="module")
+def full(trained):
+    """As --mode=evaluate."""
+    task, state = trained
+    step = evaluation.make_eval_step(task, task.config, mesh(1))
+    batches = task.eval_data(test=True)["dev"]
+    return evaluation.evaluate(task, step, state.variables, "dev", batches, mesh(1))
+
+
+def test_each_mode_has_its_line_and_columns(report, full):
+    """The same mixtures as in training's evaluations; here the loudest is known by its own sound,
+    and hardly lost in a noisy enrolment."""
+    assert report.scalars.keys() < full.scalars.keys()
+    for name, value in report.scalars.items():
+        if name != "audio_seconds_per_second":
+            assert full.scalars[name] == pytest.approx(value, abs=1e-3, nan_ok=True), name
+    words = [
+        "with an enrolment: median ",
+        "with another voice or noise in the enrolment: median ",
+        "without one, of the loudest voice: median ",
+        "self-enrolled, of the loudest voice: median ",
+    ]
+    for line, said in zip(full.lines, words):
+        assert line.startswith(f"dev SI-SDRi {said}")
+        assert ", below 0 dB " in line
+    assert len([line for line in report.lines if " SI-SDRi " in line]) == 2
+    assert "(12 mixtures, 4 voices)" in full.lines[3]
+    rows = list(csv.DictReader(full.files["dev.csv"].splitlines()))
+    for prefix in ("", "noisy_", "blind_", "self_"):
+        filled = [row for row in rows if row[f"{prefix}si_sdri"]]
+        if prefix in ("", "noisy_"):
+            filled = [row for row in filled if row["present"] == "1"]
+            assert len(filled) == sum(row["present"] == "1" for row in rows)
+        gains = [float(row[f"{prefix}si_sdri"]) for row in filled]
+        wrong = [float(row[f"{prefix}wrong_speaker"]) for row in filled]
+        scalars = full.scalars
+        assert np.median(gains) == pytest.approx(scalars[f"{prefix}si_sdri_median"], abs=0.01)
+        assert np.mean(wrong) == pytest.approx(scalars[f"{prefix}wrong_speaker_rate"])
+    for row in rows:
+        # 0.8 s at most, of which an enrolment takes 0.576.
+        alone = float(row["self_enrolment_seconds"]) > 0
+        assert alone or row["self_si_sdri"] == row["blind_si_sdri"]
+    print(full.lines, full.files["dev.csv"])
+    assert 1 < full.scalars["noisy_si_sdri_median"] < full.scalars["si_sdri_median"] + 1
+
+
+def test_an_enrolment_is_disturbed_by_somebody_who_is_not_in_the_mixture(tmp_path):
+    task = make_task(tmp_path, **{"mixing.enrolment_snr_db": (3.0, 3.0)})
+    drawn = data.full(task.parts["dev"], task.config, None)
+    plain = task.drawn("dev")
+    found = voices.corpus()
+    for i in range(len(plain)):
+        row, again = drawn.draw(i, None, {}), drawn.draw(i, None, {})
+        np.testing.assert_array_equal(row["sources"], plain.draw(i, None, {})["sources"])
+        np.testing.assert_array_equal(row["disturbed"], again["disturbed"])
+        added = row["disturbed"] - row["enrolment"]
+        ratio = np.sum(np.square(row["enrolment"])) / np.sum(np.square(added))
+        assert 10 * np.log10(ratio) == pytest.approx(3.0, abs=0.01)
+        here = {int(k) // 3 for k in (row["target_index"], *row["interferer_index"])}
+        # Each voice is a band of its own.
+        spectrum = np.abs(np.fft.rfft(added))
+        place = np.argmax(spectrum) * voices.RATE_HZ / len(added)
+        assert round((place - 500) / 800) not in here
+    assert len(found.ids) == len(plain)
+    noisy = surroundings.Surroundings(
+        {"hiss": examples.Companion(clips.Hiss(), 1.0)}, {"hiss": (0.0, 0.0)}, voices.RATE_HZ
+    )
+    flat = data.full(task.parts["dev"], task.config, noisy)
+    kinds = set()
+    for i in range(len(plain)):
+        row = flat.draw(i, None, {})
+        spectrum = np.abs(np.fft.rfft(row["disturbed"] - row["enrolment"]))
+        kinds.add(bool(spectrum.max() > 20 * np.median(spectrum)))
+    assert kinds == {True, False}  # voices, and noise
+    alone = dataclasses.replace(
+        drawn, crops=dataclasses.replace(drawn.crops, labels=-np.ones(12, np.int32))
+    )
+    row = alone.draw(0, None, {})
+    np.testing.assert_array_equal(row["disturbed"], row["enrolment"])
 
 
 def test_another_enrolment_gives_the_other_voice(trained):
@@ -165,6 +252,21 @@ def test_each_mixture_of_a_training_batch_has_two_targets(tmp_path):
     assert len(set(both["row"].tolist())) == 2 * rows
 
 
+def test_another_run_gives_its_network_and_only_the_same_speakers_their_weights(tmp_path):
+    task = make_task(tmp_path)
+    fresh, found = (jax.jit(task.init)(jax.random.key(seed)) for seed in (0, 1))
+    own = task.checkpoint_meta()
+    for meta, speakers in ((own, found), ({**own, "speakers": "others"}, fresh)):
+        adopted = task.adopt(fresh, found, meta)["params"]
+        for name, tree in adopted.items():
+            expected = (speakers if name == "speakers" else found)["params"][name]
+            jax.tree.map(np.testing.assert_array_equal, tree, expected)
+    with pytest.raises(errors.UserError, match="trained on other speakers"):
+        task.check_checkpoint(meta)
+    with pytest.raises(errors.UserError, match=r"augment.speeds=\[1.0, 0.9\], not \[1.0\]"):
+        task.check_checkpoint({**own, "speeds": [1.0, 0.9]})
+
+
 def outputs(**changes) -> dict:
     """Four mixtures: one well done, one failed, one of the wrong speaker, one without target."""
     ratios = {"mixture_si_sdr": [[0.0, 0]] * 4, "blind_si_sdr": [[1, 2]] * 4}
@@ -232,6 +334,7 @@ def test_settings_that_cannot_be_are_said_before_data_are_opened(tmp_path):
     for change, message in (
         ({"mixing.overlap": (0.0, 1.0)}, r"config\.mixing\.overlap"),
         ({"loss.si_sdr": -1.0}, r"config\.loss"),
+        ({"modes": ("given", "loud")}, r"config\.modes=\('given', 'loud'\): of given, noisy"),
         ({"model.kind": "lite"}, r"config\.model\.kind='lite' is unknown"),
     ):
         config = quickstart.get_config("debug")

@@ -43,7 +43,7 @@ def test_embeddings_are_those_of_wespeaker(converted):
     network = embed.load(converted)
     audio = [pcm.astype(np.float32) / 32768 for pcm in recordings()]
     alone = network.embed(audio[1], 16000)
-    together = network._embed_few(audio)
+    together = network.embed_loaded(audio)
     # Log-mels differ by up to 1e-4 (its mel filters have float32 corners, cf. test_kaldi.py), and
     # normalisation divides by small deviations of noise.
     np.testing.assert_allclose(together[:, :4], EMBEDDINGS, atol=5e-5)
