@@ -7,7 +7,7 @@ import pathlib
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from common import errors, locks
 
@@ -101,6 +101,16 @@ def safe_name(name: str) -> str:
 
 def _size(text: str) -> int:
     return len(text.encode())
+
+
+def check_kept(path: pathlib.Path, inputs: Iterable[pathlib.Path | str]) -> None:
+    """Raises UserError where `path` is one of the files that it is to be made from."""
+    if path.exists():
+        for name in map(pathlib.Path, inputs):
+            if name.exists() and path.samefile(name):
+                raise errors.UserError(
+                    f"{path} would be replaced by what is made of it: name another place."
+                )
 
 
 def check_output(path: pathlib.Path) -> None:

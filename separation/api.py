@@ -197,7 +197,7 @@ class Service:
             cue, _ = self._cue(enrolment)
         audio, rate = self._decoded(file)
         cue = jnp.asarray(cue)[None]
-        voice = self._enhancer.extract(audio, rate, cue, strength, self._between)
+        voice = self._enhancer.extract(audio, rate, cue, strength, run=self._between)
         self._audio.labels("upload").inc(len(audio) / rate)
         return io.wav_bytes(voice, rate)
 

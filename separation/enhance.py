@@ -9,6 +9,7 @@ is then known by the first seconds in which it is heard alone, in all of the rec
 is 1.
 """
 
+import logging
 import pathlib
 import sys
 import time
@@ -17,9 +18,11 @@ from common import app, errors, files
 from common.audio import io
 from separation import enhancer
 
+log = logging.getLogger(__name__)
+
 
 def outputs(names: list[str], out: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Where each file's voice goes. UserError if two would go to one place, or one over itself."""
+    """Where each file's voice goes. UserError if two would go to one place."""
     found = {name: out / f"{files.safe_name(pathlib.Path(name).stem)}.wav" for name in names}
     places: dict[pathlib.Path, str] = {}
     for name, path in found.items():
@@ -27,10 +30,6 @@ def outputs(names: list[str], out: pathlib.Path) -> dict[str, pathlib.Path]:
             raise errors.UserError(
                 f"{io.printable(places[path])} and {io.printable(name)} would both become {path}: "
                 "enhance them into two folders."
-            )
-        if path.exists() and pathlib.Path(name).exists() and path.samefile(name):
-            raise errors.UserError(
-                f"{path} would be replaced by its own voice: name another --out."
             )
         places[path] = name
     return found
@@ -66,6 +65,8 @@ def main() -> None:
             raise errors.UserError("--enroll or --self-enroll: give one of both.")
         places = outputs(args.files, args.out.expanduser())
         files.check_output(next(iter(places.values())))
+        for path in places.values():
+            files.check_kept(path, (*args.files, *(args.enroll or ())))
         network = enhancer.load(args.workdir, step=args.checkpoint)
         if args.stream:
             network.check_streams()
@@ -74,6 +75,12 @@ def main() -> None:
         for name, path in places.items():
             try:
                 rate = io.probe(name).sample_rate_hz
+                if rate < network.sample_rate_hz:
+                    log.warning(
+                        "%s: %d Hz, and the network was trained at %d Hz: without what is above "
+                        "%d Hz the voice may be missed.",
+                        *(io.printable(name), rate, network.sample_rate_hz, rate // 2),
+                    )
                 voice = network.extract(
                     *(name, rate, cue, args.strength),
                     self_enroll=args.self_enroll,

@@ -127,7 +127,9 @@ def play(
 
 def convert(network: enhancer_lib.Enhancer, stream: enhancer_lib.Stream, args: Any) -> None:
     """From file to file, hop by hop as if live, as fast as it goes."""
-    files.check_output(pathlib.Path(args.output))
+    output = pathlib.Path(args.output)
+    files.check_output(output)
+    files.check_kept(output, (args.input, *(args.enroll or ())))
     rate, hop = network.sample_rate_hz, network.extractor.hop_size
     audio = io.load_audio(args.input, sample_rate_hz=rate, channel=network.channel)
     audio = audio[: round(min(args.seconds, len(audio) / rate) * rate)]
@@ -167,6 +169,8 @@ def main() -> None:
             raise errors.UserError("--workdir is missing: whose network is it to be?")
         if not 0 <= args.dry <= 1:
             raise errors.UserError(f"--dry={args.dry:g} is not from 0 to 1.")
+        if not args.seconds > 0:
+            raise errors.UserError(f"--seconds={args.seconds:g} must be positive.")
         are_files = [bool(x) and x.lower().endswith(".wav") for x in (args.input, args.output)]
         if any(are_files) and not all(are_files):
             raise errors.UserError("--input and --output are both WAV files, or both devices.")

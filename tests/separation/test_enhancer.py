@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from asr import settings as asr_settings
 from common import errors, parallel, trained, workdir
 from common.audio import io
 from configs.separation import quickstart
@@ -127,11 +128,31 @@ def test_bad_input_is_one_message(causal, tmp_path, caplog):
     assert "separation.enhance: " in found
     options = ("--workdir", tmp_path, "--out", tmp_path, "--strength=2", "a.wav")
     assert "--strength=2 is not from 0 to 1." in commands.message("separation.enhance", *options)
+    workdir.save_config(tmp_path / "asr", "asr", asr_settings.default_config())
+    options = ("--workdir", tmp_path / "asr", "--out", tmp_path / "out", "a.wav")
+    assert "belongs to the task 'asr'" in commands.message("separation.enhance", *options)
+    assert not (tmp_path / "out").exists()
     with pytest.raises(errors.UserError, match="both become"):
         enhance.outputs(["a/x.wav", "b/x.mp3"], tmp_path)
 
 
-def test_the_command_names_bad_files_and_goes_on(causal, tmp_path, command, monkeypatch, capsys):
+def test_what_a_voice_is_known_by_is_not_written_over(causal, tmp_path, command, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for path in (tmp_path / "ann.wav", tmp_path / "in" / "ann.wav"):
+        io.write_wav(path, noise(1.5), RATE_HZ)
+    kept = (tmp_path / "ann.wav").read_bytes()
+    monkeypatch.setattr(enhancer, "load", lambda *_, **__: causal)
+    words = [f"--enroll={tmp_path / 'ann.wav'}", f"--out={tmp_path}"]
+    for name in ("in/ann.wav", "ann.wav"):
+        monkeypatch.setattr("sys.argv", ["enhance", "--workdir=x", *words, str(tmp_path / name)])
+        with pytest.raises(SystemExit, match="would be replaced by what is made of it"):
+            enhance.main()
+    assert (tmp_path / "ann.wav").read_bytes() == kept
+
+
+def test_the_command_names_bad_files_and_goes_on(
+    causal, tmp_path, command, monkeypatch, capsys, caplog
+):
     (tmp_path / "bad.wav").write_bytes(b"no audio")
     io.write_wav(tmp_path / "good.wav", noise(1.0, 8000), 8000)
     monkeypatch.setattr(enhancer, "load", lambda *_, **__: causal)
@@ -147,5 +168,6 @@ def test_the_command_names_bad_files_and_goes_on(causal, tmp_path, command, monk
     bad, speed = said.err.splitlines()
     assert "bad.wav" in bad
     assert speed.startswith("Algorithmic latency 32 ms; real-time factor ")
+    assert "good.wav: 8000 Hz, and the network was trained at 16000 Hz" in caplog.text
     assert [path.name for path in out.iterdir()] == ["good.wav"]
     assert io.probe(out / "good.wav") == io.AudioInfo(8000, 1, 8000)

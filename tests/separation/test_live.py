@@ -49,6 +49,17 @@ def test_files_in_place_of_devices_are_what_the_network_makes_of_them(
         np.testing.assert_allclose(found, expected, atol=5e-5)  # 16 bits
 
 
+def test_what_it_hears_and_knows_is_not_written_over(call, tmp_path):
+    heard, enrolment = tmp_path / "heard.wav", tmp_path / "ann.wav"
+    for path in (heard, enrolment):
+        io.write_wav(path, test_enhancer.noise(1.5), RATE_HZ)
+    kept = heard.read_bytes()
+    for out in (heard, enrolment):
+        with pytest.raises(SystemExit, match="would be replaced by what is made of it"):
+            call(f"--enroll={enrolment}", f"--input={heard}", f"--output={out}")
+    assert heard.read_bytes() == enrolment.read_bytes() == kept
+
+
 class Device:
     """What live uses of sounddevice: 40 blocks of noise, one after another."""
 
@@ -123,6 +134,7 @@ def test_missing_devices_and_wrong_flags_are_one_message(call, monkeypatch):
     for options, message in (
         (["--dry=2"], "--dry=2 is not from 0 to 1"),
         (["--input=a.wav"], "both WAV files, or both devices"),
+        (["--seconds=-1"], "--seconds=-1 must be positive"),
     ):
         with pytest.raises(SystemExit, match=message):
             call(*options)
