@@ -19,7 +19,7 @@ def get_config(size: str = "") -> ConfigDict:
     if size not in ("", "debug"):
         raise ValueError(f"quickstart.py:{size}: the argument is debug or nothing")
     config = settings.default_config()
-    config.data.update({"hours": 1.0, "eval_hours": 0.1, "batch_rows": 16, "crop_seconds": 2.0})
+    config.data.update({"hours": 1.0, "eval_hours": 0.1, "batch_rows": 8, "crop_seconds": 2.0})
     config.data.update({"enrolment_seconds": 3.0, "max_eval_seconds": 5.0})
     config.data.update({"max_eval_mixtures": 100})
     config.mixing.absent = 0.05
