@@ -13,7 +13,7 @@ SMALL = {
 }
 PICTURE, SOUND = "image/png", "<audio"
 SHOWN = {
-    "separation": {PICTURE: 3, SOUND: 10, "| all  |": 1, "largest difference": 1},
+    "separation": {PICTURE: 3, SOUND: 10, "| all |": 1, "largest difference": 1},
 }
 
 
