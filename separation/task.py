@@ -106,10 +106,11 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
                 f"{self.workdir / classes_lib.FILE}: put the file of that run back."
             )
         speeds = self.checkpoint_meta()["speeds"]
-        if meta["speeds"] != speeds:
+        then = meta.get("speeds", [1.0] if self.classes else [])
+        if then != speeds:
             raise errors.UserError(
-                f"The checkpoint was trained with config.augment.speeds={meta['speeds']}, not "
-                f"{speeds}: each is a class of every speaker. Use those, or another --workdir (and "
+                f"The checkpoint was trained with config.augment.speeds={then}, not {speeds}: each "
+                "is a class of every speaker. Use those, or another --workdir (and "
                 "config.init_from)."
             )
 
