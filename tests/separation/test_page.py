@@ -172,6 +172,7 @@ def agrees(before: np.ndarray, whole: np.ndarray) -> float:
 def test_without_a_microphone_the_page_says_so(url):
     with browser() as (page, wrong):
         page.goto(url)
+        assert page.locator("#result").is_hidden()
         page.click("#live")
         page.locator("#status.bad").wait_for()
         assert page.locator("#status").text_content() in (
