@@ -124,7 +124,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
         del step
         sums = {"audio_seconds": self._seconds(batch)}
-        if train:
+        if train and "other_enrolment" in batch:
             batch = of_both(batch)
         sources, mask = batch["sources"], batch["mask"]
         lengths = masking.fold_row_mask(batch["sources_lengths"], mask)
