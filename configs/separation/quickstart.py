@@ -6,7 +6,7 @@ speakers.
 Command: python -m separation.main --config=configs/separation/quickstart.py --workdir=runs/sep
 Hardware: 2 CPU cores.
 Argument: debug (tiny model, a few dozen steps, several checkpoints).
-Expected: about 6 minutes; median SI-SDRi 1 dB, another speaker in 11 % (benchmarks/RESULTS.md).
+Expected: about 7 minutes; median SI-SDRi 0.7 dB, another speaker in 12 % (benchmarks/RESULTS.md).
 """
 
 from ml_collections import ConfigDict
