@@ -79,8 +79,7 @@ def train_batches(
 ) -> Any:
     """The endless stream of `batch_rows` mixtures; an epoch has each recording as target once.
 
-    Each mixture has two enrolments: see `both`.
-    `num_workers`: instead of the config's.
+    Each mixture has two enrolments: see `task.of_both`. `num_workers`: instead of the config's.
     """
     data, found = config.data, mixtures(split, config, around, train=True)
     found = dataclasses.replace(found, paired=True)

@@ -262,7 +262,7 @@ class Engine:
                 waiting.result.cancel()
             self._worker.shutdown()
 
-    async def _work(self, waiting: "_Work") -> None:
+    async def _work(self, waiting: _Work) -> None:
         loop, result = asyncio.get_running_loop(), waiting.result
         try:
             found = await loop.run_in_executor(self._worker, waiting.work)
