@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from common import parallel
 from common.audio import stft
-from common.nn import lstm, masking, norm
+from common.nn import conv2d, lstm, masking, norm
 
 # Kernels and dilations over time and frequency; the last layer has few channels.
 LAYERS = (
@@ -83,11 +83,9 @@ class VoiceFilter(nn.Module):
         mask = masking.float_mask(frames, x.shape[1])[:, :, None]
         for i, (kernel, dilation) in enumerate(LAYERS):
             last = i == len(LAYERS) - 1
-            x = nn.Conv(
-                config.last_channels if last else config.channels,
-                kernel,
-                kernel_dilation=(dilation, 1),
-                name=f"conv{i + 1}",
+            channels = config.last_channels if last else config.channels
+            x = conv2d.Conv2D(
+                channels, kernel, dilation=dilation, use_bias=True, name=f"conv{i + 1}"
             )(x)
             batch_norm = norm.MaskedBatchNorm(
                 axis_name=parallel.AXIS if train else None, name=f"norm{i + 1}"

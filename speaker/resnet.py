@@ -100,10 +100,8 @@ class NormalizedConv(nn.Module):
     def __call__(self, x: Array, frames: Array, *, train: bool) -> Array:
         """`frames` is the mask of the output, `[b, n, 1]`."""
         config = self.config
-        layer = conv2d.Conv2D(
-            self.features, self.kernel_size, self.stride, config.dtype, name="conv"
-        )
-        x = layer(x)
+        taps = self.kernel_size, self.kernel_size
+        x = conv2d.Conv2D(self.features, taps, self.stride, dtype=config.dtype, name="conv")(x)
         zero = self.last and config.zero_init_residual
         batch_norm = norm.MaskedBatchNorm(
             config.norm_momentum,

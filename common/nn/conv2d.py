@@ -25,97 +25,107 @@ MIN_THREE_BY_THREE_CHANNELS = 128
 
 
 def conv2d(
-    x: Float[Array, "b l f c"], kernel: Float[Array, "k k c d"], stride: int = 1
+    x: Float[Array, "b l f c"],
+    kernel: Float[Array, "k w c d"],
+    stride: int = 1,
+    dilation: int = 1,
 ) -> Float[Array, "b n g d"]:
-    """y[b, i, j] = sum_mn x[b, i * stride + m - left, j * stride + n - left] kernel[m, n].
+    """y[b, i, j] = sum_mn x[b, i s + (m - p) d, j s + n - q] kernel[m, n], zeros outside of x.
 
-    Zeros outside of x; left = (k - 1) // 2.
+    s: stride; d: dilation, of the taps in time; one of the two is 1. p = (k - 1) // 2 and
+    q = (w - 1) // 2 taps come before the middle.
     """
-    if kernel.shape[0] == 1:
+    if min(stride, dilation) > 1:
+        raise ValueError(f"stride={stride} and dilation={dilation}: one of them has to be 1")
+    if kernel.shape[:2] == (1, 1):
         return conv.pointwise(x[:, ::stride, ::stride], kernel[0, 0])
-    direct = functools.partial(_direct, stride=stride)
+    direct = functools.partial(_direct, stride=stride, dilation=dilation)
     if x.dtype != jnp.float32:
         return direct(x, kernel)
-    on_cpu = functools.partial(_on_cpu, stride)
+    on_cpu = functools.partial(_on_cpu, stride, dilation)
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=direct)
 
 
-def _sides(kernel_size: int) -> tuple[int, int]:
+def _sides(kernel_size: int, dilation: int = 1) -> tuple[int, int]:
     """Zeros before and after."""
     left = conv.left_padding(kernel_size, causal=False)
-    return left, kernel_size - 1 - left
+    return left * dilation, (kernel_size - 1 - left) * dilation
 
 
-def _direct(x: Array, kernel: Array, *, stride: int) -> Array:
+def _direct(x: Array, kernel: Array, *, stride: int, dilation: int) -> Array:
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        [_sides(kernel.shape[0])] * 2,
+        [_sides(kernel.shape[0], dilation), _sides(kernel.shape[1])],
+        rhs_dilation=(dilation, 1),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _on_cpu(stride: int, x: Array, kernel: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _on_cpu(stride: int, dilation: int, x: Array, kernel: Array) -> Array:
     wide = min(kernel.shape[2:]) >= MIN_THREE_BY_THREE_CHANNELS
-    if wide and kernel.shape[0] == 3 and stride == 1:
+    if wide and kernel.shape[:2] == (3, 3) and max(stride, dilation) == 1:
         return three_by_three(x, kernel)
-    return _direct(x, kernel, stride=stride)
+    return _direct(x, kernel, stride=stride, dilation=dilation)
 
 
-def _forward(stride, x, kernel):
-    return _on_cpu(stride, x, kernel), (x, kernel)
+def _forward(stride, dilation, x, kernel):
+    return _on_cpu(stride, dilation, x, kernel), (x, kernel)
 
 
-def _backward(stride, residuals, dy):
+def _backward(stride, dilation, residuals, dy):
     x, kernel = residuals
-    kernel_size, _, channels, _ = kernel.shape
-    if stride > 1 or kernel_size % 2 == 0 or channels == 1:  # of one channel there is little to do
-        _, pull = jax.vjp(lambda x: _direct(x, kernel, stride=stride), x)
-        return *pull(dy), _strided_kernel_gradient(x, dy, kernel_size, stride)
-    # The adjoint of a correlation is the correlation with the kernel turned round.
-    dx = _on_cpu(1, dy, kernel[::-1, ::-1].swapaxes(2, 3))
-    return dx, _kernel_gradient(x, dy, kernel_size)
+    taps, channels = kernel.shape[:2], kernel.shape[2]
+    if dilation == 1 and (stride > 1 or channels == 1):  # of one channel there is little to do
+        _, pull = jax.vjp(lambda x: _direct(x, kernel, stride=stride, dilation=1), x)
+        return *pull(dy), _strided_kernel_gradient(x, dy, taps, stride)
+    if any(size % 2 == 0 for size in taps):
+        _, pull = jax.vjp(lambda x: _direct(x, kernel, stride=1, dilation=dilation), x)
+        dx = pull(dy)[0]
+    else:
+        # The adjoint of a correlation is the correlation with the kernel turned round.
+        dx = _on_cpu(1, dilation, dy, kernel[::-1, ::-1].swapaxes(2, 3))
+    return dx, _kernel_gradient(x, dy, taps, dilation)
 
 
 _on_cpu.defvjp(_forward, _backward)
 
 
-def _kernel_gradient(x: Array, dy: Array, kernel_size: int) -> Array:
-    """sum_bij x[b, i + m - left, j + n - left, c] dy[b, i, j, d], `[k, k, c, d]`.
+def _kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], dilation: int) -> Array:
+    """sum_bij x[b, i + (m - p) * dilation, j + n - q, c] dy[b, i, j, d], `[k, w, c, d]`.
 
     A convolution over time alone: its rows are the channels of x, what it sums are the rows and
-    frequencies of the batch, and its kernel is dy as long as it is. The k shifts in frequency are
-    columns of that kernel. Three times as fast as XLA:CPU's own with 32 and 64 channels.
+    frequencies of the batch, and its kernel is dy as long as it is; outputs are `dilation` apart.
+    The shifts in frequency are columns of that kernel. Three times as fast as XLA:CPU's own with 32
+    and 64 channels and 3 x 3 taps.
     """
     b, num_frames, num_bins, c = x.shape
-    left, right = _sides(kernel_size)
+    left, right = _sides(taps[1])
     # Multiplied with 1, or XLA computes x anew in the transposing loop, from the block before on.
     rows = (jnp.eye(c) @ x.reshape(-1, c).T).reshape(c, b, num_frames, num_bins)
     rows = rows.transpose(0, 2, 1, 3).reshape(c, num_frames, b * num_bins)
     padded = jnp.pad(dy.transpose(1, 0, 2, 3), ((0, 0), (0, 0), (right, left), (0, 0)))
-    shifts = [padded[:, :, n : n + num_bins] for n in reversed(range(kernel_size))]
+    shifts = [padded[:, :, n : n + num_bins] for n in reversed(range(taps[1]))]
     columns = jnp.concatenate(shifts, axis=-1).reshape(num_frames, b * num_bins, -1)
+    around = _sides(taps[0], dilation)
     sums = jax.lax.conv_general_dilated(
-        rows, columns, (1,), [(left, right)], dimension_numbers=("NWC", "WIO", "NWC")
+        rows, columns, (dilation,), [around], dimension_numbers=("NWC", "WIO", "NWC")
     )
-    return sums.reshape(c, kernel_size, kernel_size, -1).transpose(1, 2, 0, 3)
+    return sums.reshape(c, *taps, -1).transpose(1, 2, 0, 3)
 
 
-def _strided_kernel_gradient(x: Array, dy: Array, kernel_size: int, stride: int) -> Array:
+def _strided_kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride: int) -> Array:
     """The same for every `stride`-th output: a product of matrices for each row of the kernel."""
     (_, n, g, d), c = dy.shape, x.shape[3]
-    left, right = _sides(kernel_size)
-    padded = jnp.pad(x, ((0, 0), (left, right), (left, right), (0, 0)))
+    padded = jnp.pad(x, ((0, 0), _sides(taps[0]), _sides(taps[1]), (0, 0)))
     sums = []
-    for row in range(kernel_size):
+    for row in range(taps[0]):
         frames = padded[:, row : row + (n - 1) * stride + 1 : stride]
-        under = [
-            frames[:, :, tap : tap + (g - 1) * stride + 1 : stride] for tap in range(kernel_size)
-        ]
-        seen = jnp.concatenate(under, axis=-1).reshape(-1, kernel_size * c)
-        sums.append((seen.T @ dy.reshape(-1, d)).reshape(kernel_size, c, d))
+        under = [frames[:, :, tap : tap + (g - 1) * stride + 1 : stride] for tap in range(taps[1])]
+        seen = jnp.concatenate(under, axis=-1).reshape(-1, taps[1] * c)
+        sums.append((seen.T @ dy.reshape(-1, d)).reshape(taps[1], c, d))
     return jnp.stack(sums)
 
 
@@ -168,17 +178,23 @@ def three_by_three(
 
 
 class Conv2D(nn.Module):
-    """A square convolution without bias; see the head of this file."""
+    """A convolution of `taps` in time and frequency; see the head of this file."""
 
     features: int
-    kernel_size: int = 3
+    taps: tuple[int, int] = (3, 3)
     stride: int = 1
+    dilation: int = 1  # of the taps in time
+    use_bias: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l f c"]) -> Float[Array, "b n g d"]:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         # He et al. (2015), equation 14: the variance of the gradients is kept through ReLUs.
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        kernel = self.param("kernel", init, shape, jnp.float32)
-        return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        shape = (*self.taps, x.shape[-1], self.features)
+        kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
+        y = conv2d(x.astype(self.dtype), kernel, self.stride, self.dilation)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return y + bias.astype(self.dtype)[None, None, None, :]
