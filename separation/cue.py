@@ -1,6 +1,8 @@
 """The voice cue: what an enrolment says of its speaker, and what stands in when there is none."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from common.audio import frontend
 from common.nn import conv, masking
+
+FROZEN = "frozen"  # the collection of `FrozenEncoder`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,24 @@ class CueEncoder(nn.Module):
         variance = masking.masked_mean(jnp.square(x - mean[:, None, :]), lengths)
         pooled = jnp.concatenate([mean, jnp.sqrt(variance + 1e-5)], axis=-1)
         return unit(nn.Dense(config.size, name="cue")(pooled))
+
+
+class FrozenEncoder(nn.Module):
+    """A trained network's embeddings and a linear layer. The network is a variable of its own
+    collection, which no optimiser sees.
+
+    embed: (its variables, audio [b, t], lengths [b]) -> [b, d]. fresh: key -> its variables.
+    """
+
+    embed: Callable[..., Array]
+    fresh: Callable[..., Any]
+    size: int
+
+    @nn.compact
+    def __call__(self, audio: Float[Array, "b t"], lengths: Int[Array, "b"]) -> Float[Array, "b c"]:
+        network = self.variable(FROZEN, "network", lambda: self.fresh(self.make_rng("params")))
+        embedding = jax.lax.stop_gradient(self.embed(network.value, audio, lengths))
+        return unit(nn.Dense(self.size, name="cue")(unit(embedding)))
 
 
 def unit(cue: Float[Array, "b c"]) -> Float[Array, "b c"]:

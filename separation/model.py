@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from common import errors, sections
 from common.nn import masking
-from separation import causal, cue, quality, voicefilter
+from separation import causal, cue, quality, voice, voicefilter
 
 KINDS = ("causal", "voicefilter", "quality")
 
@@ -80,8 +80,13 @@ class SeparationNet(nn.Module):
         return self.extract(mixture, lengths, known, train=train), logits
 
 
-def make_model(config: Any, num_speakers: int = 0) -> SeparationNet:
-    """The network of a config; `num_speakers` of its training, where it is to tell them apart."""
+def make_model(
+    config: Any, num_speakers: int = 0, known: voice.Voice | None = None
+) -> SeparationNet:
+    """The network of a config; `num_speakers` of its training, where it is to tell them apart.
+
+    `known`: what the cues are of, in place of an encoder that learns beside the extractor.
+    """
     rate, model = config.data.sample_rate_hz, config.model
     try:
         if model.kind == "causal":
@@ -102,7 +107,11 @@ def make_model(config: Any, num_speakers: int = 0) -> SeparationNet:
     except ValueError as error:
         raise errors.UserError(f"config.model.{model.kind}: {error}") from error
     cues = sections.build(cue.CueConfig, config.cue, sample_rate_hz=rate)
-    return SeparationNet(cue.CueEncoder(cues), extractor, cues.size, num_speakers)
+    if known is None:
+        encoder = cue.CueEncoder(cues)
+    else:
+        encoder = cue.FrozenEncoder(known.embed, known.fresh, cues.size)
+    return SeparationNet(encoder, extractor, cues.size, num_speakers)
 
 
 def init(model: SeparationNet, key: Key[Array, ""]) -> dict[str, Any]:

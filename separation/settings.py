@@ -43,6 +43,9 @@ def default_config() -> ConfigDict:
     # In training voices are played faster or slower, as other speakers: (1.0, 0.9, 1.1).
     config.augment.speeds = (1.0,)
     config.cue = ConfigDict(_section(cue.CueConfig))
+    # A work directory of speaker.main: cues are of its network, as it is, and a linear layer of
+    # `size`. "": of an encoder that learns beside the extractor, of these sizes.
+    config.cue.workdir = ""
     # The share of training rows whose enrolment is not shown: the loudest voice is their target.
     config.cue.dropout = 0.1
     config.model = ConfigDict(

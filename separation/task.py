@@ -17,6 +17,7 @@ from common.data import splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
 from separation import (
+    cue,
     data,
     evaluation,
     fixed,
@@ -28,6 +29,7 @@ from separation import (
     self_enrolment,
     signals,
     surroundings,
+    voice,
 )
 from separation import lists as lists_lib
 from separation import metrics as separation_metrics
@@ -51,6 +53,8 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     def prepare(self) -> None:
         classes_lib.write(self.train_split, self.workdir)
+        if self.known_voice and not voice.has_checkpoints(self.workdir):
+            voice.keep_settings(self.config.cue.workdir, self.workdir)
         # What cannot be mixed is said before the work begins.
         data.mixtures(self.train_split, self.config, self.around, train=True)
         self.eval_data()
@@ -67,7 +71,21 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     @functools.cached_property
     def model(self) -> model.SeparationNet:
         speeds = tuple(self.config.augment.speeds)
-        return model.make_model(self.config, classes_lib.count(self.classes, speeds))
+        return model.make_model(self.config, classes_lib.count(self.classes, speeds), self.known_voice)
+
+    @functools.cached_property
+    def known_voice(self) -> voice.Voice | None:
+        """The speaker network of `config.cue.workdir`."""
+        folder, rate = self.config.cue.workdir, self.config.data.sample_rate_hz
+        return voice.open_voice(folder, self.workdir, rate) if folder else None
+
+    @functools.cached_property
+    def _voice_variables(self) -> Mapping[str, Any] | None:
+        """The trained ones; None where the checkpoints of this run have them."""
+        if self.known_voice is None or voice.has_checkpoints(self.workdir):
+            return None
+        with jax.ensure_compile_time_eval():
+            return jax.device_get(self.known_voice.trained())
 
     @functools.cached_property
     def around(self) -> surroundings.Surroundings | None:
@@ -79,7 +97,10 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         return sections.build(losses.LossConfig, self.config.loss)
 
     def init(self, key: jax.Array) -> state.Variables:
-        return model.init(self.model, key)
+        variables = model.init(self.model, key)
+        if self._voice_variables is not None:
+            variables[cue.FROZEN] = {"cue_encoder": {"network": self._voice_variables}}
+        return variables
 
     def adopt(
         self, fresh: state.Variables, found: state.Variables, meta: Mapping[str, Any]
@@ -87,7 +108,9 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         """The other run's network; what tells the training speakers apart only if they are its."""
         params = {name: tree for name, tree in found["params"].items() if name != "speakers"}
         if "speakers" in fresh["params"]:
-            same = meta == {**meta, **self.checkpoint_meta()} and "speakers" in found["params"]
+            own = self.checkpoint_meta()
+            same = all(meta.get(name) == own[name] for name in ("speakers", "speeds"))
+            same = same and "speakers" in found["params"]
             if not same:
                 log.info("That run had other speakers: they are told apart anew.")
             params["speakers"] = (found if same else fresh)["params"]["speakers"]
@@ -97,6 +120,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         return {
             "speakers": classes_lib.digest(self.classes),
             "speeds": list(self.config.augment.speeds) if self.classes else [],
+            "cue": self.config.cue.workdir,
         }
 
     def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
@@ -104,6 +128,12 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             raise errors.UserError(
                 f"The checkpoint was trained on other speakers than the {len(self.classes)} of "
                 f"{self.workdir / classes_lib.FILE}: put the file of that run back."
+            )
+        if meta.get("cue", "") != self.config.cue.workdir:
+            raise errors.UserError(
+                f"The checkpoint was trained with config.cue.workdir={meta.get('cue', '')!r}, not "
+                f"{self.config.cue.workdir!r}, and holds that network. Leave the setting as it was "
+                "(the folder is no longer needed), or use another --workdir."
             )
         speeds = self.checkpoint_meta()["speeds"]
         then = meta.get("speeds", [1.0] if self.classes else [])
