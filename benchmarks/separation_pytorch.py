@@ -136,7 +136,10 @@ class VoiceFilter(nn.Module):
 
 
 class Causal(nn.Module):
-    """One hop of `separation.causal`: `[1, hop]` and state -> `[1, hop]` and state."""
+    """One hop of `separation.causal`: `[1, hop]` and state -> `[1, hop]` and state.
+
+    As there, the scales and shifts of a cue are computed before the first hop.
+    """
 
     def __init__(self, size: int, hop: int, features: int, num_layers: int, cycle: int, cue: int):
         super().__init__()
@@ -158,7 +161,10 @@ class Causal(nn.Module):
         layers = [torch.zeros(1, depth, features) for depth in self.depths]
         return torch.zeros(1, self.lead), torch.zeros(1, self.lead), layers
 
-    def forward(self, samples, tail, layers: list[torch.Tensor], chunk, cue):
+    def scales(self, cue):
+        return torch.stack([film(cue) for film in self.films])
+
+    def forward(self, samples, tail, layers: list[torch.Tensor], chunk, films):
         samples = torch.cat([samples, chunk], 1)
         spectrum = torch.fft.rfft(samples * self.window)
         real, imag = spectrum.real, spectrum.imag
@@ -166,10 +172,8 @@ class Causal(nn.Module):
         scale = (power + 1e-8) ** -0.35
         x = self.input(torch.cat([real * scale, imag * scale, (power + 1e-8).sqrt() * scale], 1))
         new: list[torch.Tensor] = []
-        for i, (film, norm, enter, leave) in enumerate(
-            zip(self.films, self.norms, self.inputs, self.outputs)
-        ):
-            factor, offset = film(cue).chunk(2, 1)
+        for i, (norm, enter, leave) in enumerate(zip(self.norms, self.inputs, self.outputs)):
+            factor, offset = films[i].chunk(2, 1)
             y = norm(x) * (1 + factor) + offset
             past = torch.cat([layers[i], y[:, None]], 1)
             gate, y = enter(torch.cat([past[:, 0], y], 1)).chunk(2, 1)
@@ -285,12 +289,12 @@ class Peer:
         network = Causal(**self.settings["causal"]).eval()
         with torch.no_grad():
             network.load(arrays)
+            self.films = network.scales(torch.from_numpy(arrays["cue"]))
         state = network.initial_state()
         self.chunks = torch.from_numpy(arrays["chunks"])
-        self.cue = torch.from_numpy(arrays["cue"])
         if how == "script":
             with torch.no_grad():
-                example = (*state, self.chunks[0], self.cue)
+                example = (*state, self.chunks[0], self.films)
                 network = torch.jit.freeze(torch.jit.trace(network, example, strict=False))
         elif how == "compiled":
             network = torch.compile(network, dynamic=False)
@@ -302,7 +306,7 @@ class Peer:
         state, taken, heard = self.state, [], []
         for k in range(hops):
             started = time.perf_counter()
-            *state, out = self.step(*state, self.chunks[k % len(self.chunks)], self.cue)
+            *state, out = self.step(*state, self.chunks[k % len(self.chunks)], self.films)
             out = out.numpy()
             taken.append(1000 * (time.perf_counter() - started))
             if k < 20:

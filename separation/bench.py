@@ -30,16 +30,16 @@ def resident_mib() -> float:
 def measure(enhancer: enhancer_lib.Enhancer, seconds: float) -> list[str]:
     """Lines with latency, times of hops, real-time factor and memory."""
     enhancer.check_streams()
-    extractor, cue = enhancer.extractor, enhancer.cue(None)
+    extractor = enhancer.extractor
     hop_seconds = extractor.hop_size / enhancer.sample_rate_hz
-    state, rng = extractor.initial_state(1), np.random.default_rng(0)
+    state, rng = enhancer.start(enhancer.cue(None)), np.random.default_rng(0)
     sound = (0.05 * rng.standard_normal((256, 1, extractor.hop_size))).astype(np.float32)
     taken = np.zeros(max(1, round(seconds / hop_seconds)))
     for k in range(-_WARM_HOPS, len(taken)):
         if k == 0:
             memory = resident_mib()
         started = time.perf_counter()
-        state, out = enhancer.step(state, sound[k % 256], cue)
+        state, out = enhancer.step(state, sound[k % 256])
         np.asarray(out)
         if k >= 0:
             taken[k] = time.perf_counter() - started

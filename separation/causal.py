@@ -1,7 +1,7 @@
 """The streaming extractor: a complex mask on frames of at most 32 ms, without look-ahead.
 
-`CausalExtractor.step(state, chunk, cue) -> (state, audio)` is the network; a whole recording is one
-large step. A hop of the output is complete when its last window is, hence the algorithmic latency
+`CausalExtractor.step(state, chunk) -> (state, audio)` is the network; a whole recording is one large
+step. Whose voice comes out is in the state (`with_cue`). A hop of the output is complete when its last window is, hence the algorithmic latency
 is that window: `delay_samples` of output that comes late, and the hop that has to be there first.
 
 Layers: residual convolutions over the frame and one of before, farther back from layer to layer and
@@ -11,8 +11,7 @@ magnitude, of magnitudes to the power 0.3.
 """
 
 import dataclasses
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -79,11 +78,15 @@ class CausalConfig:
 
 
 class CausalState(NamedTuple):
-    """What a stream remembers: samples, a state for each layer, and what is yet to be added."""
+    """What a stream remembers: samples, a state for each layer, and what is yet to be added.
+
+    `films` are the scales and shifts of each layer, [b, layers, 2 c], those of a cue.
+    """
 
     samples: Array
     layers: tuple[Array, ...]
     tail: Array
+    films: Array
 
 
 class CausalExtractor(nn.Module):
@@ -102,17 +105,23 @@ class CausalExtractor(nn.Module):
         return self.config.stft.delay_samples
 
     def initial_state(self, batch: int) -> CausalState:
-        """Before a stream's first sample."""
+        """Before a stream's first sample, of a cue that changes nothing."""
         config = self.config
         layers = [
-            jnp.zeros((batch, 2 ** (i % config.cycle), config.features))
-            for i in range(config.num_layers)
+            jnp.zeros((batch, 2 ** (i % config.cycle), config.features)) for i in self._layers
         ]
         return CausalState(
             stft.stft_state(batch, config.stft),
             tuple(layers),
             stft.istft_state(batch, config.stft),
+            jnp.zeros((batch, config.num_layers, 2 * config.features)),
         )
+
+    @nn.compact
+    def with_cue(self, state: CausalState, cue: Float[Array, "b c"]) -> CausalState:
+        """The state of a stream that extracts the voice of `cue` from here on."""
+        films = [self._dense(2 * self.config.features, f"film{i}")(cue) for i in self._layers]
+        return state._replace(films=jnp.stack(films, axis=1))
 
     def __call__(
         self,
@@ -127,32 +136,39 @@ class CausalExtractor(nn.Module):
         num_samples, late, hop = mixture.shape[1], self.delay_samples, self.hop_size
         missing = late + -(num_samples + late) % hop
         mixture = jnp.pad(mixture, ((0, 0), (0, missing)))
-        _, audio = self.step(self.initial_state(mixture.shape[0]), mixture, cue)
+        state = self.with_cue(self.initial_state(mixture.shape[0]), cue)
+        _, audio = self.step(state, mixture)
         return audio[:, late : late + num_samples]
 
     @nn.compact
     def step(
-        self, state: CausalState, chunk: Float[Array, "b t"], cue: Float[Array, "b c"]
+        self, state: CausalState, chunk: Float[Array, "b t"]
     ) -> tuple[CausalState, Float[Array, "b t"]]:
         """The next k * `hop_size` samples of a stream; out come as many, `delay_samples` late."""
-        config = self.config
-        dense = functools.partial(nn.Dense, dot_general=products.dot_general(config.dtype))
+        config, dense = self.config, self._dense
         samples, spectrum = stft.stft_step(state.samples, chunk, config.stft)
         x = jnp.concatenate(spectra.compressed(spectrum, config.power), axis=-1)
-        x = dense(config.features, name="input")(x)
+        x = dense(config.features, "input")(x)
         layers = []
         for i, before in enumerate(state.layers):
-            film = dense(2 * config.features, name=f"film{i}")(cue)[:, None, :]
-            factor, offset = jnp.split(film, 2, axis=-1)
+            factor, offset = jnp.split(state.films[:, i, None, :], 2, axis=-1)
             y = nn.LayerNorm(name=f"norm{i}")(x) * (1 + factor) + offset
             past = jnp.concatenate([before, y], axis=1)
             y = jnp.concatenate([past[:, : y.shape[1]], y], axis=-1)
-            gate, y = jnp.split(dense(2 * config.features, name=f"input{i}")(y), 2, axis=-1)
-            x = x + dense(config.features, name=f"output{i}")(nn.sigmoid(gate) * y)
+            gate, y = jnp.split(dense(2 * config.features, f"input{i}")(y), 2, axis=-1)
+            x = x + dense(config.features, f"output{i}")(nn.sigmoid(gate) * y)
             layers.append(past[:, chunk.shape[1] // self.hop_size :])
-        mask = dense(2 * config.stft.num_bins, bias_init=spectra.half_real, name="mask")(
+        mask = dense(2 * config.stft.num_bins, "mask", bias_init=spectra.half_real)(
             nn.LayerNorm(name="norm")(x)
         )
         voice = spectra.masked(spectrum, *jnp.split(mask, 2, axis=-1))
         tail, audio = stft.istft_step(state.tail, voice, config.stft)
-        return CausalState(samples, tuple(layers), tail), audio
+        return CausalState(samples, tuple(layers), tail, state.films), audio
+
+    @property
+    def _layers(self) -> range:
+        return range(self.config.num_layers)
+
+    def _dense(self, features: int, name: str, **options: Any) -> nn.Dense:
+        products_of = products.dot_general(self.config.dtype)
+        return nn.Dense(features, dot_general=products_of, name=name, **options)

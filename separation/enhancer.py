@@ -55,14 +55,14 @@ class Stream:
         run: Run = lambda work: work(),
     ) -> None:
         """`run` is given every step of the network: some milliseconds."""
-        self._step, self._cue, self._run, self._enhancer = enhancer.step, cue, run, enhancer
+        self._run, self._enhancer = run, enhancer
         self._listening = enhancer.collector() if self_enroll else None
         self._given, self.enrolled_at = 0, None
         extractor = enhancer.extractor
         self.delay_samples = extractor.delay_samples
         heard = self._listen if self_enroll else None
         self._hops = hops.Hops(extractor.hop_size, extractor.delay_samples, strength, heard)
-        self._state = extractor.initial_state(1)
+        self._state = enhancer.start(cue)
 
     def __call__(self, chunk: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
         """Raises io.AudioError for samples that are NaN or infinite; the stream is as it was."""
@@ -85,7 +85,7 @@ class Stream:
         return np.concatenate(parts)
 
     def _stepped(self, audio: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-        self._state, out = self._step(self._state, audio[None], self._cue)
+        self._state, out = self._enhancer.step(self._state, audio[None])
         return np.asarray(out)[0]
 
     def _listen(self, mixture: Float[np.ndarray, "m"], voice: Float[np.ndarray, "m"]) -> None:
@@ -94,7 +94,8 @@ class Stream:
             return
         self._listening.put(mixture, voice)
         if self._listening.is_full:
-            self._cue = self._enhancer.cue_of(self._listening.enrolment)
+            cue = self._enhancer.cue_of(self._listening.enrolment)
+            self._state = self._enhancer.with_cue(self._state, cue)
             self._listening, self.enrolled_at = None, self._given
 
 
@@ -111,11 +112,13 @@ class Enhancer:
         self.channel = splits.channel(found.config.data)
         self._longest_enrolment = round(found.config.data.enrolment_seconds * self.sample_rate_hz)
         self._net = found.task.model
-        self._variables = jax.device_get(found.variables)
+        # On one device: as arrays of the host they would be taken over again with every call.
+        self._variables = jax.device_put(jax.device_get(found.variables), jax.devices()[0])
         apply = self._net.apply
         self._extract = jax.jit(lambda v, *x: apply(v, *x, method="extract"))
         self._encode = jax.jit(lambda v, *x: apply(v, *x, method="cue"))
-        self._apply_step = jax.jit(lambda v, *x: apply(v, *x, method="step"), donate_argnums=1)
+        self._apply_step = jax.jit(self.pure_step, donate_argnums=1)
+        self._apply_cue = jax.jit(self.pure_with_cue, donate_argnums=1)
 
     @property
     def extractor(self) -> Any:
@@ -143,20 +146,30 @@ class Enhancer:
 
     @property
     def variables(self) -> Any:
-        """For `pure_step`; on the host."""
+        """For the pure functions."""
         return self._variables
 
     def pure_step(
-        self, variables: Any, state: Any, chunk: Float[Array, "b t"], cue: Float[Array, "b c"]
+        self, variables: Any, state: Any, chunk: Float[Array, "b t"]
     ) -> tuple[Any, Float[Array, "b t"]]:
         """`step` as a pure function, to be a part of others."""
-        return self._net.apply(variables, state, chunk, cue, method="step")
+        return self._net.apply(variables, state, chunk, method="step")
 
-    def step(
-        self, state: Any, chunk: Float[np.ndarray, "b t"], cue: Float[Array, "b c"]
-    ) -> tuple[Any, Float[Array, "b t"]]:
+    def pure_with_cue(self, variables: Any, state: Any, cue: Float[Array, "b c"]) -> Any:
+        """`with_cue` as a pure function."""
+        return self._net.apply(variables, state, cue, method="with_cue")
+
+    def start(self, cue: Float[Array, "b c"]) -> Any:
+        """The state of a new stream for the voice of a cue."""
+        return self.with_cue(self.extractor.initial_state(len(cue)), cue)
+
+    def step(self, state: Any, chunk: Float[np.ndarray, "b t"]) -> tuple[Any, Float[Array, "b t"]]:
         """See `causal.CausalExtractor.step`. The memory of `state` is used again."""
-        return self._apply_step(self._variables, state, chunk, cue)
+        return self._apply_step(self._variables, state, chunk)
+
+    def with_cue(self, state: Any, cue: Float[Array, "b c"]) -> Any:
+        """`state` with another cue from here on. Its memory is used again."""
+        return self._apply_cue(self._variables, state, cue)
 
     def compile(self) -> None:
         """All programs that recordings need, so that none waits for them."""

@@ -48,11 +48,13 @@ class SeparationNet(nn.Module):
         audio = self.extractor(mixture, lengths, cue, train=train)
         return masking.zero_padding(audio[:, :, None], lengths)[:, :, 0]
 
-    def step(
-        self, state: Any, chunk: Float[Array, "b t"], cue: Float[Array, "b c"]
-    ) -> tuple[Any, Float[Array, "b t"]]:
+    def with_cue(self, state: Any, cue: Float[Array, "b c"]) -> Any:
+        """See `causal.CausalExtractor.with_cue`."""
+        return self.extractor.with_cue(state, cue)
+
+    def step(self, state: Any, chunk: Float[Array, "b t"]) -> tuple[Any, Float[Array, "b t"]]:
         """See `causal.CausalExtractor.step`."""
-        return self.extractor.step(state, chunk, cue)
+        return self.extractor.step(state, chunk)
 
     def __call__(
         self,

@@ -34,8 +34,8 @@ class Slots:
 
     def __init__(self, enhancer: separation_enhancer.Enhancer, size: int) -> None:
         self._size, self._hop = size, enhancer.extractor.hop_size
-        self._step, self._first = enhancer.pure_step, enhancer.extractor.initial_state(1)
-        self._variables = jax.device_put(enhancer.variables)
+        self._step, self._with_cue = enhancer.pure_step, enhancer.pure_with_cue
+        self._first, self._variables = enhancer.extractor.initial_state(1), enhancer.variables
         self._cue_size = enhancer.cue(None).shape[1]
         self._advance = jax.jit(self._advanced, donate_argnums=1)
         self.reset()
@@ -65,7 +65,7 @@ class Slots:
         padding = (1 << (len(audio) - 1).bit_length()) - len(audio)
         index = np.full(len(audio) + padding, self._size, np.int32)
         index[: len(slots)] = slots
-        new = np.ones(len(index), bool)
+        new = np.zeros(len(index), bool)
         new[: len(slots)] = is_new
         rows = ((0, padding), (0, 0))
         self._states, out = self._advance(
@@ -82,17 +82,17 @@ class Slots:
         audio: Float[Array, "b t"],
         cues: Float[Array, "b c"],
     ) -> tuple[Any, Float[Array, "b t"]]:
-        def read(stored: Array, first: Array) -> Array:
-            new = is_new.reshape(-1, *[1] * first.ndim)
-            return jnp.where(new, first[None], stored[slots])
+        def started(before: Any) -> Any:
+            first = jax.tree.map(lambda x: jnp.repeat(x[None], len(slots), axis=0), self._first)
+            first = jax.vmap(self._with_cue, (None, 0, 0))(variables, first, cues[:, None])
+            new = [is_new.reshape(-1, *[1] * (x.ndim - 1)) for x in jax.tree.leaves(first)]
+            new = jax.tree.unflatten(jax.tree.structure(first), new)
+            return jax.tree.map(jnp.where, new, first, before)
 
         # Whatever the shapes of a state are: each row is a batch of one.
-        after, out = jax.vmap(self._step, (None, 0, 0, 0))(
-            variables,
-            jax.tree.map(read, states, self._first),
-            audio[:, None],
-            cues[:, None],
-        )
+        before = jax.tree.map(lambda stored: stored[slots], states)
+        before = jax.lax.cond(jnp.any(is_new), started, lambda before: before, before)
+        after, out = jax.vmap(self._step, (None, 0, 0))(variables, before, audio[:, None])
         return jax.tree.map(lambda kept, new: kept.at[slots].set(new), states, after), out[:, 0]
 
 

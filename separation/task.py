@@ -71,7 +71,9 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     @functools.cached_property
     def model(self) -> model.SeparationNet:
         speeds = tuple(self.config.augment.speeds)
-        return model.make_model(self.config, classes_lib.count(self.classes, speeds), self.known_voice)
+        return model.make_model(
+            self.config, classes_lib.count(self.classes, speeds), self.known_voice
+        )
 
     @functools.cached_property
     def known_voice(self) -> voice.Voice | None:
