@@ -1,8 +1,9 @@
 """The streaming extractor: a complex mask on frames of at most 32 ms, without look-ahead.
 
-`CausalExtractor.step(state, chunk) -> (state, audio)` is the network; a whole recording is one large
-step. Whose voice comes out is in the state (`with_cue`). A hop of the output is complete when its last window is, hence the algorithmic latency
-is that window: `delay_samples` of output that comes late, and the hop that has to be there first.
+`CausalExtractor.step(state, chunk) -> (state, audio)` is the network; a whole recording is one
+large step. Whose voice comes out is in the state (`with_cue`). A hop of the output is complete when
+its last window is, hence the algorithmic latency is that window: `delay_samples` of output that
+comes late, and the hop that has to be there first.
 
 Layers: residual convolutions over the frame and one of before, farther back from layer to layer and
 gated (van den Oord et al. 2016, arXiv:1609.03499, section 2.3), each with its input scaled and

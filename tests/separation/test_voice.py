@@ -17,9 +17,9 @@ from tests.separation import test_task, voices
 from tests.separation.test_judges import speaker_folder  # noqa: F401 - a fixture
 
 
-def copied(speaker_folder, to):
+def copied(folder, to):
     """At the rate of the corpus, which changes no weight's shape."""
-    shutil.copytree(speaker_folder, to)
+    shutil.copytree(folder, to)
     saved = json.loads((to / "config.json").read_text())
     saved["config"]["data"]["sample_rate_hz"] = voices.RATE_HZ
     (to / "config.json").write_text(json.dumps(saved))
