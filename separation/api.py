@@ -28,9 +28,11 @@ _DESCRIPTION = """One voice out of several.
 `POST /voices` takes a recording of a voice and gives its name; `POST /enhance` takes a recording of
 several voices and gives that one as WAV, at the recording's rate and of its length. Any format.
 A `strength` of 1 gives the voice alone, 0.8 leaves a fifth of the mixture, 0 is the mixture.
+Without a voice it is the loudest; with `self_enroll` known by what of it was heard alone.
 
 `/stream` is a websocket. First frame, JSON: `{"rate": 16000, "format": "pcm16" or "float32",
-"voice": NAME or null, "strength": 0 to 1, "token": TOKEN}`, of which only the rate has to be there.
+"voice": NAME or null, "strength": 0 to 1, "self_enroll": true or false, "token": TOKEN}`, of which
+only the rate has to be there.
 The answer is `{"rate", "format", "delay_ms", "hop_ms"}`. Then binary frames of little-endian
 samples of one channel, cut anywhere; the voice comes back the same way. `{"end": true}` brings the
 rest, as many samples as went in, and `{"samples": N}`. An error is `{"error": MESSAGE}` and a close
@@ -46,6 +48,11 @@ _Voice = Annotated[str, fastapi.Form(description="the name of an enrolled voice"
 _Strength = Annotated[
     float, fastapi.Form(ge=0, le=1, description="0 (the mixture) to 1 (the voice)")
 ]
+
+_SelfEnroll = Annotated[
+    bool, fastapi.Form(description="know the loudest voice by what of it is heard alone")
+]
+_ONE = "self_enroll goes without a voice and without an enrolment"
 
 
 class Wav(responses.Response):
@@ -114,16 +121,21 @@ class Service:
         voice: _Voice = "",
         enrolment: _OptionalUpload = None,
         strength: _Strength = 1.0,
+        self_enroll: _SelfEnroll = False,
     ) -> Wav:
         """The voice of a recording: an enrolled one, that of an enrolment, or the loudest."""
+        if self_enroll and (voice or enrolment is not None):
+            raise fastapi.HTTPException(422, _ONE)
         known = self._known(voice) if voice else self._null
-        return Wav(await self._job(self._enhanced, file, known, enrolment, strength))
+        return Wav(await self._job(self._enhanced, file, known, enrolment, strength, self_enroll))
 
     async def stream(self, socket: fastapi.WebSocket) -> None:
         """See the description of the application."""
         async with sockets.serving(socket, self._settings, self.measured) as talk:
-            rate, form, cue, strength = self._wanted(await talk.header())
-            stream = None if self._engine is None else self._engine.open(cue, strength)
+            rate, form, cue, strength, own = self._wanted(await talk.header())
+            stream = None
+            if self._engine is not None:
+                stream = self._engine.open(cue, strength, self_enroll=own)
             if stream is None:
                 limit = f"there are {self._limits.streams} streams, the limit; try again later"
                 raise sockets.Refused(sockets.BUSY, "busy", limit)
@@ -140,22 +152,28 @@ class Service:
                 self._engine.close(stream)
                 self.measured.streams.dec()
 
-    def _wanted(self, header: dict[str, Any]) -> tuple[int, str, Float[np.ndarray, "c"], float]:
-        """Rate, format, cue and strength. Raises sockets.Refused."""
+    def _wanted(
+        self, header: dict[str, Any]
+    ) -> tuple[int, str, Float[np.ndarray, "c"], float, bool]:
+        """Rate, format, cue, strength, and whether it enrols itself. Raises sockets.Refused."""
         wrong: Callable[[str], sockets.Refused] = lambda message: sockets.Refused(  # noqa: E731
             sockets.BAD_REQUEST, "header", message
         )
         if self._engine is None:
             raise wrong("this server's network sees all of a recording and cannot stream")
         form, rate, voice = header.get("format", "pcm16"), header.get("rate"), header.get("voice")
-        strength = header.get("strength", 1.0)
-        if unknown := header.keys() - {"format", "rate", "strength", "voice"}:
+        strength, own = header.get("strength", 1.0), header.get("self_enroll", False)
+        if unknown := header.keys() - {"format", "rate", "self_enroll", "strength", "voice"}:
             raise wrong(f"unknown in the first frame: {', '.join(sorted(unknown))}")
         if form not in tuple(sound.FORMATS):
             raise wrong(f"format: one of {', '.join(sound.FORMATS)}")
         is_number = isinstance(strength, int | float) and not isinstance(strength, bool)
         if not is_number or not 0 <= strength <= 1:
             raise wrong("strength: a number from 0 (the mixture) to 1 (the voice)")
+        if not isinstance(own, bool):
+            raise wrong("self_enroll: true or false")
+        if own and voice is not None:
+            raise wrong(_ONE)
         if isinstance(rate, bool) or not isinstance(rate, int):
             raise wrong("rate: the samples per second, a whole number")
         try:
@@ -163,10 +181,10 @@ class Service:
         except io.AudioError as error:
             raise wrong(str(error)) from error
         if voice is None:
-            return rate, form, self._null, float(strength)
+            return rate, form, self._null, float(strength), own
         try:
             cue = self._voices.get(voice if isinstance(voice, str) else "")
-            return rate, form, cue, float(strength)
+            return rate, form, cue, float(strength), own
         except KeyError:
             raise sockets.Refused(sockets.UNKNOWN, "voice", _NO_VOICE) from None
 
@@ -192,12 +210,15 @@ class Service:
         cue: Float[np.ndarray, "c"],
         enrolment: datastructures.UploadFile | None,
         strength: float,
+        self_enroll: bool,
     ) -> bytes:
         if enrolment is not None:
             cue, _ = self._cue(enrolment)
         audio, rate = self._decoded(file)
         cue = jnp.asarray(cue)[None]
-        voice = self._enhancer.extract(audio, rate, cue, strength, run=self._between)
+        voice = self._enhancer.extract(
+            audio, rate, cue, strength, self_enroll=self_enroll, run=self._between
+        )
         self._audio.labels("upload").inc(len(audio) / rate)
         return io.wav_bytes(voice, rate)
 

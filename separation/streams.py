@@ -9,6 +9,8 @@ recordings, goes through the same thread `between` those of streams.
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from separation import enhancer as separation_enhancer
 from separation import hops as separation_hops
+from separation import self_enrolment
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +55,8 @@ class Slots:
         for hops in _BLOCK_HOPS:
             for power in range((self._size - 1).bit_length() + 1):
                 audio = np.zeros((1 << power, hops * self._hop), np.float32)
-                self.advance([], [], audio, np.zeros((1 << power, self._cue_size), np.float32))
+                cues = np.zeros((1 << power, self._cue_size), np.float32)
+                self.advance([], [], audio, cues, [])
 
     def advance(
         self,
@@ -60,18 +64,21 @@ class Slots:
         is_new: Sequence[bool],
         audio: Float[np.ndarray, "n t"],
         cues: Float[np.ndarray, "n c"],
+        has_new_cue: Sequence[bool],
     ) -> Float[np.ndarray, "n t"]:
-        """The next samples of some streams. `is_new` ones start from silence."""
+        """The next samples of some streams. `is_new` ones start from silence; `has_new_cue` ones
+        have the voice of their cue from here on."""
         padding = (1 << (len(audio) - 1).bit_length()) - len(audio)
         index = np.full(len(audio) + padding, self._size, np.int32)
         index[: len(slots)] = slots
-        new = np.zeros(len(index), bool)
-        new[: len(slots)] = is_new
+        new, other = np.zeros(len(index), bool), np.zeros(len(index), bool)
+        new[: len(slots)], other[: len(slots)] = is_new, has_new_cue
         rows = ((0, padding), (0, 0))
+        audio, cues = np.pad(audio, rows), np.pad(cues, rows)
         self._states, out = self._advance(
-            self._variables, self._states, index, new, np.pad(audio, rows), np.pad(cues, rows)
+            self._variables, self._states, index, new, audio, cues, other
         )
-        return np.asarray(out)[: len(audio)]
+        return np.asarray(out)[: len(audio) - padding]
 
     def _advanced(
         self,
@@ -81,17 +88,22 @@ class Slots:
         is_new: Bool[Array, "b"],
         audio: Float[Array, "b t"],
         cues: Float[Array, "b c"],
+        has_new_cue: Bool[Array, "b"],
     ) -> tuple[Any, Float[Array, "b t"]]:
-        def started(before: Any) -> Any:
-            first = jax.tree.map(lambda x: jnp.repeat(x[None], len(slots), axis=0), self._first)
-            first = jax.vmap(self._with_cue, (None, 0, 0))(variables, first, cues[:, None])
-            new = [is_new.reshape(-1, *[1] * (x.ndim - 1)) for x in jax.tree.leaves(first)]
-            new = jax.tree.unflatten(jax.tree.structure(first), new)
-            return jax.tree.map(jnp.where, new, first, before)
+        def chosen(rows: Bool[Array, "b"], one: Any, other: Any) -> Any:
+            def either(x: Array, y: Array) -> Array:
+                return jnp.where(rows.reshape(-1, *[1] * (y.ndim - 1)), x, y)
+
+            return jax.tree.map(either, one, other)
 
         # Whatever the shapes of a state are: each row is a batch of one.
-        before = jax.tree.map(lambda stored: stored[slots], states)
-        before = jax.lax.cond(jnp.any(is_new), started, lambda before: before, before)
+        def with_cues(before: Any) -> Any:
+            after = jax.vmap(self._with_cue, (None, 0, 0))(variables, before, cues[:, None])
+            return chosen(has_new_cue, after, before)
+
+        first = jax.tree.map(lambda x: x[None], self._first)
+        before = chosen(is_new, first, jax.tree.map(lambda stored: stored[slots], states))
+        before = jax.lax.cond(jnp.any(has_new_cue), with_cues, lambda before: before, before)
         after, out = jax.vmap(self._step, (None, 0, 0))(variables, before, audio[:, None])
         return jax.tree.map(lambda kept, new: kept.at[slots].set(new), states, after), out[:, 0]
 
@@ -110,7 +122,7 @@ class Stream:
         self, slot: int, cue: Float[np.ndarray, "c"], hops: separation_hops.Hops, most_hops: int,
         wake: Callable[[], None],
     ) -> None:  # fmt: skip
-        self.slot, self.cue, self.is_new = slot, cue, True
+        self.slot, self.cue, self.is_new, self.has_new_cue = slot, cue, True, True
         self.due_since = 0.0
         self._hops, self._most, self._wake = hops, most_hops, wake
         self._out: list[Float[np.ndarray, "_"]] = []
@@ -148,8 +160,12 @@ class Stream:
 
     def take(self, hops: int) -> Float[np.ndarray, "t"]:
         """For the engine: the next hops."""
-        self.is_new = False
+        self.is_new = self.has_new_cue = False
         return self._hops.take(hops)
+
+    def change(self, cue: Float[np.ndarray, "c"]) -> None:
+        """Another voice from the next hop on."""
+        self.cue, self.has_new_cue = cue, True
 
     def give(self, hops: int, out: Float[np.ndarray, "t"]) -> None:
         """For the engine: what they became."""
@@ -206,7 +222,8 @@ class Engine:
         extractor = enhancer.extractor
         self.hop_size, self.delay_samples = extractor.hop_size, extractor.delay_samples
         self._most_hops = round(_WAITING_SECONDS * enhancer.sample_rate_hz / self.hop_size)
-        self._slots, self._observe = Slots(enhancer, size), observe
+        self._slots, self._observe, self._enhancer = Slots(enhancer, size), observe, enhancer
+        self._enrolling: set[asyncio.Task] = set()
         self._free = list(range(size))
         self._streams: dict[int, Stream] = {}
         self._others: collections.deque[_Work] = collections.deque()
@@ -220,15 +237,45 @@ class Engine:
     def compile(self) -> None:
         """To be called before `run`; takes seconds."""
         self._slots.compile()
+        self._enhancer.cue_of(np.zeros(0, np.float32))
 
-    def open(self, cue: Float[np.ndarray, "c"], strength: float = 1.0) -> Stream | None:
-        """A new stream, to be closed; None if there are as many as may be."""
+    def open(
+        self, cue: Float[np.ndarray, "c"], strength: float = 1.0, *, self_enroll: bool = False
+    ) -> Stream | None:
+        """A new stream, to be closed; None if there are as many as may be.
+
+        With `self_enroll` the cue is changed once, as in `enhancer.Stream`.
+        """
         if not self._free:
             return None
-        slot = self._free.pop()
-        hops = separation_hops.Hops(self.hop_size, self.delay_samples, strength)
+        slot, heard = self._free.pop(), None
+        if self_enroll:
+            found = self._enhancer.collector()
+            heard = functools.partial(self._listen, slot, found)
+        hops = separation_hops.Hops(self.hop_size, self.delay_samples, strength, heard)
         self._streams[slot] = Stream(slot, cue, hops, self._most_hops, self._due.set)
         return self._streams[slot]
+
+    def _listen(
+        self,
+        slot: int,
+        found: self_enrolment.Collector,
+        mixture: Float[np.ndarray, "m"],
+        voice: Float[np.ndarray, "m"],
+    ) -> None:
+        """What a stream heard and gave; its own voice becomes its cue when there is enough."""
+        if found.is_full:
+            return
+        found.put(mixture, voice)
+        if found.is_full:
+            work = self._enroll(self._streams[slot], found.enrolment)
+            self._enrolling.add(task := asyncio.create_task(work))
+            task.add_done_callback(self._enrolling.discard)
+
+    async def _enroll(self, stream: Stream, enrolment: Float[np.ndarray, "n"]) -> None:
+        with contextlib.suppress(Broken):
+            cue = await self.between(lambda: np.asarray(self._enhancer.cue_of(enrolment))[0])
+            stream.change(cue)
 
     def close(self, stream: Stream) -> None:
         """Its place is free. A step in which it still takes part comes before any of a new one."""
@@ -278,13 +325,15 @@ class Engine:
 
     async def _advance(self, hops: int, streams: list[Stream]) -> None:
         due_since = min(stream.due_since for stream in streams)
-        slots, is_new, cues = zip(*((one.slot, one.is_new, one.cue) for one in streams))
+        rows = [(one.slot, one.is_new, one.cue, one.has_new_cue) for one in streams]
+        slots, is_new, cues, has_new_cue = zip(*rows)
         audio = np.stack([stream.take(hops) for stream in streams])
+        work = functools.partial(
+            self._slots.advance, slots, is_new, audio, np.stack(cues), has_new_cue
+        )
         loop = asyncio.get_running_loop()
         try:
-            out = await loop.run_in_executor(
-                self._worker, self._slots.advance, slots, is_new, audio, np.stack(cues)
-            )
+            out = await loop.run_in_executor(self._worker, work)
         except Exception as error:
             log.exception("The network failed; all streams end.")
             for stream in self._streams.values():

@@ -14,6 +14,7 @@ async function enrol(blob) {
   const found = await (await ask("/voices", { method: "POST", body })).json();
   voice = found.voice;
   $("forget").hidden = false;
+  $("own-label").hidden = true;
   return `This voice is known now, by ${found.seconds.toFixed(1)} s.`;
 }
 
@@ -21,6 +22,7 @@ async function enhance(blob) {
   const body = new FormData();
   body.append("file", blob, blob.name ?? "recording.wav");
   if (voice) body.append("voice", voice);
+  else body.append("self_enroll", $("own").checked);
   body.append("strength", $("strength").value);
   const after = await (await ask("/enhance", { method: "POST", body })).blob();
   return present(blob, after);
@@ -121,7 +123,7 @@ async function stream(begun, signal) {
     await new Promise((resolve, reject) => {
       socket = new WebSocket(`${location.origin.replace("http", "ws")}/stream`);
       socket.binaryType = "arraybuffer";
-      socket.onopen = () => socket.send(JSON.stringify({ rate, format: "pcm16", voice, strength: $("strength").valueAsNumber, ...(token() && { token: token() }) }));
+      socket.onopen = () => socket.send(JSON.stringify({ rate, format: "pcm16", voice, self_enroll: !voice && $("own").checked, strength: $("strength").valueAsNumber, ...(token() && { token: token() }) }));
       let message = null;
       socket.onmessage = ({ data }) => {
         if (typeof data !== "string") {
@@ -188,5 +190,6 @@ $("forget").onclick = () =>
     const name = voice;
     voice = null;
     $("forget").hidden = true;
+    $("own-label").hidden = false;
     await ask(`/voices/${name}`, { method: "DELETE" });
   });

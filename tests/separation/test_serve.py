@@ -123,6 +123,13 @@ def test_an_upload_becomes_the_voice_that_was_enrolled(http, network):
     other = http.post("/enhance", files={"file": wav(mixture, 22050)}).content
     found = io.load_audio(other, sample_rate_hz=22050)
     np.testing.assert_allclose(found, network(mixture, 22050), atol=1 / 32768)
+    own = http.post("/enhance", files={"file": wav(mixture, 22050)}, data={"self_enroll": "true"})
+    found = io.load_audio(own.content, sample_rate_hz=22050)
+    expected = network(mixture, 22050, self_enroll=True)
+    np.testing.assert_allclose(found, expected, atol=1 / 32768)
+    both = {"voice": voice, "self_enroll": "true"}
+    answer = http.post("/enhance", files={"file": wav(mixture, 22050)}, data=both)
+    assert (answer.status_code, answer.json()["detail"][:12]) == (422, "self_enroll ")
     assert http.delete(f"/voices/{voice}").status_code == 204
     again = http.post("/enhance", files={"file": wav(mixture)}, data={"voice": voice})
     assert again.status_code == 404
@@ -211,6 +218,8 @@ def test_a_stream_that_cannot_go_on_ends_with_a_reason(url, frames, code, reason
         ({"format": "mp3"}, 4400, "format: one of pcm16, float32"),
         ({"format": ["pcm16"]}, 4400, "format: one of pcm16, float32"),
         ({"strength": 1.1}, 4400, "strength: a number from 0"),
+        ({"self_enroll": 1}, 4400, "self_enroll: true or false"),
+        ({"self_enroll": True, "voice": "x"}, 4400, "self_enroll goes without a voice"),
         ({"strength": float("nan")}, 4400, "strength: a number from 0"),
         ({"strength": True}, 4400, "strength: a number from 0"),
         ({"speed": 2}, 4400, "unknown in the first frame: speed"),

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import threading
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from separation import streams
+from separation import self_enrolment, streams
 from tests.separation import test_enhancer
 
 
@@ -25,8 +26,8 @@ class Order:
         self.done: list[object] = []
         self.begun, self.gate = threading.Event(), threading.Event()
 
-    def advance(self, slots, is_new, audio, cues):
-        del slots, is_new, cues
+    def advance(self, slots, is_new, audio, cues, has_new_cue):
+        del slots, is_new, cues, has_new_cue
         self.done.append(audio.shape)
         return audio
 
@@ -89,3 +90,53 @@ def test_work_that_fails_or_comes_too_late_says_so(network):
             await engine.between(lambda: 7)
 
     asyncio.run(talk())
+
+
+def test_a_cue_is_changed_in_one_row_from_a_hop_on(network):
+    """As in a stream by itself; the row beside it goes on as it was."""
+    hop, rng = network.extractor.hop_size, np.random.default_rng(0)
+    audio = np.float32(0.1 * rng.normal(size=(6, 2, hop)))
+    cues = np.float32(rng.normal(size=(3, network.cue(None).shape[1])))
+    slots, found = streams.Slots(network, 2), []
+    for k, chunk in enumerate(audio):
+        mine = cues[[2 if k >= 3 else 0, 1]]
+        rows = [0, 1], [k == 0] * 2, chunk, mine, [k in (0, 3), k == 0]
+        found.append(slots.advance(*rows))
+    for row in range(2):
+        state = network.start(jnp.asarray(cues[row : row + 1]))
+        for k, chunk in enumerate(audio):
+            if k == 3 and row == 0:
+                state = network.with_cue(state, jnp.asarray(cues[2:]))
+            state, expected = network.step(state, chunk[row : row + 1])
+            np.testing.assert_allclose(found[k][row], expected[0], atol=1e-6)
+
+
+def test_a_stream_enrols_itself_once(network, monkeypatch):
+    """By what it gave itself, which is enough of a voice here whatever it is."""
+    monkeypatch.setattr(self_enrolment, "_OVER_REST", 0.0)
+    monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.0)
+    mixture = test_enhancer.noise(6.0)
+    null = np.asarray(network.cue(None))[0]
+
+    async def talk():
+        engine = streams.Engine(network, 1)
+        async with running(engine):
+            stream = engine.open(null, self_enroll=True)
+            parts, changed = [], []
+            for first in range(0, len(mixture), 4000):
+                await stream.put(mixture[first : first + 4000])
+                parts.append(await stream.get())
+                changed.append(stream.cue is not null)
+            stream.end()
+            while (rest := await stream.get()) is not None:
+                parts.append(rest)
+            engine.close(stream)
+            return np.concatenate(parts), stream.cue, changed
+
+    voice, cue, changed = asyncio.run(talk())
+    assert len(voice) == len(mixture)
+    assert not changed[0]
+    assert changed[-1]
+    collector = network.collector()
+    collector.put(mixture[: len(voice)], voice)
+    np.testing.assert_allclose(cue, network.cue_of(collector.enrolment)[0], atol=1e-5)
