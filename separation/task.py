@@ -118,6 +118,13 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             params["speakers"] = (found if same else fresh)["params"]["speakers"]
         return {**found, "params": params}
 
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """All but a speaker network, which does not move."""
+        if self.known_voice is None:
+            return ()
+        return "extractor", "cue_encoder/cue", "null_cue", "speakers"
+
     def checkpoint_meta(self) -> dict[str, Any]:
         return {
             "speakers": classes_lib.digest(self.classes),

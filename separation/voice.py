@@ -6,7 +6,6 @@ until the first checkpoint only.
 """
 
 import functools
-import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,8 +18,6 @@ from common import errors, trained, workdir
 from speaker import model as speaker_model
 from speaker import settings as speaker_settings
 from speaker import task as speaker_task
-
-log = logging.getLogger(__name__)
 
 FOLDER = "cue"  # in the work directory: the settings of the speaker network
 _TASK = "speaker"

@@ -27,7 +27,7 @@ def copied(folder, to):
 
 
 def make_task(folder, workdir):
-    return test_task.make_task(folder, **{"cue.workdir": str(workdir)})
+    return test_task.make_task(folder, **{"cue.workdir": str(workdir), "ema_decay": 0.9})
 
 
 def network_of(variables):
@@ -54,7 +54,11 @@ def test_the_network_is_kept_as_it_was_and_outlives_its_folder(tmp_path, speaker
     before, batches = jax.device_get(state.params), iter(task.train_data())
     for _ in range(2):  # the first one's rate is 0
         state, _ = step(state, parallel.global_batch(next(batches), mesh))
-    jax.tree.map(np.testing.assert_array_equal, first, jax.device_get(network_of(state.variables)))
+    for variables in (state.variables, state.eval_variables):
+        jax.tree.map(np.testing.assert_array_equal, first, jax.device_get(network_of(variables)))
+    averages = [set(tree) for tree in (state.ema["params"], state.params)]
+    assert averages[0] == averages[1]
+    assert cue.FROZEN not in state.ema
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, jax.device_get(state.params))
     assert moved["cue_encoder"]["cue"]["kernel"]  # the linear layer behind it learns
 
@@ -70,7 +74,9 @@ def test_the_network_is_kept_as_it_was_and_outlives_its_folder(tmp_path, speaker
     loaded = trained_lib.load(package, folder, config=again.config, mesh=mesh)
     encode = jax.jit(lambda v, *x: again.model.apply(v, *x, method="cue"))
     cues = encode(loaded.variables, audio, lengths)
-    np.testing.assert_array_equal(cues, encode(jax.device_get(state.variables), audio, lengths))
+    np.testing.assert_array_equal(
+        cues, encode(jax.device_get(state.eval_variables), audio, lengths)
+    )
     with pytest.raises(errors.UserError, match="holds that network"):
         make_task(folder, tmp_path / "third").check_checkpoint(loaded.meta)
 
