@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _BLOCK_HOPS = (8, 1)  # of each row in one step; more at a time where a stream is behind
 _WAITING_SECONDS = 2.0  # of input and of output that a stream may have, beyond that it waits
-_PATIENCE_SECONDS = 0.5  # of what is not live, while there is always a stream that waits
+_PATIENCE_SECONDS = 0.05  # of what is not live, while there is always a stream that waits
 
 
 class Slots:
