@@ -109,7 +109,8 @@ class CausalExtractor(nn.Module):
         """Before a stream's first sample, of a cue that changes nothing."""
         config = self.config
         layers = [
-            jnp.zeros((batch, 2 ** (i % config.cycle), config.features)) for i in self._layers
+            jnp.zeros((batch, 2 ** (i % config.cycle), config.features))
+            for i in range(config.num_layers)
         ]
         return CausalState(
             stft.stft_state(batch, config.stft),
@@ -121,7 +122,8 @@ class CausalExtractor(nn.Module):
     @nn.compact
     def with_cue(self, state: CausalState, cue: Float[Array, "b c"]) -> CausalState:
         """The state of a stream that extracts the voice of `cue` from here on."""
-        films = [self._dense(2 * self.config.features, f"film{i}")(cue) for i in self._layers]
+        size, count = 2 * self.config.features, self.config.num_layers
+        films = [self._dense(size, f"film{i}")(cue) for i in range(count)]
         return state._replace(films=jnp.stack(films, axis=1))
 
     def __call__(
@@ -165,10 +167,6 @@ class CausalExtractor(nn.Module):
         voice = spectra.masked(spectrum, *jnp.split(mask, 2, axis=-1))
         tail, audio = stft.istft_step(state.tail, voice, config.stft)
         return CausalState(samples, tuple(layers), tail, state.films), audio
-
-    @property
-    def _layers(self) -> range:
-        return range(self.config.num_layers)
 
     def _dense(self, features: int, name: str, **options: Any) -> nn.Dense:
         products_of = products.dot_general(self.config.dtype)

@@ -23,7 +23,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from separation import enhancer as separation_enhancer
 from separation import hops as separation_hops
-from separation import self_enrolment
 
 log = logging.getLogger(__name__)
 
@@ -248,29 +247,22 @@ class Engine:
         """
         if not self._free:
             return None
-        slot, heard = self._free.pop(), None
-        if self_enroll:
-            found = self._enhancer.collector()
-            heard = functools.partial(self._listen, slot, found)
-        hops = separation_hops.Hops(self.hop_size, self.delay_samples, strength, heard)
-        self._streams[slot] = Stream(slot, cue, hops, self._most_hops, self._due.set)
-        return self._streams[slot]
+        slot, found = self._free.pop(), self._enhancer.collector() if self_enroll else None
 
-    def _listen(
-        self,
-        slot: int,
-        found: self_enrolment.Collector,
-        mixture: Float[np.ndarray, "m"],
-        voice: Float[np.ndarray, "m"],
-    ) -> None:
-        """What a stream heard and gave; its own voice becomes its cue when there is enough."""
-        if found.is_full:
-            return
-        found.put(mixture, voice)
-        if found.is_full:
-            work = self._enroll(self._streams[slot], found.enrolment)
-            self._enrolling.add(task := asyncio.create_task(work))
-            task.add_done_callback(self._enrolling.discard)
+        def heard(mixture: Float[np.ndarray, "m"], voice: Float[np.ndarray, "m"]) -> None:
+            if not found.is_full:
+                found.put(mixture, voice)
+                if found.is_full:
+                    task = asyncio.create_task(self._enroll(stream, found.enrolment))
+                    self._enrolling.add(task)
+                    task.add_done_callback(self._enrolling.discard)
+
+        listen = heard if self_enroll else None
+        hops = separation_hops.Hops(self.hop_size, self.delay_samples, strength, listen)
+        # It may be closed, and its slot another's, before the last of its hops is given.
+        stream = Stream(slot, cue, hops, self._most_hops, self._due.set)
+        self._streams[slot] = stream
+        return stream
 
     async def _enroll(self, stream: Stream, enrolment: Float[np.ndarray, "n"]) -> None:
         with contextlib.suppress(Broken):

@@ -107,16 +107,23 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     def adopt(
         self, fresh: state.Variables, found: state.Variables, meta: Mapping[str, Any]
     ) -> state.Variables:
-        """The other run's network; what tells the training speakers apart only if they are its."""
+        """The other run's network; what tells the training speakers apart only if they are its, and
+        what makes cues only if it stands behind the same encoder. A speaker network is this run's.
+        """
         params = {name: tree for name, tree in found["params"].items() if name != "speakers"}
+        own = self.checkpoint_meta()
+        if meta.get("cue", "") != own["cue"]:
+            log.info("That run had cues of another encoder: this one's begins anew.")
+            params["cue_encoder"] = fresh["params"]["cue_encoder"]
         if "speakers" in fresh["params"]:
-            own = self.checkpoint_meta()
             same = all(meta.get(name) == own[name] for name in ("speakers", "speeds"))
             same = same and "speakers" in found["params"]
             if not same:
                 log.info("That run had other speakers: they are told apart anew.")
             params["speakers"] = (found if same else fresh)["params"]["speakers"]
-        return {**found, "params": params}
+        found = {name: tree for name, tree in found.items() if name != cue.FROZEN}
+        frozen = {cue.FROZEN: fresh[cue.FROZEN]} if cue.FROZEN in fresh else {}
+        return {**found, **frozen, "params": params}
 
     @property
     def averaged(self) -> tuple[str, ...]:

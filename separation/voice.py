@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from common import errors, trained, workdir
+from common import errors, parts, trained, workdir
 from speaker import model as speaker_model
 from speaker import settings as speaker_settings
 from speaker import task as speaker_task
@@ -47,14 +47,7 @@ class Voice(NamedTuple):
         """The variables of its best checkpoint, as `fresh` has them."""
         found = trained.load(speaker_task.PACKAGE, self.folder)
         template = jax.eval_shape(self.fresh, jax.random.key(0))
-        return {name: _part(found.variables[name], tree) for name, tree in template.items()}
-
-
-def _part(tree: Any, template: Any) -> Any:
-    """Of a tree what a template has."""
-    if not isinstance(template, Mapping):
-        return tree
-    return {name: _part(tree[name], below) for name, below in template.items()}
+        return parts.like(found.variables, template)
 
 
 def keep_settings(folder: str, beside: pathlib.Path) -> None:

@@ -78,15 +78,15 @@ def _forward(stride, dilation, x, kernel):
 def _backward(stride, dilation, residuals, dy):
     x, kernel = residuals
     taps, channels = kernel.shape[:2], kernel.shape[2]
-    if dilation == 1 and (stride > 1 or channels == 1):  # of one channel there is little to do
-        _, pull = jax.vjp(lambda x: _direct(x, kernel, stride=stride, dilation=1), x)
-        return *pull(dy), _strided_kernel_gradient(x, dy, taps, stride)
-    if any(size % 2 == 0 for size in taps):
-        _, pull = jax.vjp(lambda x: _direct(x, kernel, stride=1, dilation=dilation), x)
-        dx = pull(dy)[0]
+    few = stride > 1 or channels == 1  # of one channel there is little to do
+    if few or any(size % 2 == 0 for size in taps):
+        _, pull = jax.vjp(lambda x: _direct(x, kernel, stride=stride, dilation=dilation), x)
+        (dx,) = pull(dy)
     else:
         # The adjoint of a correlation is the correlation with the kernel turned round.
         dx = _on_cpu(1, dilation, dy, kernel[::-1, ::-1].swapaxes(2, 3))
+    if few and dilation == 1:
+        return dx, _strided_kernel_gradient(x, dy, taps, stride)
     return dx, _kernel_gradient(x, dy, taps, dilation)
 
 

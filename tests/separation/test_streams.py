@@ -140,3 +140,32 @@ def test_a_stream_enrols_itself_once(network, monkeypatch):
     collector = network.collector()
     collector.put(mixture[: len(voice)], voice)
     np.testing.assert_allclose(cue, network.cue_of(collector.enrolment)[0], atol=1e-5)
+
+
+def test_a_stream_that_goes_before_it_enrols_itself_leaves_the_engine_alone(network, monkeypatch):
+    """It is closed during the step whose output would be enough of its voice."""
+
+    class Full(self_enrolment.Collector):
+        def put(self, mixture, voice):
+            self._kept = [voice] * self._most
+
+    monkeypatch.setattr(network, "collector", lambda: Full(16000, 16000))
+    engine, begun, gate = streams.Engine(network, 1), threading.Event(), threading.Event()
+
+    def advance(slots, is_new, audio, cues, has_new_cue):
+        begun.set()
+        assert gate.wait(60)
+        return audio
+
+    monkeypatch.setattr(engine._slots, "advance", advance)
+
+    async def talk():
+        async with running(engine):
+            stream = engine.open(np.zeros(16, np.float32), self_enroll=True)
+            await stream.put(np.zeros(2 * engine.hop_size, np.float32))
+            await asyncio.to_thread(begun.wait, 60)
+            engine.close(stream)
+            gate.set()
+            assert await engine.between(lambda: 7) == 7
+
+    asyncio.run(talk())

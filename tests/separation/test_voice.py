@@ -86,3 +86,21 @@ def test_folders_that_cannot_give_cues_are_said(tmp_path, speaker_folder):  # no
         make_task(tmp_path, tmp_path / "nothing").prepare()
     with pytest.raises(errors.UserError, match=r"at 16000 Hz, and the mixtures are at .*=8000"):
         make_task(tmp_path, speaker_folder).prepare()
+
+
+def test_a_start_from_a_run_with_other_cues_has_its_own(tmp_path, speaker_folder):  # noqa: F811
+    """The extractor is that run's; what makes cues is this run's."""
+    task = make_task(tmp_path, copied(speaker_folder, tmp_path / "speaker"))
+    fresh = jax.jit(task.init)(jax.random.key(0))
+    other = test_task.make_task(tmp_path)
+    found = jax.jit(other.init)(jax.random.key(1))
+    started = task.adopt(fresh, found, other.checkpoint_meta())
+    assert jax.tree.structure(started) == jax.tree.structure(fresh)
+    own, theirs = started["params"], found["params"]
+    for name in ("extractor", "null_cue"):
+        jax.tree.map(np.testing.assert_array_equal, own[name], theirs[name])
+    encoder = fresh["params"]["cue_encoder"]
+    jax.tree.map(np.testing.assert_array_equal, own["cue_encoder"], encoder)
+    jax.tree.map(np.testing.assert_array_equal, started[cue.FROZEN], fresh[cue.FROZEN])
+    back = other.adopt(found, fresh, task.checkpoint_meta())
+    assert jax.tree.structure(back) == jax.tree.structure(found)
