@@ -3,14 +3,16 @@
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import ml_collections
 
 from common import errors, files, locks
 
 log = logging.getLogger(__name__)
+
+Loaded = TypeVar("Loaded")
 
 
 class WorkdirError(errors.UserError):
@@ -102,6 +104,27 @@ def _filled(
 def _tuples(value: Any) -> Any:
     """The inverse of `_plain` for values: settings are tuples where JSON has lists."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def of_setting(
+    setting: str, folder: str, task: str, load: Callable[[pathlib.Path], Loaded]
+) -> Loaded:
+    """`load` of the work directory that a setting names. A UserError says which setting it was."""
+    path, named = pathlib.Path(folder).expanduser(), f"{setting}={folder}"
+    try:
+        owner, _ = read_config(path)
+        if owner == task:
+            return load(path)
+    except errors.UserError as error:
+        raise errors.UserError(f"{named}: {error}") from error
+    raise errors.UserError(
+        f"{named} is a work directory of {owner!r}: name one that {task}.main has trained."
+    )
+
+
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether a run has saved any."""
+    return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
 def check_owner(workdir: pathlib.Path, task: str) -> None:

@@ -28,7 +28,7 @@ _DESCRIPTION = """One voice out of several.
 `POST /voices` takes a recording of a voice and gives its name; `POST /enhance` takes a recording of
 several voices and gives that one as WAV, at the recording's rate and of its length. Any format.
 A `strength` of 1 gives the voice alone, 0.8 leaves a fifth of the mixture, 0 is the mixture.
-Without a voice it is the loudest; with `self_enroll` known by what of it was heard alone.
+Without a voice it is the loudest, which `self_enroll` then knows by what of it is heard alone.
 
 `/stream` is a websocket. First frame, JSON: `{"rate": 16000, "format": "pcm16" or "float32",
 "voice": NAME or null, "strength": 0 to 1, "self_enroll": true or false, "token": TOKEN}`, of which

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxtyping import Float, Shaped
 
 from asr import load as load_recogniser
 from asr import wer
-from common import errors, metrics, workdir
+from common import metrics, workdir
 from common.audio import io
 from separation import perceptual
 from speaker import load as load_speaker
@@ -120,18 +119,7 @@ def make(settings: Any, sample_rate_hz: int) -> Judges:
 
 
 def _opened(name: str, folder: str, task: str, load: Any) -> Any:
-    if not folder:
-        return None
-    setting = f"config.judges.{name}={folder}"
-    try:
-        owner, _ = workdir.read_config(pathlib.Path(folder).expanduser())
-        if owner == task:
-            return load(folder)
-    except errors.UserError as error:
-        raise errors.UserError(f"{setting}: {error}") from error
-    raise errors.UserError(
-        f"{setting} is a work directory of {owner!r}: name one that {task}.main has trained."
-    )
+    return workdir.of_setting(f"config.judges.{name}", folder, task, load) if folder else None
 
 
 def summarise(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import errors, metrics, package, parallel, pictures, sections, state, steps
+from common import workdir as workdir_lib
 from common.data import classes as classes_lib
 from common.data import splits
 from common.nn import masking
@@ -53,7 +54,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     def prepare(self) -> None:
         classes_lib.write(self.train_split, self.workdir)
-        if self.known_voice and not voice.has_checkpoints(self.workdir):
+        if self.known_voice and not workdir_lib.has_checkpoints(self.workdir):
             voice.keep_settings(self.config.cue.workdir, self.workdir)
         # What cannot be mixed is said before the work begins.
         data.mixtures(self.train_split, self.config, self.around, train=True)
@@ -84,7 +85,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     @functools.cached_property
     def _voice_variables(self) -> Mapping[str, Any] | None:
         """The trained ones; None where the checkpoints of this run have them."""
-        if self.known_voice is None or voice.has_checkpoints(self.workdir):
+        if self.known_voice is None or workdir_lib.has_checkpoints(self.workdir):
             return None
         with jax.ensure_compile_time_eval():
             return jax.device_get(self.known_voice.trained())

@@ -61,7 +61,7 @@ def open_voice(folder: str, beside: pathlib.Path, sample_rate_hz: int) -> Voice:
 
     Raises UserError: no such work directory, of another task, of another rate, without audio.
     """
-    kept = has_checkpoints(beside) and (beside / FOLDER).is_dir()
+    kept = workdir.has_checkpoints(beside) and (beside / FOLDER).is_dir()
     config = _config(str(beside / FOLDER) if kept else folder)
     rate = config.data.sample_rate_hz
     if rate != sample_rate_hz:
@@ -77,20 +77,8 @@ def open_voice(folder: str, beside: pathlib.Path, sample_rate_hz: int) -> Voice:
     return Voice(speaker_model.make_model(config, 2), pathlib.Path(folder).expanduser())
 
 
-def has_checkpoints(folder: pathlib.Path) -> bool:
-    """Whether a run of this work directory holds its speaker network already."""
-    return any((folder / "checkpoints").glob("[0-9]*"))
-
-
 def _config(folder: str) -> Any:
-    path = pathlib.Path(folder).expanduser()
-    try:
-        owner, _ = workdir.read_config(path)
-        if owner == _TASK:
-            return workdir.load_config(path, _TASK, speaker_settings.default_config())
-    except errors.UserError as error:
-        raise errors.UserError(f"config.cue.workdir={folder}: {error}") from error
-    raise errors.UserError(
-        f"config.cue.workdir={folder} is a work directory of {owner!r}: name one that speaker.main "
-        "has trained."
-    )
+    def load(path: pathlib.Path) -> Any:
+        return workdir.load_config(path, _TASK, speaker_settings.default_config())
+
+    return workdir.of_setting("config.cue.workdir", folder, _TASK, load)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common import errors, files
+from common import workdir as workdir_lib
 from common.data import splits
 
 FILE = "speakers.txt"  # of the work directory: the classes in order
@@ -33,7 +34,7 @@ def write(split: splits.Split, workdir: pathlib.Path) -> None:
     if len(names) < 2:
         raise errors.UserError(f"{split.source.name}: training needs two speakers, not {names}.")
     path = workdir / FILE
-    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not path.exists() or not workdir_lib.has_checkpoints(workdir):
         files.write_text(path, "\n".join(names) + "\n")
         return
     known = read(workdir)

@@ -1,6 +1,7 @@
 """The page of `separation.serve` in a real browser, whose microphone is a file."""
 
 import contextlib
+import json
 import shutil
 
 import numpy as np
@@ -90,7 +91,7 @@ def wait_for(page, place: str, text: str) -> None:
     page.locator(place).filter(has_text=text).wait_for()
 
 
-def test_enrol_upload_and_live(network, url, tmp_path):
+def test_enrol_upload_and_live(network, url, tmp_path, caplog):
     """Before and after, as the players have them, are what the network makes of one another."""
     low = signal.firwin(101, 4000, fs=RATE_HZ)  # what the browser's resampling leaves as it is
     microphone = np.convolve(test_enhancer.noise(9.0), low, "same").astype(np.float32)
@@ -136,7 +137,22 @@ def test_enrol_upload_and_live(network, url, tmp_path):
         assert len(before) > RATE_HZ
         assert agrees(before, microphone) > 30  # dB
 
+        assert page.locator("#own-label").is_hidden()
         page.click("#forget")
+        page.check("#own")
+        with page.expect_response("**/enhance"):
+            page.set_input_files("#mixture-file", file("mixture.wav", mixture))
+        assert "No voice is alone for long enough" in caplog.text  # it was looked for
+        wait_for(page, "#status", "Done")
+        sent = []
+        page.on("websocket", lambda it: it.on("framesent", lambda frame: sent.append(frame)))
+        page.click("#live")
+        wait_for(page, "#status", "Live; the network's delay is 32 ms.")
+        page.click("#live")
+        wait_for(page, "#status", "Done")
+        assert json.loads(sent[0])["self_enroll"] is True
+        page.uncheck("#own")
+
         page.click("#record-voice")
         wait_for(page, "#voice-status", "Speak now.")
         page.wait_for_timeout(1300)
