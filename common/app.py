@@ -31,6 +31,7 @@ from common import (
     workdir,
     writers,
 )
+from common.analysis import modes as analysis_modes
 from common.package import Context, Mode, Package
 from common.task import Task
 
@@ -155,7 +156,9 @@ def _run(package: Package, modes: dict[str, Mode], options: command_line.Options
             if not modes[options.mode].trains:
                 log.info("config.%s is %r here; it was %r in training.", setting, now, before)
     mesh = parallel.make_mesh()
-    context = Context(options.folder, options.config, mesh, options.checkpoint, changed)
+    context = Context(
+        options.folder, options.config, mesh, options.checkpoint, changed, options.of_mode
+    )
     modes[options.mode].run(package, context)
 
 
@@ -230,4 +233,5 @@ MODES: dict[str, Mode] = {
     "evaluate": Mode(
         _evaluate, "measure a checkpoint, on other data too", frozenset({"checkpoint"})
     ),
+    **analysis_modes.MODES,
 }

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from common import errors, workdir
+from common import errors, mode_options, workdir
 from common.data import splits
 from common.package import Mode, Package
 
@@ -29,7 +29,7 @@ class Options:
     """A parsed command line; None where a flag was not given.
 
     `overridden` are the settings given one by one, with the values of the base in their place
-    before: {"data.root": "/old"}.
+    before: {"data.root": "/old"}. `of_mode` are the flags of the mode alone (`Mode.options`).
     """
 
     folder: pathlib.Path
@@ -42,9 +42,11 @@ class Options:
     processes: int | None
     process: int | None
     host_devices: int | None
+    of_mode: Any = None
 
 
-def _define(modes: Mapping[str, Mode]) -> flags.FlagValues:
+def _define(modes: Mapping[str, Mode], mode: Mode | None = None) -> flags.FlagValues:
+    """The flags of all modes, and of one those that it alone has."""
     values = flags.FlagValues()
     here = {"flag_values": values}
     flags.DEFINE_string("config", None, "experiment, e.g. configs/asr/quickstart.py:debug", **here)
@@ -56,11 +58,13 @@ def _define(modes: Mapping[str, Mode]) -> flags.FlagValues:
     flags.DEFINE_integer("processes", None, "with --coordinator: how many processes", **here)
     flags.DEFINE_integer("process", None, "with --coordinator: the number of this one", **here)
     flags.DEFINE_integer("host_devices", None, "pretend that the CPU is N devices", **here)
+    if mode is not None:
+        mode_options.define(mode.options, values)
     return values
 
 
-def help_text(package: Package, modes: Mapping[str, Mode]) -> str:
-    """What --help prints: examples, flags and modes, on one screen."""
+def help_text(package: Package, modes: Mapping[str, Mode], named: str = "train") -> str:
+    """What --help prints: examples, flags and modes, on one screen; those of one mode beside it."""
     main = f"python -m {package.name}.main"
     values = _define(modes)
     about = importlib.import_module(f"{package.name}.main").__doc__
@@ -68,7 +72,10 @@ def help_text(package: Package, modes: Mapping[str, Mode]) -> str:
     lines += [f"  --{name:<13} {values[name].help}" for name in sorted(values)]
     lines.append("  --config.a.b=v  one setting; those of data are in common/data/splits.py,")
     lines += [f"                  the others in {package.name}/settings.py", "", "modes:"]
-    lines += [f"  {name:<15} {mode.says}" for name, mode in modes.items()]
+    for name, mode in modes.items():
+        more = " (flags: --mode=" + name + " --help)" if mode.options and name != named else ""
+        lines += [f"  {name:<15} {mode.says}{more}"]
+        lines += mode_options.lines(mode.options) if name == named else []
     return "\n".join([*lines, "", f"What is saved needs only: {main} --workdir=DIR"])
 
 
@@ -80,15 +87,21 @@ def parse(package: Package, modes: Mapping[str, Mode], argv: Sequence[str]) -> O
     """
     rest = list(argv[1:])
     if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(rest):
-        print(help_text(package, modes))
+        print(help_text(package, modes, _mode_named(rest)))
         sys.exit(0)
     overrides, rest = _separate(rest)
-    values = _define(modes)
+    asked = modes.get(_mode_named(rest))
+    own = asked.options if asked else None
+    values = _define(modes, asked)
     try:
         extra = values([argv[0], *rest])[1:]
+    except flags.UnrecognizedFlagError as error:
+        if of := mode_options.owner(error.flagname, modes):
+            raise errors.UserError(f"--{error.flagname} is a flag of --mode={of} alone.") from error
+        raise errors.UserError(f"{error} Flags are listed by --help.") from error
     except flags.Error as error:
         raise errors.UserError(f"{error} Flags are listed by --help.") from error
-    if extra:
+    if extra and not mode_options.takes_words(own):
         raise errors.UserError(
             f"What is {extra[0]!r}? Options start with -- and have their value behind a =."
         )
@@ -107,9 +120,20 @@ def parse(package: Package, modes: Mapping[str, Mode], argv: Sequence[str]) -> O
             f"{', '.join(f'config.{name}' for name in package.changeable)}"
             + (f", without {', '.join(package.fixed)}." if package.fixed else ".")
         )
-    names = [name for name in values if name not in ("config", "workdir", "mode")]
-    given = {name: values[name].value for name in names}
+    elsewhere = ("config", "workdir", "mode", *mode_options.names(own))
+    given = {name: values[name].value for name in values if name not in elsewhere}
+    given["of_mode"] = mode_options.collect(own, values, extra)
     return Options(folder, values.mode, config, before, **given)
+
+
+def _mode_named(words: Sequence[str]) -> str:
+    """The mode of a command line; whether there is such a one is not its matter."""
+    found = "train"
+    for word, following in zip(words, [*words[1:], ""]):
+        name, given, value = word.partition("=")
+        if name in ("--mode", "-mode"):
+            found = value if given else following
+    return found
 
 
 def read_config(base: str | ConfigDict, words: Sequence[str]) -> FrozenConfigDict:

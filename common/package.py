@@ -15,13 +15,15 @@ class Mode(NamedTuple):
     """A value of --mode: what it does, and which of --config and --checkpoint it takes.
 
     `run(package, context)` does it; `says` is its line in --help. Settings may be overridden in
-    every mode; one that does not train allows those that `Package.changeable` names.
+    every mode; one that does not train allows those that `Package.changeable` names. `options` is a
+    frozen dataclass whose fields are flags of this mode (`mode_options`).
     """
 
     run: Callable[["Package", "Context"], None]
     says: str
     takes: frozenset[str] = frozenset()
     trains: bool = False
+    options: type | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +58,11 @@ class Package:
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What a mode works with: the work directory, the resolved config, the step of --checkpoint,
-    and the settings that the command line has changed, with what they are now."""
+    the settings that the command line has changed, with what they are now, and the mode's flags."""
 
     folder: pathlib.Path
     config: FrozenConfigDict
     mesh: Mesh
     checkpoint: int | None
     changed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Any = None

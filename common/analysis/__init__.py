@@ -1,0 +1,1 @@
+"""Looking inside trained models: landscapes of the loss, its curvature, attributions."""

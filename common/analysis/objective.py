@@ -1,0 +1,220 @@
+"""The loss of a task over fixed batches, as a pure function that can be compiled as a whole.
+
+All batches lie on the devices, those of one shape stacked; a scan goes over them. So neither points
+of a landscape nor products with a Hessian wait for the host.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float
+
+from common import errors, metrics, parallel, state
+from common.data import pipeline
+from common.nn import norm
+from common.task import Batch, Metrics, Task
+
+log = logging.getLogger(__name__)
+
+TRAIN = "train"  # the name of the first batches of training, among the splits
+
+
+class Data(NamedTuple):
+    """Batches on every device: of each shape one tree with a new first axis. A pytree."""
+
+    groups: tuple[Any, ...]
+
+    @property
+    def num_batches(self) -> int:
+        return sum(len(group["mask"]) for group in self.groups)
+
+
+def collect(batches: Iterable[Batch], mesh: Mesh, *, most: int = 0) -> Data:
+    """The first `most` batches (0: all), whole on each device of the mesh.
+
+    The order of batches of one shape stays. Every process reads its rows and gets those of all.
+    """
+    found: dict[Any, list[Any]] = {}
+    with pipeline.opened(batches) as iterator:
+        for batch in itertools.islice(iterator, most or None):
+            batch = jax.tree.map(np.asarray, dict(batch))
+            shape = tuple((name, array.shape, array.dtype.str) for name, array in batch.items())
+            found.setdefault(shape, []).append(batch)
+    if not found:
+        raise errors.UserError("there is not one batch to analyse.")
+    whole = NamedSharding(mesh, parallel.REPLICATED)
+    gather = jax.jit(lambda tree: tree, out_shardings=whole)
+    groups = []
+    for same in found.values():
+        # Rows first: those of all processes become one array before it lies on each device.
+        stacked = jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *same)
+        rows = gather(parallel.global_batch(stacked, mesh))
+        groups.append(jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows))
+    return Data(tuple(jax.device_put(group, whole) for group in groups))
+
+
+def batches_of(task: Task, split: str, most: int) -> Iterable[Batch]:
+    """Those of an evaluation split, or as "train" the first `most` of training. UserError."""
+    if split == TRAIN:
+        if most < 1:
+            raise errors.UserError("--split=train has no end: say how many with --batches=N.")
+        return task.train_data()
+    data = task.eval_data(test=True)
+    split = split or next(iter(data), "")
+    if split not in data:
+        raise errors.UserError(
+            f"--split={split}: there is no such split; choose {', '.join([*data, TRAIN])}."
+        )
+    return data[split]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The loss of `task` at training step `step`, without the distortions of training.
+
+    Batch normalisation is "frozen" (running averages) or takes the statistics of each "batch";
+    "recalibrated" takes those of all the data at the very parameters, gathered in a pass before
+    (Izmailov et al. 2018, arXiv:1803.05407, section 3.2).
+    """
+
+    task: Task
+    seed: int
+    step: int
+    batch_norm: str = "frozen"
+
+    def batch_sums(
+        self, variables: state.Variables, batch: Batch
+    ) -> tuple[Mapping[str, metrics.Term], Metrics, state.Variables]:
+        """Terms, sums for the log and the new model state of one batch."""
+        key = state.stream_key(self.seed, "analysis", self.step)
+        batch = {**batch, "row": jnp.arange(batch["mask"].shape[0], dtype=jnp.int32)}
+
+        def loss(variables: state.Variables, batch: Batch) -> Any:
+            with _batch_statistics(self.batch_norm != "frozen"):
+                return self.task.loss(variables, batch, key, jnp.int32(self.step), train=False)
+
+        # Layers sum over a mapped axis, which is this one device here.
+        alone = jax.vmap(loss, in_axes=None, out_axes=None, axis_size=1, axis_name=parallel.AXIS)
+        terms, (sums, new) = alone(variables, batch)
+        return terms, sums, new
+
+    def sums(
+        self, variables: state.Variables, data: Data
+    ) -> tuple[dict[str, metrics.Term], dict[str, metrics.Ratio]]:
+        """The terms of the loss over all the data, and the other sums."""
+        if self.batch_norm == "recalibrated":
+            frozen = dataclasses.replace(self, batch_norm="frozen")
+            return frozen.sums(recalibrated(self, variables, data), data)
+
+        def one(batch: Batch) -> Any:
+            terms, sums, _ = self.batch_sums(variables, batch)
+            return dict(terms), dict(sums)
+
+        parts = []
+        for group in data.groups:
+            shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], group))
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+            def add(carry: Any, batch: Batch) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, carry, one(batch)), None
+
+            parts.append(jax.lax.scan(add, zeros, group)[0])
+        terms, sums = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *parts)
+        # A weight is the same in every batch, and was added like a total.
+        weighed = {
+            name: metrics.Term(term.total, term.count, term.weight / data.num_batches)
+            for name, term in terms.items()
+        }
+        return weighed, sums
+
+    def __call__(self, variables: state.Variables, data: Data) -> Float[Array, ""]:
+        """The loss: what an evaluation of the data reports as `loss`, where the task reports it."""
+        return value(self.sums(variables, data)[0])
+
+
+def value(terms: Mapping[str, metrics.Term]) -> Float[Array, ""]:
+    """The loss that terms over all the data add up to."""
+    return sum(
+        term.weight * term.total / metrics.at_least_one(term.count) for term in terms.values()
+    )
+
+
+@contextlib.contextmanager
+def _batch_statistics(wanted: bool) -> Iterator[None]:
+    """Batch normalisation, and nothing else, does as in training; its new averages are those of
+    the batch alone."""
+
+    def intercept(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        layer = context.module
+        if not isinstance(layer, norm.MaskedBatchNorm) or context.method_name != "__call__":
+            return following(*args, **kwargs)
+        before = {name: layer.get_variable("batch_stats", name) for name in ("mean", "var")}
+        y = following(*args, **{**kwargs, "train": True})
+        if layer.is_mutable_collection("batch_stats"):
+            for name, old in before.items():
+                moved = layer.get_variable("batch_stats", name) - old
+                layer.put_variable("batch_stats", name, old + moved / (1.0 - layer.momentum))
+        return y
+
+    if not wanted:
+        yield
+        return
+    with nn.intercept_methods(intercept):
+        yield
+
+
+def recalibrated(objective: Objective, variables: state.Variables, data: Data) -> state.Variables:
+    """The variables with statistics of batch normalisation over all the data.
+
+    Means and second moments of the batches, weighed by their rows. What is no "batch_stats" stays.
+    """
+    if "batch_stats" not in variables:
+        return variables
+    objective = dataclasses.replace(objective, batch_norm="batch")
+
+    def moments(batch: Batch) -> tuple[Any, Array]:
+        stats = objective.batch_sums(variables, batch)[2].get("batch_stats", {})
+        rows = jnp.sum(batch["mask"].astype(jnp.float32))
+        return jax.tree.map(lambda x: rows * x, _to_moments(stats)), rows
+
+    total = None
+    for group in data.groups:
+
+        def add(carry: Any, batch: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, moments(batch)), None
+
+        shapes = jax.eval_shape(moments, jax.tree.map(lambda x: x[0], group))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        part, _ = jax.lax.scan(add, zeros, group)
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    sums, rows = total
+    mean = jax.tree.map(lambda x: x / metrics.at_least_one(rows), sums)
+    return {**variables, "batch_stats": _from_moments(mean)}
+
+
+def _each_norm(tree: Any, of_norm: Any) -> Any:
+    """`of_norm` of every {"mean", "var"} in nested dicts; other leaves as they are."""
+    if not isinstance(tree, Mapping):
+        return tree
+    if set(tree) == {"mean", "var"}:
+        return of_norm(tree["mean"], tree["var"])
+    return {name: _each_norm(below, of_norm) for name, below in tree.items()}
+
+
+def _to_moments(tree: Any) -> Any:
+    return _each_norm(tree, lambda mean, var: {"mean": mean, "var": var + jnp.square(mean)})
+
+
+def _from_moments(tree: Any) -> Any:
+    return _each_norm(
+        tree, lambda mean, square: {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0)}
+    )

@@ -1,0 +1,66 @@
+"""The flags of the modes that look inside a model; nothing heavy is imported here."""
+
+import dataclasses
+
+from common.mode_options import option
+
+BATCH_NORMS = ("frozen", "batch", "recalibrated")
+ALONG = ("random", "pca", "hessian", "between", "gradient")
+NORMALIZATIONS = ("filter", "layer", "weight", "none")
+METHODS = (
+    *("integrated_gradients", "averaged_gradients", "saliency", "input_x_gradient"),
+    *("smoothgrad",),
+)
+BASELINES = ("silence", "mean", "noise", "blurred")
+
+
+@dataclasses.dataclass(frozen=True)
+class LandscapeOptions:
+    """Flags of --mode=landscape."""
+
+    along: str = option("random", "directions", ALONG)
+    dims: int = option(2, "1: a line, 2: a plane")
+    points: int = option(25, "on each axis, an odd number")
+    extent: float = option(0.0, "axes go from -extent to extent; 0: 1, or what shows a trajectory")
+    normalize: str = option("filter", "the directions, by the weights", NORMALIZATIONS)
+    vectors: bool = option(False, "biases and scales of norms move too")
+    batch_norm: str = option("frozen", "statistics of batch normalisation", BATCH_NORMS)
+    split: str = option("", "evaluation split, or train (default: the first of data.eval)")
+    batches: int = option(0, "how many of the split; 0: all")
+    to: int = option(-1, "with --along=between: the step of the other checkpoint (-1: the first)")
+    film: bool = option(False, "the same plane around every checkpoint of the run")
+    metric_points: int = option(0, "on each axis, for the task's own metric; 0: none")
+    seed: int = option(0, "of random directions")
+
+
+@dataclasses.dataclass(frozen=True)
+class HessianOptions:
+    """Flags of --mode=hessian."""
+
+    top: int = option(5, "eigenpairs of each end of the spectrum")
+    steps: int = option(40, "of Lanczos")
+    probes: int = option(8, "random vectors for trace and density")
+    gauss_newton: bool = option(False, "of the network linearised: no second derivatives of it")
+    blocks: bool = option(False, "the largest eigenvalue and the trace of every layer too")
+    float64: bool = option(False, "vectors and parameters in double precision")
+    split: str = option("", "evaluation split, or train (default: the first of data.eval)")
+    batches: int = option(0, "how many of the split; 0: all")
+    seed: int = option(0, "of the random vectors")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributionOptions:
+    """Flags of --mode=attribution."""
+
+    files: tuple = option((), "recordings; without any, the first --n of --split")
+    split: str = option("", "(default: the first of data.eval)")
+    n: int = option(4, "recordings of the split")
+    target: str = option("", "what is explained (default: the task's first; a wrong one lists all)")
+    input: str = option("", "what it is attributed to (default: the task's first)")
+    method: str = option("integrated_gradients", "of attribution", METHODS)
+    baseline: str = option("silence", "where the path starts", BASELINES)
+    tolerance: float = option(0.1, "of completeness, per cent of F(x) - F(baseline)")
+    max_nodes: int = option(256, "of the quadrature, which starts with 16")
+    judge: bool = option(False, "deletion and insertion curves, and a random model beside")
+    film: bool = option(False, "the same map for every checkpoint of the run")
+    seed: int = option(0, "of noises and random orders")
