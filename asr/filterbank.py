@@ -105,6 +105,8 @@ def mel_filters(config: FilterbankConfig) -> Float[np.ndarray, "w m"]:
 class Filterbank(nn.Module):
     """Audio to features through learned FIR filters; padded equals alone."""
 
+    FACTORS = FILTERS[1:]  # what the bank is the product of (`common.analysis`)
+
     config: FilterbankConfig
 
     @nn.compact

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -40,6 +40,18 @@ class Trained:
     def eval_step(self) -> Callable:
         """(variables, batch) -> (sums, outputs), compiled; each device holds all variables."""
         return evaluation.make_eval_step(self.task, self.config, self.mesh, sharded=())
+
+
+def checkpoints(found: Trained) -> Iterator[tuple[int, state.Variables]]:
+    """The step and the variables of every checkpoint of the run, oldest first."""
+    loader = checkpoint.Checkpointer(found.folder / "checkpoints", read_only=True)
+    try:
+        for step in loader.steps():
+            variables, meta = loader.load_variables(found.mesh, step=step)
+            found.task.check_checkpoint(meta)
+            yield step, variables
+    finally:
+        loader.close()
 
 
 def load(

@@ -34,3 +34,8 @@ def save(
     if writer is not None:
         writer.image(step, f"analysis/{path.stem}", image)
     return image
+
+
+def palette(count: int) -> list[tuple[float, ...]]:
+    """So many colours, dark to bright, as they go in time."""
+    return [matplotlib.colormaps["viridis"](x) for x in np.linspace(0, 0.9, max(count, 1))]

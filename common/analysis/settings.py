@@ -31,6 +31,7 @@ class LandscapeOptions:
     film: bool = option(False, "the same plane around every checkpoint of the run")
     metric_points: int = option(0, "on each axis, for the task's own metric; 0: none")
     seed: int = option(0, "of random directions")
+    name: str = option("", "of the folder in analysis/ (default: by --along and --dims)")
 
 
 @dataclasses.dataclass(frozen=True)

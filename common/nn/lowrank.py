@@ -24,6 +24,8 @@ from common.nn import conv, masking
 class LowRankPointwise(nn.Module):
     """A linear map of every `stride`-th frame through `rank` channels, `v [c,r] @ u [r,f]`."""
 
+    FACTORS = ("v", "u")  # what the composed filters are the product of (`common.analysis`)
+
     features: int
     rank: int
     stride: int = 1
@@ -44,6 +46,8 @@ class SpectroTemporalConv(nn.Module):
     The stride is the temporal filter's: on the 1x1 it would drop frames before anything low-passed
     them. Parameters `spectral [c, R f]` and `temporal [k, R f]`, the R parts one after the other.
     """
+
+    FACTORS = ("temporal", "spectral")  # of each filter, `rank` parts (`common.analysis`)
 
     features: int
     rank: int

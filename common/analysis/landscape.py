@@ -1,0 +1,273 @@
+"""The mode `landscape`: the loss along lines and over planes through a checkpoint, in pictures.
+
+Everything lies in DIR/analysis/<name>/: plane.npz (the directions, for all checkpoints of the run),
+<step>.npz (the values), pictures of each, a film. A second call draws from what is there, and goes
+on with what was not finished.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import logging
+import pathlib
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from common import (
+    compiles,
+    errors,
+    evaluation,
+    fingerprint,
+    hosts,
+    parallel,
+    preemption,
+    trained,
+    writers,
+)
+from common.analysis import directions, grid, landscape_pictures, objective, planes, surfaces
+from common.analysis.settings import LandscapeOptions
+from common.package import Context, Package
+
+log = logging.getLogger(__name__)
+
+
+def check(options: LandscapeOptions) -> None:
+    """Raises UserError for flags that cannot be, or that have no effect."""
+    if options.points < 3 or options.points % 2 == 0:
+        raise errors.UserError(
+            f"--points={options.points}: an odd number from 3 on, so that the checkpoint itself is "
+            "one of them."
+        )
+    if options.dims not in (1, 2):
+        raise errors.UserError(f"--dims={options.dims}: choose 1 (a line) or 2 (a plane).")
+    if options.dims == 2 and options.along in ("between", "gradient"):
+        raise errors.UserError(f"--along={options.along} is a line: add --dims=1.")
+    if options.extent < 0:
+        raise errors.UserError(f"--extent={options.extent:g} is negative: give half the length.")
+    if not 0 <= options.metric_points <= options.points:
+        raise errors.UserError(
+            f"--metric_points={options.metric_points}: at most the {options.points} of --points."
+        )
+    if options.to != -1 and options.along != "between":
+        raise errors.UserError("--to has no use without --along=between.")
+    if options.along != "random":
+        for name, default in (("normalize", "filter"), ("vectors", False), ("seed", 0)):
+            if getattr(options, name) != default:
+                raise errors.UserError(f"--{name} has no use without --along=random.")
+
+
+class Run(NamedTuple):
+    """What the parts of this mode work with."""
+
+    found: trained.Trained
+    options: LandscapeOptions
+    objective: objective.Objective
+    data: objective.Data
+    folder: pathlib.Path
+    writer: writers.Writers
+    stop: Callable[[], str | None]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What all values of a folder have in common."""
+        options = self.options
+        return {
+            "task": self.found.task.name,
+            "split": options.split or next(iter(self.found.task.eval_data(test=True)), ""),
+            "batches": self.data.num_batches,
+            "data": digest(dict(enumerate(self.data.groups))),
+            "batch_norm": options.batch_norm,
+            "seed": int(self.found.config.seed),
+        }
+
+
+def digest(tree: Any) -> str:
+    """A short name for the bits of all arrays of a tree."""
+    prints, _ = fingerprint.of_tree({str(name): part for name, part in tree.items()})
+    return f"{zlib.crc32(json.dumps(prints, sort_keys=True).encode()):08x}"
+
+
+def run(package: Package, context: Context) -> None:
+    """See the module."""
+    options = context.options
+    check(options)
+    found = trained.load(
+        package,
+        context.folder,
+        step=context.checkpoint,
+        config=context.config,
+        mesh=context.mesh,
+    )
+    folder = context.folder / "analysis" / (options.name or f"{options.along}_{options.dims}d")
+    first, calls = jax.process_index() == 0, itertools.count()
+    with contextlib.ExitStack() as stack:
+        compiled = stack.enter_context(compiles.CompileCounter())
+        asked = stack.enter_context(preemption.Preemption())
+        writer = stack.enter_context(writers.of_analysis(context.folder, context.config))
+        batches = hosts.together(
+            functools.partial(objective.batches_of, found.task, options.split, options.batches),
+            errors.UserError,
+            "opening the data",
+        )
+        # What a batch's statistics are of stays together.
+        repack = options.batch_norm == "frozen"
+        data = objective.collect(batches, context.mesh, most=options.batches, repack=repack)
+        seed = int(context.config.seed)
+        goal = objective.Objective(found.task, seed, found.step, options.batch_norm)
+        it = Run(
+            *(found, options, goal, data, folder, writer), lambda: asked.requested(next(calls))
+        )
+        _warn(it)
+        plane, marks = _plane(it)
+        steps = [mark.step for mark in marks] if options.film else [found.step]
+        program = grid.make_program(goal, context.mesh)
+        along = [
+            parallel.place(directions.unflat(direction), context.mesh)
+            for direction in plane.directions
+        ]
+        grids = {}
+        for step, variables in _wanted(it, steps):
+            grids[step] = _evaluate(it, plane, along, program, step, variables)
+        log.info("%d compilations took %.0f s.", compiled.count, compiled.seconds)
+        if first:
+            metric = found.task.best_metric[1] if options.metric_points else ""
+            landscape_pictures.draw(folder, plane, marks, grids, metric, writer)
+    if first:
+        print(f"Values and pictures: {folder}")
+
+
+def _warn(it: Run) -> None:
+    far = it.options.along in ("pca", "between")
+    if far and it.options.batch_norm == "frozen" and "batch_stats" in it.found.variables:
+        log.warning(
+            "Running averages of batch normalisation are those of step %d at every point; those of "
+            "other checkpoints are others. --batch_norm=recalibrated takes a point's own.",
+            it.found.step,
+        )
+
+
+def _wanted(it: Run, steps: list[int]) -> Iterator[tuple[int, Any]]:
+    """The checkpoints to look at, one at a time."""
+    if steps == [it.found.step]:
+        yield it.found.step, it.found.variables
+        return
+    for step, variables in trained.checkpoints(it.found):
+        if step in steps:
+            yield step, variables
+
+
+def _plane(it: Run) -> tuple[planes.Plane, list[surfaces.Mark]]:
+    """The plane of this folder, made if it is not there, and where all checkpoints lie."""
+    options, path = it.options, it.folder / "plane.npz"
+    origin = directions.flat(it.found.variables["params"])
+    names = ("along", "dims", "points", "extent", "to", "normalize", "vectors", "seed")
+    about = {
+        "checkpoint": it.found.step,
+        "weights": digest(it.found.variables),
+        **{name: getattr(options, name) for name in names},
+    }
+    if options.along in ("gradient", "hessian"):  # they hang on the data
+        about |= {"of": it.base}
+    others = {}
+    for step, variables in trained.checkpoints(it.found):
+        others[step] = directions.flat(variables["params"])
+        directions.difference(others[step], origin)  # raises where shapes differ
+    if path.exists():
+        plane = planes.load(path)
+        grid.check_same(path, plane.about, about)
+        log.info("The plane is that of %s.", path)
+    else:
+        rest = {step: flat for step, flat in others.items() if step != it.found.step}
+        plane = planes.make(options, it.objective, it.found.variables, it.data, rest)
+        plane = plane._replace(about={**about, **plane.about})
+        if jax.process_index() == 0:
+            planes.save(plane, path)
+    for line in grid.describe(plane):
+        log.info("%s", line)
+    marks = []
+    for step, flat in sorted(others.items()):
+        where = directions.place(flat, origin, plane.directions)
+        marks.append(surfaces.Mark(step, where.coordinates, where.distance))
+        there = ", ".join(f"{x:.3g}" for x in where.coordinates)
+        log.info("step %d lies at (%s), %.3g beside it.", step, there, where.distance)
+    return plane, marks
+
+
+def _evaluate(
+    it: Run, plane: planes.Plane, along: list[Any], program: Callable, step: int, variables: Any
+) -> grid.Grid:
+    """The values around one checkpoint."""
+    about = {**it.base, "step": step, "weights": digest(variables), "plane": plane.about["weights"]}
+    known = grid.open_grid(it.folder / f"{step}.npz", plane.axes, about)
+    start, before, total = time.monotonic(), int(known.done.sum()), len(known.points)
+    if before < total:
+        log.info("step %d: %d of %d points to go.", step, total - before, total)
+        state = {name: tree for name, tree in variables.items() if name != "params"}
+        with it.writer.progress(total, before) as bar:
+            grid.fill(
+                known,
+                program,
+                (variables["params"], along, state, it.data),
+                it.found.mesh,
+                per_call=it.options.points,
+                progress=bar.update,
+                stop=it.stop,
+            )
+        seconds = time.monotonic() - start
+        log.info(
+            "step %d: %d points in %.1f s, %.3g a second with the compilation.",
+            *(step, total - before, seconds, (total - before) / seconds),
+        )
+    if known.failed:
+        log.warning(
+            "step %d: the loss is not finite at %d of %d points; they stay white.",
+            *(step, known.failed, total),
+        )
+    loss = known.values["loss"]
+    centre = known.values["loss"][np.all(known.points == 0, axis=1)][0]
+    if known.failed < total:
+        lowest = int(np.nanargmin(loss))
+        where = ", ".join(f"{x:.3g}" for x in known.points[lowest])
+        log.info(
+            "step %d: loss %.6g at the checkpoint, lowest %.6g at (%s), highest %.3g.",
+            *(step, centre, loss[lowest], where, np.nanmax(loss)),
+        )
+    if it.options.metric_points:
+        _measure(it, plane, along, known, variables)
+    return known
+
+
+def _measure(
+    it: Run, plane: planes.Plane, along: list[Any], known: grid.Grid, variables: Any
+) -> None:
+    """The task's own metric (WER, EER, SI-SDR) at some of the points, by whole evaluations."""
+    task, mesh = it.found.task, it.found.mesh
+    name, split = task.best_metric[1], it.base["split"]
+    if split == objective.TRAIN:
+        raise errors.UserError("--metric_points wants an evaluation split: training has no metric.")
+    batches = task.eval_data(test=True)[split]
+    kept = known.values.setdefault(name, np.full(len(known.points), np.nan))
+    places = grid.coarse(plane.axes, it.options.metric_points)
+    todo = [place for place in places if not np.isfinite(kept[place])]
+    move = jax.jit(grid.at)
+    recalibrate = jax.jit(functools.partial(objective.recalibrated, it.objective))
+    log.info("%s at %d points.", name, len(todo))
+    with it.writer.progress(len(todo)) as bar:
+        for number, place in enumerate(todo):
+            params = move(variables["params"], along, np.float32(known.points[place]))
+            moved = {**variables, "params": params}
+            if it.options.batch_norm != "frozen":
+                moved = recalibrate(moved, it.data)
+            report = evaluation.evaluate(
+                task, it.found.eval_step, moved, split, batches, mesh, it.stop
+            )
+            kept[place] = report.scalars[name]
+            if jax.process_index() == 0:
+                known.save()
+            bar.update(number + 1)
