@@ -4,8 +4,8 @@ Random directions have the norms of the weights, filter by filter (Li et al. 201
 section 4), so that a network whose weights are c times as large has the same picture. A filter is
 what makes one output channel: all but the last axis of a Flax kernel, depthwise ones included.
 Factors of a low-rank layer have no scale of their own (v s, u / s is the same layer). There the
-direction is drawn for the composed filter, projected onto the changes that the factors can make
-of it, and normalised by it: full and low-rank networks can be compared.
+direction is drawn for the composed filter, brought to what the factors can change of it, and
+normalised by it: full and low-rank networks can be compared.
 
 Trees are of NumPy arrays here: drawing is a matter of seconds, and double precision is at hand.
 """
@@ -30,7 +30,8 @@ Path = tuple[str, ...]
 Flat = dict[Path, np.ndarray]
 
 _ROWS = ("embedding", "weights")  # tables: what belongs to one token or class is a row
-_ROUNDS = 200  # until all filters of a low-rank layer have their norms; a few dozen are needed
+_ROUNDS = 200  # at most, until both the angles and the norms are right; 3 to 10 are needed
+_RIGHT = 1e-8  # the cosine of a right angle
 
 
 class Factors(NamedTuple):
@@ -165,7 +166,7 @@ def random_directions(
             drawn[path] = rng.normal(size=leaf.shape) if moves else np.zeros_like(leaf)
         before: list[Flat] = [one for one, _ in found]
         # Both at once: a round of either spoils the other, by less each time.
-        for _ in range(4 if before else 1):
+        for _ in range(_ROUNDS):
             for other in before:
                 share = inner(drawn, other) / inner(other, other)
                 drawn = {path: x - share * other[path] for path, x in drawn.items()}
@@ -175,6 +176,8 @@ def random_directions(
             for path, layer in space.factors.items():
                 name = (*path, "kernel")
                 drawn[name] = _lift(space, path, layer, drawn[name], normalize, lifted)
+            if all(abs(cosine(drawn, other)) < _RIGHT for other in before):
+                break
         found.append((drawn, {p: x for p, x in {**drawn, **lifted}.items() if p in space.params}))
     return [direction for _, direction in found]
 
@@ -184,31 +187,55 @@ def _lift(
 ) -> np.ndarray:
     """Puts the factors' direction into `lifted`; returns the change of the filters, to first order.
 
-    W = L R. The nearest change to D that factors make is D - (1 - QQ') D (1 - PP'), Q and P bases
-    of the columns of L and the rows of R; with dR = L+ D, dL = (D - L dR) R+ neither it nor the
-    path hangs on how the scale lies between L and R.
+    Changes of W = L R are dL R + L dR. With dR = L+ X and dL = Y R+ for a change X + Y, X within
+    the columns of W and Y within its rows, the path L + a dL, R + a dR does not hang on how the
+    scale lies between L and R.
     """
     left, right = _split(space.params, path, layer)
-    wanted = _norms((*path, "kernel"), _join(left @ right, layer), normalize)
-    pinv_left, pinv_right = np.linalg.pinv(left), np.linalg.pinv(right)
-
-    def change(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        matrices = _unjoin(drawn, layer)
-        d_right = pinv_left @ matrices
-        d_left = (matrices - left @ d_right) @ pinv_right
-        return d_left, d_right, _join(d_left @ right + left @ d_right, layer)
-
-    d_left, d_right, made = change(drawn)
-    if normalize in ("filter", "layer"):
-        for _ in range(_ROUNDS):  # a filter's scale moves the others' through what they share
-            have = _norms((*path, "kernel"), made, normalize)
-            ratio = wanted / np.where(have > 0, have, 1.0)
-            if np.all(np.abs(have - wanted) <= 1e-7 * np.maximum(wanted, 1e-30)):
-                break
-            drawn = drawn * ratio
-            d_left, d_right, made = change(drawn)
+    products, matrices = left @ right, _unjoin(drawn, layer)
+    rank = left.shape[2]
+    q, sizes, p = np.linalg.svd(products, full_matrices=False)
+    q, sizes, p = q[:, :, :rank], sizes[:, :rank, None], p[:, :rank]
+    q_of = q.transpose(0, 2, 1)
+    inside = q_of @ matrices  # what the columns of W can take of it
+    outside = matrices - q @ inside
+    if normalize == "filter" and layer.parts is None:
+        inside, outside = _by_filters(outside, inside, q, sizes, p)
+    else:  # the nearest change, as long as its filter (all of `products[n]`), or its layer, is
+        outside = outside @ p.transpose(0, 2, 1) @ p
+        axes = (1, 2) if normalize == "filter" else (0, 1, 2)
+        made = _norm(q @ inside + outside, axes)
+        if normalize in ("filter", "layer"):
+            ratio = _norm(products, axes) / np.where(made > 0, made, 1.0)
+            inside, outside = inside * ratio, outside * ratio
+    d_left, d_right = outside @ np.linalg.pinv(right), np.linalg.pinv(left) @ q @ inside
     _put(lifted, path, layer, d_left, d_right)
-    return made
+    return _join(q @ inside + outside, layer)
+
+
+def _by_filters(
+    outside: np.ndarray, inside: np.ndarray, q: np.ndarray, sizes: np.ndarray, p: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A change of W = Q S P in which each column is as long as that of W: (Q' of it, the rest).
+
+    The rest turns Q: filters share their columns, so it cannot be scaled for one alone. Turned by
+    an isometry T (the polar factor of what was drawn), T S P has columns as long as those of W; its
+    share is that of Gaussian changes, (c - r) / (c - r + f), and what it leaves of a filter's
+    length is left to the changes within Q.
+    """
+    c, f, r = q.shape[1], p.shape[2], q.shape[2]
+    drawn = outside @ p.transpose(0, 2, 1)
+    u, found, v = np.linalg.svd(drawn, full_matrices=False)
+    there = found > 1e-9 * np.max(found, axis=1, keepdims=True, initial=1e-30)
+    turned = (u * there[:, None, :]) @ v * np.sqrt((c - r) / (c - r + f))
+    outside = turned @ (sizes * p)
+    room = np.square(_norm(sizes * p, (1,))) - np.square(_norm(outside, (1,)))
+    have = _norm(inside, (1,))
+    return inside * np.sqrt(np.maximum(room, 0)) / np.where(have > 0, have, 1.0), outside
+
+
+def _norm(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    return np.sqrt(np.sum(np.square(x), axis=axes, keepdims=True))
 
 
 def inner(a: Flat, b: Flat) -> float:

@@ -25,8 +25,7 @@ def names(plane: planes.Plane) -> list[str]:
     if along == "pca":
         shares = about["explained"]
         return [
-            f"principal direction {k + 1} ({100 * shares[k]:.0f} % of the way)"
-            for k in range(len(plane.axes))
+            f"principal direction {k + 1} ({100 * shares[k]:.0f} %)" for k in range(len(plane.axes))
         ]
     if along == "between":
         return [f"from step {about['checkpoint']} (0) to step {about['to']} (1)"]

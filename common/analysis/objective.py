@@ -83,7 +83,7 @@ def _repacked(batches: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.
     shapes = buckets.choose_buckets(lengths, rows_multiple_of=1, **options)
     chosen = buckets.assign(shapes, lengths, len(lengths[primary]))
     order = np.argsort(lengths[primary], kind="stable")
-    rows = [(batch, row) for batch in batches for row in np.flatnonzero(batch["mask"])]
+    rows = [(batch, row) for batch in batches for row in np.flatnonzero(batch["mask"]).tolist()]
     packed = []
     for number, shape in enumerate(shapes):
         members = [place for place in order if chosen[place] == number]

@@ -55,6 +55,16 @@ def _short(value: float, _: Any = None) -> str:
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
+def _round(colours: Scale) -> Float[np.ndarray, "k"]:
+    """Round values on a logarithmic scale, some six of them."""
+    span = np.log10(colours.high / colours.low)
+    steps = (1, 2, 5) if span < 3 else (1,)
+    every = [m * 10.0**k for k in range(-12, 13) for m in steps]
+    inside = [x for x in every if colours.low <= x <= colours.high]
+    inside = inside or list(np.geomspace(colours.low, colours.high, 4))
+    return np.array(inside[:: max(1, round(len(inside) / 6))])
+
+
 class Mark(NamedTuple):
     """A checkpoint on the plane, and how far from the plane it is."""
 
@@ -138,7 +148,7 @@ def surface_3d(
     value: str = "loss",
 ) -> Figure:
     """The surface from the side, its height the logarithm of the value on a logarithmic scale."""
-    figure = figures.new(6.4, 5.2)
+    figure = figures.new(7.2, 5.8)
     plot = figure.add_subplot(projection="3d", computed_zorder=False)
     height = np.clip(surface, colours.low, colours.high)
     if colours.log:
@@ -149,10 +159,16 @@ def surface_3d(
         x, y, height, cmap=CMAP, norm=inside, rstride=1, cstride=1, linewidth=0.15, edgecolor="0.3"
     )
     if colours.log:
-        plot.zaxis.set_major_formatter(ticker.FuncFormatter(lambda z, _: _short(10**z)))
+        places = _round(colours)
+        plot.set_zticks(np.log10(places), [_short(x) for x in places])
     plot.set_zlim(inside.vmin, inside.vmax)
     plot.view_init(elev=35, azim=-55)
+    plot.set_box_aspect(None, zoom=0.85)
     _labels(plot, names)
+    for axis in (plot.xaxis, plot.yaxis, plot.zaxis):
+        axis.labelpad = 8
+        axis.label.set_size(8)
+        axis.set_tick_params(labelsize=8)
     plot.set_zlabel(value)
     plot.set_title(title, fontsize=10)
     return figure
