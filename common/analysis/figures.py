@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -38,4 +39,4 @@ def save(
 
 def palette(count: int) -> list[tuple[float, ...]]:
     """So many colours, dark to bright, as they go in time."""
-    return [matplotlib.colormaps["viridis"](x) for x in np.linspace(0, 0.9, max(count, 1))]
+    return [colormaps["viridis"](x) for x in np.linspace(0, 0.9, max(count, 1))]

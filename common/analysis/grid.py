@@ -27,7 +27,7 @@ Values = dict[str, np.ndarray]
 def at(origin: Any, directions: Sequence[Any], point: Float[Array, "d"]) -> Any:
     """The parameters at a point of the plane."""
 
-    def moved(weights: Array, *along: Array) -> Array:
+    def moved(weights: Any, *along: Any) -> Array:
         return weights + sum(point[k] * direction for k, direction in enumerate(along))
 
     return jax.tree.map(moved, origin, *directions)
@@ -103,12 +103,12 @@ class Grid:
             np.savez(out, about=about, points=self.points, done=self.done, **arrays)
 
 
-def points_of(axes: Sequence[Float[np.ndarray, "p"]]) -> Float[np.ndarray, "n d"]:
+def points_of(axes: Sequence[Float[np.ndarray, "_"]]) -> Float[np.ndarray, "n d"]:
     """All points of a plane, the last axis running fastest."""
     return np.stack([x.reshape(-1) for x in np.meshgrid(*axes, indexing="ij")], axis=1)
 
 
-def coarse(axes: Sequence[Float[np.ndarray, "p"]], count: int) -> list[int]:
+def coarse(axes: Sequence[Float[np.ndarray, "_"]], count: int) -> list[int]:
     """Places of `count` equidistant points of each axis among `points_of`, the origin among them
     where they are an odd number."""
     chosen = []
@@ -124,7 +124,7 @@ def coarse(axes: Sequence[Float[np.ndarray, "p"]], count: int) -> list[int]:
 
 
 def open_grid(
-    path: pathlib.Path, axes: Sequence[Float[np.ndarray, "p"]], about: Mapping[str, Any]
+    path: pathlib.Path, axes: Sequence[Float[np.ndarray, "_"]], about: Mapping[str, Any]
 ) -> Grid:
     """The grid in `path`, or an empty one. Raises UserError if that is of something else."""
     points = points_of(axes)

@@ -28,7 +28,7 @@ def names(plane: planes.Plane) -> list[str]:
             f"principal direction {k + 1} ({100 * shares[k]:.0f} %)" for k in range(len(plane.axes))
         ]
     if along == "between":
-        return [f"from step {about['checkpoint']} (0) to step {about['to']} (1)"]
+        return [f"from step {about['checkpoint']} (0) to step {about['other']} (1)"]
     if along == "gradient":
         return ["distance against the gradient"]
     values = about["eigenvalues"]

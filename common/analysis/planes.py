@@ -28,7 +28,7 @@ class Plane(NamedTuple):
     """
 
     directions: Sequence[Flat]
-    axes: Sequence[Float[np.ndarray, "p"]]
+    axes: Sequence[Float[np.ndarray, "_"]]
     about: Mapping[str, Any]
 
 
@@ -78,7 +78,7 @@ def make(
                 f"{', '.join(map(str, others)) or 'none'}."
             )
         found = [directions_lib.difference(others[other], origin)]
-        about["to"] = other
+        about["other"] = other
         margin = options.extent or 0.5
         ranges = [(-margin, 1.0 + margin)]
     elif options.along == "gradient":
