@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from asr import contextnet, decode, filterbank, prediction, settings
 from common import errors, parallel, sections
 from common.audio import frontend
-from common.nn import masking
+from common.nn import masking, outputs
 
 # Settings of `config.features` that only one kind of front end has.
 OF_KIND = {"compat": "log_mel", "rank": "learned", "pooling": "learned"}
@@ -115,6 +115,7 @@ class Recognizer(nn.Module):
             )
         if self.ctc or self.loss == "ctc":
             self.ctc_head = nn.Dense(self.vocab_size, dtype=self.dtype)
+        self.outputs = outputs.Outputs()
 
     def encode(
         self,
@@ -150,7 +151,7 @@ class Recognizer(nn.Module):
             joint = self.joint(encoded, self.prediction(labels))
         if self.ctc or self.loss == "ctc":
             logits = self.ctc_head(encoded).astype(jnp.float32)
-        return joint, logits
+        return self.outputs((joint, logits))
 
     def __call__(
         self,

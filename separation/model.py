@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from common import errors, sections
-from common.nn import masking
+from common.nn import masking, outputs
 from separation import causal, cue, quality, voice, voicefilter
 
 KINDS = ("causal", "voicefilter", "quality")
@@ -29,6 +29,7 @@ class SeparationNet(nn.Module):
     def setup(self) -> None:
         self.null = self.param("null_cue", nn.initializers.normal(1.0), (self.cue_size,))
         self.speakers = nn.Dense(self.num_speakers, name="speakers") if self.num_speakers else None
+        self.outputs = outputs.Outputs()
 
     def cue(self, enrolment: Float[Array, "b n"], lengths: Int[Array, "b"]) -> Float[Array, "b c"]:
         """What the enrolments say; the null cue where there are none (a length of 0)."""
@@ -79,7 +80,7 @@ class SeparationNet(nn.Module):
             logits = self.speakers(known)
         if hidden is not None:
             known = jnp.where(hidden[:, None], cue.unit(self.null[None, :]), known)
-        return self.extract(mixture, lengths, known, train=train), logits
+        return self.outputs((self.extract(mixture, lengths, known, train=train), logits))
 
 
 def make_model(

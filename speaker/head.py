@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from common import errors, parallel
+from common.nn import outputs
 from speaker import margins
 
 # The collection of AdaCos' scale: replicated, saved and restored with the batch statistics.
@@ -215,6 +216,7 @@ class MarginHead(nn.Module):
                 **kwargs,
             )
         else:
+            embeddings, weights = outputs.Outputs()((embeddings, weights))
             # At initialisation there is no mapped axis.
             axis = None if initializing else self.axis_name
             result = margins.margin_loss(

@@ -173,16 +173,19 @@ def fill(
     progress: Callable[[int], None],
     stop: Callable[[], str | None],
 ) -> None:
-    """Evaluates what is not done, `per_call` points a call, and keeps it.
+    """Evaluates what is not done, `per_call` points a call from the centre on, and keeps it.
 
     `program(*arguments, points)` is that of `make_program`. A grid that was stopped and goes on has
-    the bits of one that was not. Raises UserError where `stop` names a signal; what is done stays.
+    the bits of one that was not. Raises UserError where `stop` names a signal (what is done stays),
+    and where the loss is not finite at the centre.
     """
     size = -(-per_call // mesh.size) * mesh.size  # rows divide over the devices
     share, first = size // jax.process_count(), jax.process_index()
     saved = time.monotonic()
+    reach = np.abs(grid.points).max(axis=0)
+    from_centre = np.argsort(np.linalg.norm(grid.points / reach, axis=1), kind="stable")
     while not grid.done.all():
-        todo = np.flatnonzero(~grid.done)[:size]
+        todo = from_centre[~grid.done[from_centre]][:size]
         points = np.float32(grid.points[np.resize(todo, size)])
         mine = points[first * share : (first + 1) * share]
         found = program(*arguments, parallel.global_batch(mine, mesh))
@@ -192,6 +195,8 @@ def fill(
             kept = grid.values.setdefault(name, np.full(len(grid.points), np.nan))
             values = np.asarray(values[: len(todo)], np.float64)
             kept[todo] = np.where(np.isfinite(values), values, np.nan)
+        if not np.isfinite(grid.values["loss"][from_centre[0]]):
+            raise errors.UserError(objective_lib.not_finite(grid.about.get("split", "")))
         grid.done[todo] = True
         progress(int(grid.done.sum()))
         signal = stop()

@@ -13,10 +13,11 @@ import logging
 import pathlib
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from common import (
@@ -30,11 +31,22 @@ from common import (
     trained,
     writers,
 )
-from common.analysis import directions, grid, landscape_pictures, objective, planes, surfaces
+from common.analysis import (
+    curvature,
+    directions,
+    grid,
+    landscape_pictures,
+    objective,
+    planes,
+    surfaces,
+)
 from common.analysis.settings import LandscapeOptions
 from common.package import Context, Package
 
 log = logging.getLogger(__name__)
+
+_LANCZOS_STEPS = 30  # for one eigenvalue of either end
+_WORDS = {"eigenvalue_ratio": "ratio of eigenvalues"}
 
 
 def check(options: LandscapeOptions) -> None:
@@ -50,9 +62,17 @@ def check(options: LandscapeOptions) -> None:
         raise errors.UserError(f"--along={options.along} is a line: add --dims=1.")
     if options.extent < 0:
         raise errors.UserError(f"--extent={options.extent:g} is negative: give half the length.")
-    if not 0 <= options.metric_points <= options.points:
+    for name in ("metric_points", "curvature_points"):
+        if not 0 <= getattr(options, name) <= options.points:
+            raise errors.UserError(
+                f"--{name}={getattr(options, name)}: at most the {options.points} of --points."
+            )
+    if options.batch_norm != "frozen" and (
+        options.curvature_points or options.along in ("hessian", "gradient")
+    ):
         raise errors.UserError(
-            f"--metric_points={options.metric_points}: at most the {options.points} of --points."
+            "Derivatives are those with running averages: leave --batch_norm at frozen with "
+            "--along=hessian, --along=gradient and --curvature_points."
         )
     if options.to != -1 and options.along != "between":
         raise errors.UserError("--to has no use without --along=between.")
@@ -136,8 +156,9 @@ def run(package: Package, context: Context) -> None:
             grids[step] = _evaluate(it, plane, along, program, step, variables)
         log.info("%d compilations took %.0f s.", compiled.count, compiled.seconds)
         if first:
-            metric = found.task.best_metric[1] if options.metric_points else ""
-            landscape_pictures.draw(folder, plane, marks, grids, metric, writer)
+            some = [found.task.best_metric[1]] if options.metric_points else []
+            some += ["eigenvalue_ratio"] if options.curvature_points else []
+            landscape_pictures.draw(folder, plane, marks, grids, some, writer)
     if first:
         print(f"Values and pictures: {folder}")
 
@@ -240,7 +261,36 @@ def _evaluate(
         )
     if it.options.metric_points:
         _measure(it, plane, along, known, variables)
+    if it.options.curvature_points:
+        _curve(it, plane, along, known, variables)
     return known
+
+
+def _over(
+    it: Run,
+    plane: planes.Plane,
+    known: grid.Grid,
+    count: int,
+    name: str,
+    at: Callable[[np.ndarray], Mapping[str, float]],
+) -> None:
+    """Puts what `at` finds at some of the points into the grid, `name` among it."""
+    places = grid.coarse(plane.axes, count)
+    kept = known.values.get(name, np.full(len(known.points), np.nan))
+    todo = [place for place in places if not np.isfinite(kept[place])]
+    log.info("%s at %d points.", _WORDS.get(name, name), len(todo))
+    with it.writer.progress(len(todo)) as bar:
+        for number, place in enumerate(todo):
+            for key, value in at(np.float32(known.points[place])).items():
+                known.values.setdefault(key, np.full(len(known.points), np.nan))[place] = value
+            if jax.process_index() == 0:
+                known.save()
+            bar.update(number + 1)
+            if signal := it.stop():
+                raise errors.UserError(
+                    f"stopped by {signal}: {number + 1} of {len(todo)} points are in {known.path}. "
+                    "The same command goes on."
+                )
 
 
 def _measure(
@@ -252,22 +302,40 @@ def _measure(
     if split == objective.TRAIN:
         raise errors.UserError("--metric_points wants an evaluation split: training has no metric.")
     batches = task.eval_data(test=True)[split]
-    kept = known.values.setdefault(name, np.full(len(known.points), np.nan))
-    places = grid.coarse(plane.axes, it.options.metric_points)
-    todo = [place for place in places if not np.isfinite(kept[place])]
     move = jax.jit(grid.at)
     recalibrate = jax.jit(functools.partial(objective.recalibrated, it.objective))
-    log.info("%s at %d points.", name, len(todo))
-    with it.writer.progress(len(todo)) as bar:
-        for number, place in enumerate(todo):
-            params = move(variables["params"], along, np.float32(known.points[place]))
-            moved = {**variables, "params": params}
-            if it.options.batch_norm != "frozen":
-                moved = recalibrate(moved, it.data)
-            report = evaluation.evaluate(
-                task, it.found.eval_step, moved, split, batches, mesh, it.stop
-            )
-            kept[place] = report.scalars[name]
-            if jax.process_index() == 0:
-                known.save()
-            bar.update(number + 1)
+
+    def at(point: np.ndarray) -> dict[str, float]:
+        moved = {**variables, "params": move(variables["params"], along, point)}
+        if it.options.batch_norm != "frozen":
+            moved = recalibrate(moved, it.data)
+        report = evaluation.evaluate(task, it.found.eval_step, moved, split, batches, mesh, it.stop)
+        return {name: report.scalars[name]}
+
+    _over(it, plane, known, it.options.metric_points, name, at)
+
+
+def _curve(
+    it: Run, plane: planes.Plane, along: list[Any], known: grid.Grid, variables: Any
+) -> None:
+    """The ends of the Hessian's spectrum at some of the points (Li et al. 2018, section 6): where
+    |least / largest| is small, the surface is as convex as it looks."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    steps = min(_LANCZOS_STEPS, size)
+
+    @jax.jit
+    def both(variables: Any, along: Any, point: Any, data: Any) -> Any:
+        moved = {**variables, "params": grid.at(variables["params"], along, point)}
+        product = curvature.hessian(curvature.Flat(it.objective, moved, data))
+        start = curvature.signs(jax.random.key(0), size, jnp.float32)
+        return curvature.ends(product, start, steps=steps, top=1).values
+
+    def at(point: np.ndarray) -> dict[str, float]:
+        largest, least = np.float64(both(variables, along, point, it.data))
+        return {
+            "eigenvalue_largest": largest,
+            "eigenvalue_least": least,
+            "eigenvalue_ratio": abs(least / largest),
+        }
+
+    _over(it, plane, known, it.options.curvature_points, "eigenvalue_ratio", at)

@@ -40,14 +40,17 @@ def draw(
     plane: planes.Plane,
     marks: Sequence[surfaces.Mark],
     grids: Mapping[int, grid.Grid],
-    metric: str,
+    coarse: Sequence[str],
     writer: writers.Writers,
 ) -> None:
-    """All pictures of the grids by step, into `folder` and to the dashboards."""
+    """All pictures of the grids by step, into `folder` and to the dashboards.
+
+    `coarse`: what there is of some of the points only.
+    """
     if len(plane.axes) == 1:
-        _lines(folder, plane, marks, grids, metric, writer)
+        _lines(folder, plane, marks, grids, coarse, writer)
     else:
-        _planes(folder, plane, marks, grids, metric, writer)
+        _planes(folder, plane, marks, grids, coarse, writer)
 
 
 def _title(plane: planes.Plane, step: int, mark: surfaces.Mark | None, known: grid.Grid) -> str:
@@ -66,7 +69,7 @@ def _lines(
     plane: planes.Plane,
     marks: Sequence[surfaces.Mark],
     grids: Mapping[int, grid.Grid],
-    metric: str,
+    coarse: Sequence[str],
     writer: writers.Writers,
 ) -> None:
     axis, (name,) = plane.axes[0], names(plane)
@@ -76,7 +79,7 @@ def _lines(
     last = max(grids)
     about = grids[last].about
     title = f"{about['split']}, batch norm {about['batch_norm']}"
-    for value in (*DRAWN, *([metric] if metric else [])):
+    for value in (*DRAWN, *coarse):
         curves = {}
         for step, known in grids.items():
             if value in known.values:
@@ -96,7 +99,7 @@ def _planes(
     plane: planes.Plane,
     marks: Sequence[surfaces.Mark],
     grids: Mapping[int, grid.Grid],
-    metric: str,
+    coarse: Sequence[str],
     writer: writers.Writers,
 ) -> None:
     labels, by_step = names(plane), {mark.step: mark for mark in marks}
@@ -135,21 +138,21 @@ def _planes(
             for kind, pictures in frames.items():
                 if kind.startswith(("filled", "surface")):
                     video.write(pictures, folder / f"film_{value}_{kind}", fps=_FPS)
-    if metric:
-        _metric(folder, plane, grids, metric, by_step, writer)
+    for name in coarse:
+        _coarse(folder, plane, grids, name, by_step, writer)
 
 
-def _metric(
+def _coarse(
     folder: pathlib.Path,
     plane: planes.Plane,
     grids: Mapping[int, grid.Grid],
-    metric: str,
+    name: str,
     by_step: Mapping[int, surfaces.Mark],
     writer: writers.Writers,
 ) -> None:
     cut = {}
     for step, known in grids.items():
-        surface = known.surface(metric)
+        surface = known.surface(name)
         rows, columns = (np.flatnonzero(np.isfinite(surface).any(axis=k)) for k in (1, 0))
         cut[step] = surface[np.ix_(rows, columns)], (plane.axes[0][rows], plane.axes[1][columns])
     every = np.concatenate([surface.ravel() for surface, _ in cut.values()])
@@ -159,8 +162,8 @@ def _metric(
             axes,
             names(plane),
             title=_title(plane, step, by_step.get(step), grids[step]),
-            value=metric,
+            value=name.replace("_", " "),
             low=float(np.nanmin(every)),
             high=float(np.nanmax(every)),
         )
-        figures.save(figure, folder / f"{step}_{metric}.png", writer, step)
+        figures.save(figure, folder / f"{step}_{name}.png", writer, step)

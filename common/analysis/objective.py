@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from common import errors, metrics, parallel, state
 from common.data import buckets, pipeline
-from common.nn import norm
+from common.nn import norm, outputs
 from common.task import Batch, Metrics, Task
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,15 @@ def batches_of(task: Task, split: str, most: int) -> Iterable[Batch]:
     return data[split]
 
 
+def not_finite(split: str) -> str:
+    """The message where there is no loss at the checkpoint itself."""
+    return (
+        f"the loss of {split or 'the split'} is not finite at the checkpoint itself. Where its "
+        "recordings have no labels (speakers that training has not) take those of training: "
+        "--split=train --batches=8."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The loss of `task` at training step `step`, without the distortions of training.
@@ -144,17 +153,39 @@ class Objective:
         self, variables: state.Variables, batch: Batch
     ) -> tuple[Mapping[str, metrics.Term], Metrics, state.Variables]:
         """Terms, sums for the log and the new model state of one batch."""
-        key = state.stream_key(self.seed, "analysis", self.step)
-        batch = {**batch, "row": jnp.arange(batch["mask"].shape[0], dtype=jnp.int32)}
 
         def loss(variables: state.Variables, batch: Batch) -> Any:
             with _batch_statistics(self.batch_norm != "frozen"):
-                return self.task.loss(variables, batch, key, jnp.int32(self.step), train=False)
+                terms, (sums, new) = self._loss(variables, batch)
+            return terms, sums, new
 
-        # Layers sum over a mapped axis, which is this one device here.
-        alone = jax.vmap(loss, in_axes=None, out_axes=None, axis_size=1, axis_name=parallel.AXIS)
-        terms, (sums, new) = alone(variables, batch)
-        return terms, sums, new
+        return _alone(loss)(variables, batch)
+
+    def batch_outputs(self, variables: state.Variables, batch: Batch) -> list[Any]:
+        """What the network gives to the loss (`nn.outputs`), with running averages."""
+
+        def network(variables: state.Variables, batch: Batch) -> list[Any]:
+            with outputs.captured() as found:
+                self._loss(variables, batch)
+            return found
+
+        return _alone(network)(variables, batch)
+
+    def batch_terms(
+        self, variables: state.Variables, batch: Batch, found: list[Any]
+    ) -> Mapping[str, metrics.Term]:
+        """The terms of the loss of these outputs."""
+
+        def loss(variables: state.Variables, batch: Batch, found: list[Any]) -> Any:
+            with outputs.given(found):
+                return self._loss(variables, batch)[0]
+
+        return _alone(loss)(variables, batch, found)
+
+    def _loss(self, variables: state.Variables, batch: Batch) -> Any:
+        key = state.stream_key(self.seed, "analysis", self.step)
+        batch = {**batch, "row": jnp.arange(batch["mask"].shape[0], dtype=jnp.int32)}
+        return self.task.loss(variables, batch, key, jnp.int32(self.step), train=False)
 
     def sums(
         self, variables: state.Variables, data: Data
@@ -188,6 +219,11 @@ class Objective:
     def __call__(self, variables: state.Variables, data: Data) -> Float[Array, ""]:
         """The loss: what an evaluation of the data reports as `loss`, where the task reports it."""
         return value(self.sums(variables, data)[0])
+
+
+def _alone(fn: Any) -> Any:
+    """`fn` inside a mapped axis, over which layers may sum, that is this one device."""
+    return jax.vmap(fn, in_axes=None, out_axes=None, axis_size=1, axis_name=parallel.AXIS)
 
 
 def value(terms: Mapping[str, metrics.Term]) -> Float[Array, ""]:

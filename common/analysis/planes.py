@@ -7,15 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
 from common import errors, files, state
+from common.analysis import curvature
 from common.analysis import directions as directions_lib
 from common.analysis import objective as objective_lib
 from common.analysis.settings import LandscapeOptions
 
 Flat = directions_lib.Flat
+_LANCZOS_STEPS = 40  # for eigenvectors of the largest eigenvalues
 
 
 class Plane(NamedTuple):
@@ -82,29 +86,23 @@ def make(
         margin = options.extent or 0.5
         ranges = [(-margin, 1.0 + margin)]
     elif options.along == "gradient":
-        loss, gradient = jax.jit(jax.value_and_grad(_of_params(objective)))(
-            variables["params"], variables, data
-        )
-        slope = directions_lib.flat(gradient)
+        loss, slope = _slope(objective, variables, data)
         size = math.sqrt(directions_lib.inner(slope, slope))
         found = [directions_lib.unit({path: -x for path, x in slope.items()})]
         about["gradient_norm"] = size
         # As far as the loss would fall to 0 if it fell on like here.
-        far = options.extent or float(loss) / max(size, 1e-30)
+        far = options.extent or abs(loss) / max(size, 1e-30)
         ranges = [(-far, far)]
     else:
-        found, ranges = _hessian(options, objective, variables, data, about, ranges)
+        loss, values, found = _top(objective, variables, data, options.dims, options.seed)
+        about["eigenvalues"] = values
+        # As far as a parabola of that curvature has twice the loss of the checkpoint.
+        far = [math.sqrt(2 * abs(loss) / max(abs(value), 1e-30)) for value in values]
+        ranges = ranges or [(-x, x) for x in far]
     if options.dims == 2:
         about["cosine"] = directions_lib.cosine(*found)
     axes = [axis(low, high, options.points) for low, high in ranges]
     return Plane(found, axes, about)
-
-
-def _of_params(objective: objective_lib.Objective) -> Any:
-    def loss(params: Any, variables: state.Variables, data: objective_lib.Data) -> Any:
-        return objective({**variables, "params": params}, data)
-
-    return loss
 
 
 def _around(places: Sequence[Sequence[float]], dims: int) -> list[tuple[float, float]]:
@@ -117,8 +115,42 @@ def _around(places: Sequence[Sequence[float]], dims: int) -> list[tuple[float, f
     return ranges
 
 
-def _hessian(*arguments: Any) -> Any:
-    raise errors.UserError("--along=hessian comes with --mode=hessian.")
+def _slope(
+    objective: objective_lib.Objective, variables: state.Variables, data: objective_lib.Data
+) -> tuple[float, Flat]:
+    """The loss and its gradient."""
+
+    @jax.jit
+    def both(variables: Any, data: Any) -> Any:
+        loss, vector = curvature.gradient(curvature.Flat(objective, variables, data))
+        return loss, ravel_pytree(variables["params"])[1](vector)
+
+    loss, tree = both(variables, data)
+    return float(loss), directions_lib.flat(tree)
+
+
+def _top(
+    objective: objective_lib.Objective,
+    variables: state.Variables,
+    data: objective_lib.Data,
+    count: int,
+    seed: int,
+) -> tuple[float, list[float], list[Flat]]:
+    """The loss, the `count` largest eigenvalues of its Hessian, and their eigenvectors."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+    @jax.jit
+    def both(variables: Any, data: Any, key: Any) -> Any:
+        flat = curvature.Flat(objective, variables, data)
+        start = curvature.signs(key, size, jnp.float32)
+        steps = min(_LANCZOS_STEPS, size)
+        found = curvature.ends(curvature.hessian(flat), start, steps=steps, top=count)
+        unravel = ravel_pytree(variables["params"])[1]
+        trees = [unravel(found.vectors[k]) for k in range(count)]
+        return objective(variables, data), found.values[:count], trees
+
+    loss, values, trees = both(variables, data, jax.random.key(seed))
+    return float(loss), [float(x) for x in values], [directions_lib.flat(tree) for tree in trees]
 
 
 def save(plane: Plane, path: pathlib.Path) -> None:

@@ -30,6 +30,7 @@ class LandscapeOptions:
     to: int = option(-1, "with --along=between: the step of the other checkpoint (-1: the first)")
     film: bool = option(False, "the same plane around every checkpoint of the run")
     metric_points: int = option(0, "on each axis, for the task's own metric; 0: none")
+    curvature_points: int = option(0, "on each axis, for |least / largest eigenvalue|; 0: none")
     seed: int = option(0, "of random directions")
     name: str = option("", "of the folder in analysis/ (default: by --along and --dims)")
 

@@ -14,7 +14,7 @@ from common.analysis import figures
 
 CMAP = "viridis"
 _LEVELS = 24
-_LINEAR_SHARE = 90  # per cent of the points that a linear scale tells apart; the rest is above it
+_LINEAR_SHARE, _LOG_SHARE = 90, 98  # per cent of the points that a scale tells apart
 
 
 class Scale(NamedTuple):
@@ -39,14 +39,14 @@ class Scale(NamedTuple):
 def scale(surfaces: Sequence[Float[np.ndarray, "p q"]], *, log: bool) -> Scale | None:
     """One for all; None where it cannot be (a logarithm of what is not positive; all NaN).
 
-    A linear one ends where nine tenths of the points lie below: rims of hundreds of times the loss
-    of the centre would leave one colour for the rest.
+    A linear one ends where nine tenths of the points lie below, a logarithmic one where 98 per cent
+    do: rims of hundreds of times the loss of the centre would leave one colour for the rest.
     """
     values = np.concatenate([surface[np.isfinite(surface)] for surface in surfaces])
     if not values.size or (log and values.min() <= 0):
         return None
     low = float(values.min())
-    high = float(values.max() if log else np.percentile(values, _LINEAR_SHARE))
+    high = float(np.percentile(values, _LOG_SHARE if log else _LINEAR_SHARE))
     return Scale(low, high if high > low else low + max(abs(low), 1.0) * 1e-6, log)
 
 
@@ -190,7 +190,10 @@ def line(
     many = len(curves) > 1
     palette = figures.palette(len(curves))
     for colour, (label, values) in zip(palette, curves.items()):
-        plot.plot(axis, values, "-", color=colour, linewidth=1.5, label=label if many else None)
+        there = np.isfinite(values)
+        style = "-" if there.sum() > len(axis) // 2 else "-o"
+        name_of = label if many else None
+        plot.plot(axis[there], values[there], style, color=colour, linewidth=1.5, label=name_of)
     for label, where in (marks or {}).items():
         plot.axvline(where, color="0.5", linewidth=0.8, linestyle=":")
         plot.annotate(

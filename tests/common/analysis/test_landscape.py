@@ -242,8 +242,9 @@ def test_a_plane_and_a_film_from_the_command(workdir, caplog, capsys):
     [
         ({"along": "pca", "batch_norm": "recalibrated"}, "principal directions explain"),
         ({"along": "between", "dims": 1}, "are those of step 20 at every point"),
-        ({"along": "gradient", "dims": 1, "batch_norm": "batch"}, "loss"),
+        ({"along": "gradient", "dims": 1}, "loss"),
         ({"dims": 1, "split": "train", "batches": 2, "vectors": True}, "loss"),
+        ({"along": "hessian", "curvature_points": 3}, "ratio of eigenvalues at 9 points"),
     ],
 )
 def test_other_lines_and_planes(workdir, tmp_path, caplog, options, text):
@@ -257,6 +258,14 @@ def test_other_lines_and_planes(workdir, tmp_path, caplog, options, text):
         # The other end is the first checkpoint, with this one's running averages.
         (there,) = np.flatnonzero(known["points"][:, 0] == 1)
         assert np.isfinite(known["values/loss"][there])
+    if options.get("along") == "hessian":
+        # Along an eigenvector of the top the parabola of its eigenvalue, near the checkpoint.
+        plane = planes.load(folder / "plane.npz")
+        values, losses = plane.about["eigenvalues"], known["values/loss"].reshape(3, 3)
+        assert values[0] > values[1] > 0
+        assert losses[0, 1] + losses[2, 1] > 2 * losses[1, 1]
+        assert np.isfinite(known["values/eigenvalue_ratio"]).all()
+        assert known["values/eigenvalue_largest"][4] == pytest.approx(values[0], rel=1e-3)
     if options.get("along") == "gradient":
         loss = known["values/loss"]
         assert loss[2] < loss[0]  # it falls along the way
@@ -270,6 +279,7 @@ def test_other_lines_and_planes(workdir, tmp_path, caplog, options, text):
         ({"along": "between"}, "--along=between is a line: add --dims=1"),
         ({"extent": -1.0}, "is negative"),
         ({"metric_points": 99}, "at most the 25"),
+        ({"curvature_points": 3, "batch_norm": "batch"}, "running averages: leave --batch_norm"),
         ({"to": 5}, "no use without --along=between"),
         ({"along": "pca", "vectors": True}, "--vectors has no use without --along=random"),
         ({"along": "between", "dims": 1, "to": 7}, "no other checkpoint of that step; there are 5"),

@@ -1,0 +1,214 @@
+"""The curvature of a loss: products with its Hessian, ends of the spectrum, trace, density.
+
+Lanczos is matfree's (Kraemer et al. 2024), with full reorthogonalisation. Vectors are flat here, of
+all parameters in the order of `jax.flatten_util.ravel_pytree`. Everything is pure and is compiled
+by its callers with variables and data as arguments.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key
+from matfree import decomp
+
+from common import metrics, state
+from common.analysis import objective as objective_lib
+
+Product = Callable[[Float[Array, "n"]], Float[Array, "n"]]
+
+
+class Flat(NamedTuple):
+    """A loss of one flat vector, which is at `vector` here, batch by batch."""
+
+    objective: objective_lib.Objective
+    variables: state.Variables
+    data: objective_lib.Data
+
+    @property
+    def vector(self) -> Float[Array, "n"]:
+        return ravel_pytree(self.variables["params"])[0]
+
+    def _with(self, vector: Float[Array, "n"]) -> state.Variables:
+        unravel = ravel_pytree(self.variables["params"])[1]
+        return {**self.variables, "params": unravel(vector)}
+
+    def _counts(self) -> dict[str, Array]:
+        """What the terms count in all the data: not a matter of the parameters."""
+        terms, _ = self.objective.sums(self.variables, self.data)
+        return {name: metrics.at_least_one(term.count) for name, term in terms.items()}
+
+    def over_batches(self, of_batch: Callable[[Any, Mapping[str, Array]], Any]) -> Any:
+        """The sum of `of_batch(batch, counts)`; memory is that of one batch."""
+        counts, parts = self._counts(), []
+        for group in self.data.groups:
+            first = jax.tree.map(lambda x: x[0], group)
+            shapes = jax.eval_shape(of_batch, first, counts)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+            def add(carry: Any, batch: Any) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, carry, of_batch(batch, counts)), None
+
+            parts.append(jax.lax.scan(add, zeros, group)[0])
+        return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *parts)
+
+    def share(
+        self, vector: Float[Array, "n"], batch: Any, counts: Mapping[str, Array]
+    ) -> Float[Array, ""]:
+        """What a batch adds to the loss."""
+        terms, *_ = self.objective.batch_sums(self._with(vector), batch)
+        return self.of_terms(terms, counts)
+
+    @staticmethod
+    def of_terms(terms: Any, counts: Mapping[str, Array]) -> Float[Array, ""]:
+        return sum(term.weight * term.total / counts[name] for name, term in terms.items())
+
+    def outputs(self, vector: Float[Array, "n"], batch: Any) -> Any:
+        """What the network gives to the loss (`nn.outputs`)."""
+        return self.objective.batch_outputs(self._with(vector), batch)
+
+    def share_of_outputs(
+        self, found: Any, batch: Any, counts: Mapping[str, Array]
+    ) -> Float[Array, ""]:
+        terms = self.objective.batch_terms(self.variables, batch, found)
+        return self.of_terms(terms, counts)
+
+
+def gradient(flat: Flat) -> tuple[Float[Array, ""], Float[Array, "n"]]:
+    """The loss and its gradient."""
+    vector = flat.vector
+    return flat.over_batches(
+        lambda batch, counts: jax.value_and_grad(flat.share)(vector, batch, counts)
+    )
+
+
+def hessian(flat: Flat) -> Product:
+    """v -> H v, forward over reverse (Pearlmutter 1994), batch by batch."""
+    vector = flat.vector
+
+    def product(v: Float[Array, "n"]) -> Float[Array, "n"]:
+        def one(batch: Any, counts: Mapping[str, Array]) -> Array:
+            slope = functools.partial(jax.grad(flat.share), batch=batch, counts=counts)
+            return jax.jvp(slope, (vector,), (v,))[1]
+
+        return flat.over_batches(one)
+
+    return product
+
+
+def gauss_newton(flat: Flat) -> Product:
+    """v -> J' L'' J v: the Hessian of the loss with the network linearised (Schraudolph 2002).
+
+    J is the derivative of what passes the mark `nn.outputs.Outputs`, L the loss of that. It has no
+    negative eigenvalue where L is convex (softmax of logits, squares). Those of CTC and of a
+    transducer are not, as they sum over alignments; nor is a product of two marked factors.
+    """
+    vector = flat.vector
+
+    def product(v: Float[Array, "n"]) -> Float[Array, "n"]:
+        def one(batch: Any, counts: Mapping[str, Array]) -> Array:
+            network = functools.partial(flat.outputs, batch=batch)
+            loss = functools.partial(flat.share_of_outputs, batch=batch, counts=counts)
+            found, pull = jax.vjp(network, vector)
+            # J v as the transpose of u -> J' u: layers with a gradient of their own have no jvp.
+            _, push = jax.vjp(lambda u: pull(u)[0], found)
+            (moved,) = push(v)
+            _, bent = jax.jvp(jax.grad(loss), (found,), (moved,))
+            return pull(bent)[0]
+
+        return flat.over_batches(one)
+
+    return product
+
+
+class Ends(NamedTuple):
+    """Eigenpairs of both ends of the spectrum, from the largest eigenvalue to the least.
+
+    `residuals` are |H v - lambda v| as Lanczos knows them: an eigenvalue of H lies so near.
+    """
+
+    values: Float[Array, "k"]
+    vectors: Float[Array, "k n"]
+    residuals: Float[Array, "k"]
+
+
+def ends(product: Product, start: Float[Array, "n"], *, steps: int, top: int) -> Ends:
+    """The `top` largest and `top` least eigenvalues that `steps` of Lanczos find.
+
+    All there are where steps = n. Values converge from within, extreme ones first; some 2 top +
+    20 steps find them to a per mille where the spectrum has a gap.
+    """
+    if not 1 <= 2 * top <= steps <= start.size:
+        raise ValueError(f"2 x {top} eigenvalues of {steps} steps of {start.size} parameters")
+    q, tridiagonal, rest, _ = decomp.tridiag_sym(steps, custom_vjp=False)(product, start)
+    values, vectors = jnp.linalg.eigh(tridiagonal)
+    chosen = jnp.concatenate([steps - 1 - jnp.arange(top), jnp.arange(top)[::-1]])
+    residuals = jnp.linalg.norm(rest) * jnp.abs(vectors[-1, chosen])
+    return Ends(values[chosen], vectors[:, chosen].T @ q, residuals)
+
+
+class Quadrature(NamedTuple):
+    """Nodes and weights of the spectrum as random vectors see it; weights of each add up to 1."""
+
+    nodes: Float[Array, "p m"]
+    weights: Float[Array, "p m"]
+
+
+def signs(key: Key[Array, ""], size: int, dtype: Any) -> Float[Array, "n"]:
+    """Independent +1 and -1."""
+    return jax.random.rademacher(key, (size,), dtype)
+
+
+def quadrature(
+    product: Product, keys: Key[Array, "p"], size: int, *, steps: int, dtype: Any = jnp.float32
+) -> Quadrature:
+    """Stochastic Lanczos quadrature with `steps` nodes of each key's vector, one after the other.
+
+    v' f(H) v / v'v is about sum_i w_i f(x_i), x the eigenvalues of the tridiagonal matrix and w the
+    squares of its eigenvectors' first components (Golub and Welsch 1969; Ubaru et al. 2017).
+    """
+
+    def one(key: Key[Array, ""]) -> tuple[Array, Array]:
+        start = signs(key, size, dtype)
+        _, tridiagonal, *_ = decomp.tridiag_sym(steps, custom_vjp=False)(product, start)
+        nodes, vectors = jnp.linalg.eigh(tridiagonal)
+        return nodes, jnp.square(vectors[0])
+
+    return Quadrature(*jax.lax.map(one, keys))
+
+
+def moments(values: Float[np.ndarray, "p"]) -> tuple[float, float]:
+    """Mean and its standard error (NaN of one value)."""
+    values = np.asarray(values, np.float64)
+    spread = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(values.mean()), float(spread)
+
+
+def trace(found: Quadrature, size: int) -> tuple[float, float]:
+    """Mean and standard error of the trace: v'Hv of each sign vector (Hutchinson 1990)."""
+    each = size * np.sum(np.float64(found.nodes) * np.float64(found.weights), axis=1)
+    return moments(each)
+
+
+def density(found: Quadrature, at: Float[np.ndarray, "g"], sigma: float) -> Float[np.ndarray, "g"]:
+    """The density of eigenvalues, each node a Gaussian of width sigma; its integral is 1."""
+    nodes, weights = (np.float64(x).reshape(-1, 1) for x in found)
+    bells = np.exp(-0.5 * np.square((at[None, :] - nodes) / sigma)) / np.sqrt(2 * np.pi) / sigma
+    return np.sum(weights * bells, axis=0) / len(found.nodes)
+
+
+def blocks(params: Any) -> dict[str, Float[np.ndarray, "n"]]:
+    """A mask of the flat vector for each module that owns parameters, by its path."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path[:-1], simple=True, separator="/") for path, _ in flat]
+    sizes = [leaf.size for _, leaf in flat]
+    return {
+        name: np.concatenate(
+            [np.full(size, other == name, np.float32) for other, size in zip(names, sizes)]
+        )
+        for name in dict.fromkeys(names)
+    }

@@ -1,0 +1,88 @@
+"""The mode `hessian` on a trained toy: what is said, what is kept, on one device and on eight."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from common import errors
+from common.analysis import hessian
+from common.analysis.settings import HessianOptions
+from tests.common.analysis import toy_run
+
+FLAGS = {"top": 2, "steps": 12, "probes": 8}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    toy_run.train(folder)
+    return folder
+
+
+def run(workdir, devices=8, **flags):
+    options = HessianOptions(**{**FLAGS, **flags})
+    hessian.run(toy_run.PACKAGE, toy_run.context(workdir, options, devices=devices))
+    stem = "hessian_20" + ("_gauss_newton" if options.gauss_newton else "")
+    return json.loads((workdir / "analysis" / f"{stem}.json").read_text())
+
+
+def test_figures_pictures_and_words(workdir, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    found = run(workdir, blocks=True)
+    said = capsys.readouterr().out
+    assert "Hessian of 57 parameters: loss" in said
+    assert "|least / largest|" in said
+    assert "MaskedBatchNorm_0" in said
+    assert "compilations took" in caplog.text
+    assert found["largest"][0] >= found["largest"][1] > found["least"][1] >= found["least"][0]
+    assert found["ratio"] == pytest.approx(abs(found["least"][0] / found["largest"][0]))
+    traces = [row[1] for row in found["blocks"].values()]
+    # Other probes than those of the trace: equal within the errors.
+    assert abs(sum(traces) - found["trace"]) < 5 * found["trace_error"] + 0.2 * abs(found["trace"])
+    assert max(row[0] for row in found["blocks"].values()) <= found["largest"][0] * 1.001
+    folder = workdir / "analysis"
+    with np.load(folder / "hessian_20.npz") as arrays:
+        assert arrays["nodes"].shape == (8, 12)
+        np.testing.assert_allclose(arrays["weights"].sum(1), 1, rtol=1e-5)
+        assert json.loads(str(arrays["about"]))["split"] == "dev"
+    for name in ("spectrum", "blocks"):
+        with PIL.Image.open(folder / f"hessian_20_{name}.png") as picture:
+            assert np.asarray(picture).std() > 10
+
+
+def test_one_device_and_eight_agree(workdir):
+    eight, one = run(workdir), run(workdir, devices=1)
+    for name in ("loss", "gradient_norm", "largest", "least", "trace", "trace_error"):
+        np.testing.assert_allclose(eight[name], one[name], rtol=1e-3, atol=1e-5)
+
+
+def test_double_precision_is_of_the_call_alone(workdir):
+    single, double = run(workdir), run(workdir, float64=True)
+    assert not jax.config.jax_enable_x64
+    np.testing.assert_allclose(single["largest"], double["largest"], rtol=1e-3)
+    with pytest.raises(RuntimeError), hessian.precision(True):
+        raise RuntimeError
+    assert not jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"top": 9}, "at most s / 2"),
+        ({"steps": 99}, "the network has 57 parameters only"),
+        ({"probes": 1}, "two at least"),
+        ({"split": "tset"}, "no such split; choose dev, train"),
+    ],
+)
+def test_flags_that_cannot_be(workdir, flags, message):
+    with pytest.raises(errors.UserError, match=message):
+        run(workdir, **flags)
+
+
+def test_a_folder_without_checkpoints(tmp_path):
+    with pytest.raises(errors.UserError, match="no checkpoint in"):
+        run(tmp_path)
