@@ -1,4 +1,4 @@
-"""What attributions of a recogniser explain: channels of the encoder, transcripts, tokens, words."""
+"""What attributions of a recogniser explain: encoder channels, transcripts, tokens, words."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

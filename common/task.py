@@ -156,7 +156,8 @@ class Target:
     `choose(variables, batch)` gives what is decided at the recording itself and stays on the way
     from a baseline (a hypothesis, the strongest channel), as further entries of the batch.
     `parts(row)` on the host: what lies where; with several scalars, one part for each that counts.
-    `numbered` makes the target of a number, "channel:3". `needs`: an entry that not every batch has.
+    `numbered` makes the target of a number, "channel:3"; `needs` is an entry that not every batch
+    has.
     """
 
     says: str

@@ -107,7 +107,7 @@ class SpeakerNet(nn.Module):
         train: bool,
         mask: Bool[Array, "b"],
     ) -> tuple[Float[Array, "b l m"], Int[Array, "b"]]:
-        """What the front end gives to the encoder, and its lengths, 0 for rows that are not real."""
+        """What the front end gives to the encoder, and its lengths, 0 for masked rows."""
         features, lengths = self._features(inputs, masking.fold_row_mask(lengths, mask))
         if self.running_mean:
             frames = masking.float_mask(lengths, features.shape[1])

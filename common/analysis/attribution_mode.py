@@ -139,7 +139,9 @@ def _chosen(task: Explained, config: Any, options: Any) -> recordings.Chosen:
     if options.files:
         chosen = recordings.of_files(task, config, options.files, options.max_seconds)
     else:
-        chosen = recordings.of_split(task, options.split, options.n, config, options.max_seconds)
+        chosen = recordings.of_split(
+            task, options.split, options.n, config, options.max_seconds, voices=options.panel
+        )
     if options.against:
         try:
             other = recordings.load(config, options.against, options.max_seconds)
@@ -244,7 +246,7 @@ def _write(
     judged: Sequence[dict[str, Any]],
 ) -> None:
     """Arrays, pictures and the summary of one target."""
-    made, options, rows = setup.explainer, setup.options, []
+    made, rows = setup.explainer, []
     target = files.safe_name(made.target_name.replace(":", "-"))
     for one, judgement in zip(results, judged):
         stem = f"attribution_{step}_{target}_{files.safe_name(one.name)}"
@@ -284,7 +286,9 @@ def _write(
             picture = attribution_figures.curves(title, judging.SHARES, judgement["curves"])
             figures.save(picture, folder / f"{stem}_curves.png", writer, step)
         print(_title(setup, one) + ("" if found.converged else "   DOES NOT ADD UP"))
-    columns = [name for name, value in rows[0].items() if not isinstance(value, list | dict)]
+    columns = [
+        name for name, value in rows[0].items() if not isinstance(value, list | dict | np.ndarray)
+    ]
     lines = ["\t".join(columns)]
     lines += ["\t".join(_cell(row[name]) for name in columns) for row in rows]
     files.write_text(folder / f"attribution_{step}_{target}.tsv", "\n".join(lines) + "\n")
@@ -371,8 +375,8 @@ def _film(
         now = jax.tree.map(lambda x: (x.shape, str(x.dtype)), found.variables)
         if shapes not in (None, now):
             raise errors.UserError(
-                f"The checkpoints of steps {steps[0]} and {step} in {context.folder} have arrays of "
-                "different shapes: a film shows one network. Move those of the other run away."
+                f"The checkpoints of steps {steps[0]} and {step} in {context.folder} differ in the "
+                "shapes of their arrays: a film shows one network. Move those of the other away."
             )
         shapes = now
         maps[step] = setup.maps(found.variables)
@@ -442,8 +446,8 @@ def _complain(
     if open_:
         said.append(
             f"{len(open_)} of the maps do not add up to F(x) - F(baseline) within "
-            f"--tolerance={options.tolerance:g} % (converged=False in their files): {open_[0]}. Raise "
-            "--max_nodes, or take another --baseline."
+            f"--tolerance={options.tolerance:g} % (converged=False in their files): {open_[0]}. "
+            "Raise --max_nodes, or take another --baseline."
         )
     if failed:
         said.append(f"{len(failed)} of the files could not be used: {'; '.join(failed)}")

@@ -17,6 +17,8 @@ from common.task import Batch, Explained
 
 log = logging.getLogger(__name__)
 
+_GENDERS = ("f", "m")
+
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
@@ -87,8 +89,19 @@ def _files(names: Sequence[str], failed: list[str]) -> Iterable[str]:
                 yield record["audio"]
 
 
-def of_split(task: Explained, split: str, count: int, config: Any, most_seconds: float) -> Chosen:
-    """The first recordings that a split's batches give (shorter ones come first)."""
+def of_split(
+    task: Explained,
+    split: str,
+    count: int,
+    config: Any,
+    most_seconds: float,
+    *,
+    voices: bool = False,
+) -> Chosen:
+    """The first recordings that a split's batches give (shorter ones come first).
+
+    With `voices` half of them women's and half men's, where the data tell.
+    """
     if count < 1:
         raise errors.UserError(f"--n={count}: explain one recording at least.")
     data = task.eval_data(test=True)
@@ -97,20 +110,25 @@ def of_split(task: Explained, split: str, count: int, config: Any, most_seconds:
         raise errors.UserError(
             f"--split={split}: there is no such split; choose {', '.join(data) or 'files'}."
         )
-    rows: list[dict[str, np.ndarray]] = []
+    rows: list[tuple[dict[str, np.ndarray], Mapping[str, Any]]] = []
+    others: list[tuple[dict[str, np.ndarray], Mapping[str, Any]]] = []
+    taken = dict.fromkeys(_GENDERS, 0)
     with pipeline.opened(data[split]) as iterator:
         for batch in iterator:
             batch = {name: np.asarray(array) for name, array in batch.items()}
-            rows += [
-                {name: array[row] for name, array in batch.items()}
-                for row in np.flatnonzero(batch["mask"])
-            ]
+            for row in np.flatnonzero(batch["mask"]):
+                written = task.about(split, int(batch["index"][row]))
+                one = {name: array[row] for name, array in batch.items()}, written
+                gender = str(written.get("gender", ""))[:1].lower() if voices else ""
+                if gender in taken:
+                    taken[gender] += 1
+                enough = taken.get(gender, 0) > -(-count // 2)
+                (others if enough else rows).append(one)
             if len(rows) >= count:
                 break
     if not rows:
         raise errors.UserError(f"--split={split} holds not one recording.")
-    rows = rows[:count]
-    about = [task.about(split, int(row["index"])) for row in rows]
+    rows, about = zip(*(rows + others)[:count])
     longest, rate = _longest(rows), config.data.sample_rate_hz
     if longest > most_seconds * rate:
         raise errors.UserError(f"{split}: a recording {too_long(longest / rate, most_seconds)}.")
