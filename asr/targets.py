@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from asr import alignment, ctc, transducer
+from asr import alignment, ctc, decode, transducer
 from common import errors, state
 from common.nn import masking
 from common.task import Batch, Input, Part, Target
@@ -118,7 +118,7 @@ class Explanation:
 
         def choose(variables: state.Variables, batch: Batch) -> dict[str, Array]:
             labels, sizes = batch["labels"], batch["labels_lengths"]
-            found = self.task.eval_step(variables, {**batch})[1]
+            found = self._hypotheses(head, variables, batch)
             width = max(labels.shape[1], found["tokens"].shape[1])
             both = [_widened(x, width) for x in (labels, found["tokens"])]
             without = (sizes == 0)[:, None]
@@ -134,6 +134,14 @@ class Explanation:
             )
 
         return choose
+
+    def _hypotheses(self, head: str, variables: state.Variables, batch: Batch) -> dict[str, Array]:
+        """Those of the head itself: CTC cannot align everything that a transducer says."""
+        if head == self.task.model.loss:
+            return dict(self.task.eval_step(variables, batch)[1])
+        encoded, lengths = self._encoded(variables, batch, {})
+        _, logits = self.task.model.apply(variables, encoded, batch["labels"], method="heads")
+        return decode.ctc_greedy(logits, lengths)._asdict()
 
     def _lattice(self, head: str, variables: state.Variables, batch: Batch) -> dict[str, Array]:
         lengths, joint, logits = self._heads(variables, batch, {})
@@ -221,7 +229,12 @@ class Explanation:
         if not count:
             return np.zeros((0, 2))
         if "log_probs" in row:
-            return second * alignment.ctc_path(row["log_probs"][:frames], labels)
+            try:
+                return second * alignment.ctc_path(row["log_probs"][:frames], labels)
+            except ValueError as error:
+                raise errors.UserError(
+                    f"A recording cannot be explained by CTC: {error}. Leave it out."
+                ) from error
         blank, label = row["log_blank"][:frames, : count + 1], row["log_label"][:frames, :count]
         first = alignment.transducer_path(blank, label)
         return second * np.stack([first, first + 1], axis=1)

@@ -18,8 +18,8 @@ def baselines(
 ) -> list[Float[np.ndarray, "l *f"]]:
     """The baselines of one recording, without its padding; several are averaged over.
 
-    silence: what digital silence gives. On log-mel with normalised bands that is exactly 0, the
-        mean of each band (of a band that does not move 0 is left); else it is the floor.
+    silence: what digital silence gives. On log-mel with normalised bands that is 0 but for
+        rounding, the mean of each band (of a band that does not move 0 is left); else the floor.
     mean: of each band over time; of a waveform over time.
     noise: Gaussian with the deviation of each band around its mean; for a waveform with that of the
         recording. Depends on the seed, not on the padding or the place in a batch.

@@ -73,28 +73,19 @@ class Explainer:
     def target(self) -> Target:
         return find_target(self.task, self.target_name)[1]
 
-    @property
-    def power(self) -> int:
-        """How the way is passed: see `attribution.gauss_legendre`."""
-        return attribution.POWER if self.input_name == "waveform" else 1
-
-    def _mapped(self, fn: Callable, rows: int, whole: int = 0) -> Callable:
-        """`fn(variables, batch, *rows, *whole)` over the devices, to the host and back."""
+    def _mapped(self, fn: Callable, rows: int) -> Callable:
+        """`fn(variables, batch, *rows)` over the devices, to the host and back."""
         mapped = parallel.data_parallel(
             fn,
             self.mesh,
-            in_specs=(
-                parallel.REPLICATED,
-                *[parallel.ROWS] * (1 + rows),
-                *[parallel.REPLICATED] * whole,
-            ),
+            in_specs=(parallel.REPLICATED, *[parallel.ROWS] * (1 + rows)),
             out_specs=parallel.ROWS,
             kind=self.kind,
         )
 
         def call(variables: state.Variables, batch: Batch, *arrays: Any) -> Any:
-            sharded = parallel.global_batch((dict(batch), *arrays[:rows]), self.mesh)
-            return jax.device_get(mapped(variables, *sharded, *arrays[rows:]))
+            sharded = parallel.global_batch((dict(batch), *arrays), self.mesh)
+            return jax.device_get(mapped(variables, *sharded))
 
         return call
 
@@ -129,7 +120,7 @@ class Explainer:
             score = functools.partial(self._score, variables, batch)
             return attribution.path_gradients(score, start, end, nodes, weights, self.at_once)
 
-        return self._mapped(one, 2, 2)
+        return self._mapped(one, 4)
 
     def chosen(self, variables: state.Variables, batch: Batch) -> dict[str, np.ndarray]:
         """The batch with what the target decides at the recordings, without idle columns."""
@@ -195,13 +186,13 @@ class Explainer:
                     tolerance_percent=tolerance_percent,
                     first_nodes=min(attribution.BLOCK, max_nodes),
                     max_nodes=max_nodes,
-                    power=self.power,
                     times_difference=method == "integrated_gradients",
                 )
                 for start in starts
             ]
             return [attribution.average(row, tolerance_percent) for row in zip(*each)]
-        at, here = np.zeros(1, np.float32), np.ones(1, np.float32)
+        at, here = np.zeros((2, len(values), 1), np.float32)
+        here += 1
         if method == "smoothgrad":
             noisy = smooth_points(values, lengths, seed)
             maps = np.mean([path(point, point, at, here) for point in noisy], axis=0)

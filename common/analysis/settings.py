@@ -64,7 +64,9 @@ class AttributionOptions:
     method: str = option("integrated_gradients", "of attribution", METHODS)
     baseline: str = option("silence", "where the path starts", BASELINES)
     tolerance: float = option(0.1, "of completeness, per cent of F(x) - F(baseline)")
-    max_nodes: int = option(256, "of the quadrature, which starts with 16")
+    max_nodes: int = option(
+        256, "of the quadrature; it starts with 16, and doubles them where they are too few"
+    )
     judge: bool = option(False, "deletion and insertion curves, and a random model beside")
     film: bool = option(False, "the same map for every checkpoint of the run")
     panel: bool = option(False, "two voices below each other, all targets side by side")
