@@ -135,12 +135,12 @@ def of_split(
     return Chosen(stacked(rows), about)
 
 
-def _longest(rows: Sequence[Mapping[str, np.ndarray]]) -> int:
+def _longest(rows: Sequence[Mapping[str, Any]]) -> int:
     names = [name for name in ("audio_lengths", "sources_lengths") if name in rows[0]]
     return max((int(row[name]) for row in rows for name in names), default=0)
 
 
-def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Rows of several batches as one, padded with zeros to the longest."""
     found = {}
     for name in rows[0]:
