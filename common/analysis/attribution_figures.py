@@ -12,7 +12,7 @@ from common.task import Part
 
 COLOURS = "RdBu_r"  # red raises the score
 _MOST_ROWS = 48  # of single maps of tokens
-_STRIP_COLUMNS = 400
+_STRIP_COLUMNS = 200
 
 
 def limit(values: Float[np.ndarray, "..."]) -> float:
@@ -37,7 +37,8 @@ def one(
     A map of a waveform is drawn as its sums over short stretches. `scores` stand at their parts.
     """
     figure = figures.new(9.0, 5.2)
-    above, below = figure.subplots(2, 1, sharex=True)
+    ratios = (1, 1) if values.ndim > 1 else (1, 0.35)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=ratios)
     _spectrogram(above, spectrogram, hop_seconds)
     _words(above, parts, scores)
     image = _map(below, values, seconds, colour_limit)
