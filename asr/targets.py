@@ -220,7 +220,7 @@ class Explanation:
         says = f"encoder channel {number} summed over time"
         return Target(says, self._channel, choose, self._words)
 
-    def _spans(self, row: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _spans(self, row: Mapping[str, Any]) -> np.ndarray:
         """Seconds [u, 2] of every label."""
         count, frames = int(row["labels_lengths"]), int(row["frames"])
         labels = row["labels"][:count]
@@ -239,11 +239,11 @@ class Explanation:
         first = alignment.transducer_path(blank, label)
         return second * np.stack([first, first + 1], axis=1)
 
-    def _end(self, row: Mapping[str, np.ndarray]) -> Part:
+    def _end(self, row: Mapping[str, Any]) -> Part:
         seconds = float(row["audio_lengths"]) / self.task.config.data.sample_rate_hz
         return Part(END, seconds, seconds)
 
-    def _token_parts(self, row: Mapping[str, np.ndarray]) -> Sequence[Part]:
+    def _token_parts(self, row: Mapping[str, Any]) -> Sequence[Part]:
         pieces = self.task.tokenizer.pieces
         spans = self._spans(row)
         found = [
@@ -252,7 +252,7 @@ class Explanation:
         ]
         return (*found, self._end(row))
 
-    def _words(self, row: Mapping[str, np.ndarray]) -> Sequence[Part]:
+    def _words(self, row: Mapping[str, Any]) -> Sequence[Part]:
         begins, spans, groups = self._begins(np), self._spans(row), []
         for i in range(len(spans)):
             if not groups or begins[row["labels"][i]]:

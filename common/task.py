@@ -163,7 +163,7 @@ class Target:
     says: str
     score: Callable[[Variables, Batch, Mapping[str, Array]], Float[Array, "b n"]]
     choose: Callable[[Variables, Batch], Mapping[str, Any]] = lambda variables, batch: {}
-    parts: Callable[[Mapping[str, np.ndarray]], Sequence[Part]] = lambda row: ()
+    parts: Callable[[Mapping[str, Any]], Sequence[Part]] = lambda row: ()
     numbered: Callable[[int], "Target"] | None = None
     needs: str = ""
 

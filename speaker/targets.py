@@ -94,7 +94,7 @@ class Explanation:
         best = jnp.argmax(self._scores(variables, batch, {}), axis=1)
         return {"class": best.astype(jnp.int32)}
 
-    def _name(self, row: Mapping[str, np.ndarray]) -> Sequence[Part]:
+    def _name(self, row: Mapping[str, Any]) -> Sequence[Part]:
         """The speaker over the whole recording; speeds of one speaker are classes of their own."""
         number, count = int(row["class"]), len(self.task.classes)
         name, rate = data.sequence(self.task.config)

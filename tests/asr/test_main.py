@@ -268,7 +268,10 @@ def test_attribution_of_files_and_of_a_split(trained, tmp_path):
     )
     for name in (f"{stem}_good.wav.png", f"{stem}_good.wav_curves.png"):
         assert (folder / name).stat().st_size > 10_000
-    assert (folder / "attribution_30_tokens_good.wav_each.png").exists()
+    with np.load(folder / "attribution_30_tokens_good.wav.npz") as found:
+        # The hypothesis stands for the transcript that there is not; the end is a token too.
+        assert len(found["attribution"]) == len(found["part_texts"])
+        assert found["part_texts"][-1] == "</s>"
 
 
 @pytest.mark.slow
