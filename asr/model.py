@@ -117,6 +117,21 @@ class Recognizer(nn.Module):
             self.ctc_head = nn.Dense(self.vocab_size, dtype=self.dtype)
         self.outputs = outputs.Outputs()
 
+    def features(
+        self,
+        audio: Float[Array, "b t"],
+        lengths: Int[Array, "b"],
+        *,
+        train: bool,
+        mask: Bool[Array, "b"],
+    ) -> tuple[Float[Array, "b l f"], Int[Array, "b"]]:
+        """What the front end gives to the encoder, and its lengths, 0 for masked rows."""
+        lengths = masking.fold_row_mask(lengths, mask)
+        if isinstance(self.front_end, filterbank.FilterbankConfig):
+            return self.filterbank(audio, lengths, train=train, mask=mask)
+        audio = masking.zero_padding(audio, lengths)
+        return frontend.log_mel(audio, lengths, self.front_end)
+
     def encode(
         self,
         audio: Float[Array, "b t"],
@@ -131,13 +146,7 @@ class Recognizer(nn.Module):
 
         `distort(features, lengths) -> features` comes between front end and encoder (SpecAugment).
         """
-        lengths = masking.fold_row_mask(lengths, mask)
-        if isinstance(self.front_end, filterbank.FilterbankConfig):
-            features, lengths = self.filterbank(audio, lengths, train=train, mask=mask)
-        else:
-            features, lengths = frontend.log_mel(
-                masking.zero_padding(audio, lengths), lengths, self.front_end
-            )
+        features, lengths = self.features(audio, lengths, train=train, mask=mask)
         if distort is not None:
             features = distort(features, lengths)
         return self.encoder(features, lengths, train=train, mask=mask, dropout_keys=dropout_keys)

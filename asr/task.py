@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asr import ctc, data, filterbank, model, prediction, transducer, wer
+from asr import ctc, data, filterbank, model, prediction, targets, transducer, wer
 from asr import settings as settings_lib
 from asr import tokenizer as tokenizer_lib
 from common import errors, files, metrics, package, parallel, pictures, sections, state, steps
 from common.audio import augment, frontend, io
 from common.data import records, splits
 from common.nn import masking
-from common.task import Batch, Metrics, Report
+from common.task import Batch, Input, Metrics, Report, Target
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,17 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
     @functools.cached_property
     def spec_augment(self) -> augment.SpecAugmentConfig:
         return sections.build(augment.SpecAugmentConfig, self.config.augment)
+
+    @functools.cached_property
+    def inputs(self) -> Mapping[str, Input]:
+        return targets.Explanation(self).inputs()
+
+    @functools.cached_property
+    def targets(self) -> Mapping[str, Target]:
+        return targets.Explanation(self).targets()
+
+    def recordings(self, audio: Sequence[np.ndarray]) -> Batch:
+        return targets.batch_of(audio)
 
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)

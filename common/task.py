@@ -1,11 +1,11 @@
 """What a task gives to the trainer, the evaluator and the analysis tools."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from common.metrics import Ratio, Term
 from common.state import TrainState, Variables
@@ -123,3 +123,64 @@ class Task(Protocol):
 
     def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
         """Raises a UserError if a checkpoint's `meta` says that it is not of this task."""
+
+
+class Part(NamedTuple):
+    """A token, a word or a speaker on the time axis of a recording, in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Where recordings enter a network; attributions are of the values there.
+
+    `read(variables, batch)` gives values [b, l, ...], their lengths [b] along axis 1, and what
+    digital silence of these lengths has there. An entry along axis 1 lasts `seconds`.
+    """
+
+    says: str
+    seconds: float
+    read: Callable[[Variables, Batch], tuple[Array, Int[Array, "b"], Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Scalars that attributions explain, one or several of each row.
+
+    `score(variables, batch, given)` evaluates the network with the inputs of `given` (by name) in
+    place of its own; [b, n]. Rows depend on nothing but themselves.
+
+    `choose(variables, batch)` gives what is decided at the recording itself and stays on the way
+    from a baseline (a hypothesis, the strongest channel), as further entries of the batch.
+    `parts(row)` on the host: what lies where; with several scalars, one part for each that counts.
+    `numbered` makes the target of a number, "channel:3"; `needs` is an entry that not every batch
+    has.
+    """
+
+    says: str
+    score: Callable[[Variables, Batch, Mapping[str, Array]], Float[Array, "b n"]]
+    choose: Callable[[Variables, Batch], Mapping[str, Any]] = lambda variables, batch: {}
+    parts: Callable[[Mapping[str, Any]], Sequence[Part]] = lambda row: ()
+    numbered: Callable[[int], "Target"] | None = None
+    needs: str = ""
+
+
+@runtime_checkable
+class Explained(Protocol):
+    """What a task adds for attributions.
+
+    Attributes:
+        inputs, targets: by name, the usual one first.
+    """
+
+    inputs: Mapping[str, Input]
+    targets: Mapping[str, Target]
+
+    def recordings(self, audio: Sequence[Float[np.ndarray, "_"]]) -> Batch:
+        """A batch of recordings of which nothing else is known, on the host."""
+
+    def about(self, split: str, index: int) -> Mapping[str, Any]:
+        """What is written of the row with this `index`: id, text, speaker, gender, or ""."""

@@ -16,7 +16,7 @@ from common import workdir as workdir_lib
 from common.data import classes as classes_lib
 from common.data import splits
 from common.nn import masking
-from common.task import Batch, Metrics, Report
+from common.task import Batch, Input, Metrics, Report, Target
 from separation import (
     cue,
     data,
@@ -30,6 +30,7 @@ from separation import (
     self_enrolment,
     signals,
     surroundings,
+    targets,
     voice,
 )
 from separation import lists as lists_lib
@@ -98,6 +99,20 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
     @functools.cached_property
     def _loss(self) -> losses.LossConfig:
         return sections.build(losses.LossConfig, self.config.loss)
+
+    @functools.cached_property
+    def inputs(self) -> Mapping[str, Input]:
+        return targets.Explanation(self).inputs()
+
+    @functools.cached_property
+    def targets(self) -> Mapping[str, Target]:
+        return targets.Explanation(self).targets()
+
+    def recordings(self, audio: Sequence[np.ndarray]) -> Batch:
+        return targets.batch_of(audio)
+
+    def about(self, split: str, index: int) -> Mapping[str, Any]:
+        return self.part(split).written_at(index)
 
     def init(self, key: jax.Array) -> state.Variables:
         variables = model.init(self.model, key)

@@ -94,13 +94,25 @@ class SpeakerNet(nn.Module):
 
         `distort(features, lengths) -> features` comes between front end and encoder (SpecAugment).
         """
+        features, lengths = self.features(inputs, lengths, train=train, mask=mask)
+        if distort is not None:
+            features = distort(features, lengths)
+        return self.encoder(features, lengths, train=train, mask=mask)
+
+    def features(
+        self,
+        inputs: Float[Array, "b t *f"],
+        lengths: Int[Array, "b"],
+        *,
+        train: bool,
+        mask: Bool[Array, "b"],
+    ) -> tuple[Float[Array, "b l m"], Int[Array, "b"]]:
+        """What the front end gives to the encoder, and its lengths, 0 for masked rows."""
         features, lengths = self._features(inputs, masking.fold_row_mask(lengths, mask))
         if self.running_mean:
             frames = masking.float_mask(lengths, features.shape[1])
             features = self.centre(features, frames, train=train)
-        if distort is not None:
-            features = distort(features, lengths)
-        return self.encoder(features, lengths, train=train, mask=mask)
+        return features, lengths
 
     def _features(
         self, inputs: Float[Array, "b t *f"], lengths: Int[Array, "b"]

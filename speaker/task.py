@@ -16,8 +16,8 @@ from common.audio import augment
 from common.data import classes as classes_lib
 from common.data import records, splits
 from common.nn import masking
-from common.task import Batch, Metrics, Report
-from speaker import backend, data, evaluation, head, margin_schedules, model, trials
+from common.task import Batch, Input, Metrics, Report, Target
+from speaker import backend, data, evaluation, head, margin_schedules, model, targets, trials
 from speaker import settings as settings_lib
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,17 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
     @functools.cached_property
     def sharded(self) -> tuple[str, ...]:
         return model.sharded(self.model)
+
+    @functools.cached_property
+    def inputs(self) -> Mapping[str, Input]:
+        return targets.Explanation(self).inputs()
+
+    @functools.cached_property
+    def targets(self) -> Mapping[str, Target]:
+        return targets.Explanation(self).targets()
+
+    def recordings(self, audio: Sequence[np.ndarray]) -> Batch:
+        return targets.batch_of(audio)
 
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)

@@ -57,12 +57,19 @@ class AttributionOptions:
     files: tuple = option((), "recordings; without any, the first --n of --split")
     split: str = option("", "(default: the first of data.eval)")
     n: int = option(4, "recordings of the split")
-    target: str = option("", "what is explained (default: the task's first; a wrong one lists all)")
+    against: str = option("", "the other recording of a trial, or a separator's enrolment")
+    max_seconds: float = option(30.0, "of a recording; more may not fit the memory")
+    target: str = option(
+        "", "what is explained, several with commas between (a wrong one lists all)"
+    )
     input: str = option("", "what it is attributed to (default: the task's first)")
     method: str = option("integrated_gradients", "of attribution", METHODS)
     baseline: str = option("silence", "where the path starts", BASELINES)
     tolerance: float = option(0.1, "of completeness, per cent of F(x) - F(baseline)")
-    max_nodes: int = option(256, "of the quadrature, which starts with 16")
+    max_nodes: int = option(
+        256, "of the quadrature; it starts with 16, and doubles them where they are too few"
+    )
     judge: bool = option(False, "deletion and insertion curves, and a random model beside")
     film: bool = option(False, "the same map for every checkpoint of the run")
+    panel: bool = option(False, "two voices below each other, all targets side by side")
     seed: int = option(0, "of noises and random orders")

@@ -330,6 +330,10 @@ class SplitTask:
         """The ids of the training records at these places of the source."""
         return [self.train_split.source[int(place)]["id"] for place in index]
 
+    def about(self, split: str, index: int) -> records.Record:
+        """What is written of the record at this place of a split's source."""
+        return self.parts[split].written_at(index)
+
     @functools.cached_property
     def _made(self) -> dict[str, Any]:
         return {}  # evaluation batches by split, filled when they are asked for

@@ -231,3 +231,63 @@ def test_a_learned_filter_bank_trains_resumes_and_is_factorised(tmp_path):
 def test_bank_ranks_that_cannot_be(tmp_path):
     message = commands.message("asr.lowrank", f"--workdir={tmp_path}", "--merge", "--bank_rank=3")
     assert "leave --bank_rank out" in message
+
+
+@pytest.mark.slow
+def test_attribution_of_files_and_of_a_split(trained, tmp_path):
+    """From command to picture; a broken file and one too long do not stop the others."""
+    corpus = embedded.EmbeddedCorpus(
+        "dev", embedded.CorpusSettings(hours=0.02, eval_hours=0.01), progress=False
+    )
+    speech = corpus[0]["audio"].astype(np.float32) / 32768
+    io.write_wav(tmp_path / "good.wav", speech, 16000)
+    io.write_wav(tmp_path / "long.wav", np.tile(speech, 40), 16000)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF....WAVE")
+    files = [tmp_path / name for name in ("broken.wav", "good.wav", "absent.wav", "long.wav")]
+    mode = f"--workdir={trained}", "--mode=attribution", "--checkpoint=30"
+    done = commands.run("asr.main", *mode, "--target=transcript,tokens", "--judge", *files, code=1)
+    last = done.stderr.splitlines()[-1]
+    assert "3 of the files could not be used" in last
+    assert all(name in last for name in ("broken.wav", "absent.wav", "long.wav: lasts"))
+    assert "--max_seconds" in last
+    assert done.stdout.count("good.wav: integrated gradients of t") == 2
+    folder = trained / "analysis"
+    stem = "attribution_30_transcript"
+    with np.load(folder / f"{stem}_good.wav.npz") as found:
+        assert bool(found["converged"])
+        wanted = found["score"] - found["baseline_score"]
+        np.testing.assert_allclose(found["attribution"].sum(), wanted.sum(), rtol=2e-3)
+        assert found["attribution"].shape == (1, *found["input"].shape)
+        row = json.loads(str(found["metadata"]))
+    assert (row["step"], row["target"], row["baseline"]) == (30, "transcript", "silence")
+    assert json.loads((folder / f"{stem}.json").read_text()) == [row]
+    lines = (folder / f"{stem}.tsv").read_text().splitlines()
+    assert len(lines) == 2
+    assert {"gap_percent", "nodes", "deletion_random", "random_1_sizes"} <= set(
+        lines[0].split("\t")
+    )
+    for name in (f"{stem}_good.wav.png", f"{stem}_good.wav_curves.png"):
+        assert (folder / name).stat().st_size > 10_000
+    with np.load(folder / "attribution_30_tokens_good.wav.npz") as found:
+        # The hypothesis stands for the transcript that there is not; the end is a token too.
+        assert len(found["attribution"]) == len(found["part_texts"])
+        assert found["part_texts"][-1] == "</s>"
+
+
+@pytest.mark.slow
+def test_attribution_panels_films_and_what_cannot_be(trained, command):
+    mode = f"--workdir={trained}", "--mode=attribution"
+    options = "--n=2", "--panel", "--film", "--max_nodes=16", "--tolerance=1000"
+    commands.run("asr.main", *mode, "--checkpoint=30", *options)
+    folder = trained / "analysis"
+    assert (folder / "attribution_30_panel_channel_channel-3.png").exists()
+    assert len(list(folder.glob("attribution_film_channel_*.gif"))) == 2
+    text = commands.message("asr.main", *mode, "--target=nonsense")
+    assert "--target=nonsense" in text
+    assert all(name in text for name in ("transcript", "tokens", "words", "channel:N"))
+    assert "log_mel" in commands.message("asr.main", *mode, "--input=nonsense")
+    assert "choose dev" in commands.message("asr.main", *mode, "--split=nonsense")
+    assert "exclude each other" in commands.message("asr.main", *mode, "--split=dev", "a.wav")
+    loud = commands.message("asr.main", *mode, "--n=1", "--max_nodes=1", "--tolerance=1e-9")
+    assert "do not add up" in loud
+    assert "converged=False" in loud

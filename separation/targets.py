@@ -1,0 +1,100 @@
+"""What attributions of a separator explain: how well a voice is extracted, and how much of it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from common import state
+from common.nn import masking
+from common.task import Batch, Input, Target
+from separation import metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """The inputs and targets of a `SeparationTask`."""
+
+    task: Any
+
+    def inputs(self) -> dict[str, Input]:
+        """The mixture alone: each extractor has a front end of its own inside."""
+        rate = self.task.config.data.sample_rate_hz
+        return {"waveform": Input("samples of the mixture", 1 / rate, _read_mixture)}
+
+    def targets(self) -> dict[str, Target]:
+        """Energy is there of any mixture, SI-SDR where the sources are known."""
+        return {
+            "energy": Target(
+                "energy of the extracted voice, by the enrolment of --against if there is one",
+                self._energy,
+                _choose,
+            ),
+            "si_sdr": Target(
+                "SI-SDR in dB of the extracted voice against the wanted one",
+                self._si_sdr,
+                _choose,
+                needs="present",
+            ),
+        }
+
+    def _extracted(
+        self, variables: state.Variables, batch: Batch, given: Mapping[str, Array]
+    ) -> tuple[Float[Array, "b t"], Array]:
+        lengths = masking.fold_row_mask(batch["sources_lengths"], batch["mask"])
+        mixture = given.get("waveform", jnp.sum(batch["sources"], axis=2))
+        found, _ = self.task.model.apply(
+            variables,
+            mixture,
+            lengths,
+            batch["enrolment"],
+            batch["enrolment_lengths"],
+            train=False,
+            mask=batch["mask"],
+        )
+        return found, lengths
+
+    def _energy(
+        self, variables: state.Variables, batch: Batch, given: Mapping[str, Array]
+    ) -> Float[Array, "b 1"]:
+        voice, _ = self._extracted(variables, batch, given)
+        return jnp.sum(jnp.square(voice), axis=1, keepdims=True)
+
+    def _si_sdr(
+        self, variables: state.Variables, batch: Batch, given: Mapping[str, Array]
+    ) -> Float[Array, "b 1"]:
+        voice, lengths = self._extracted(variables, batch, given)
+        return metrics.batched_si_sdr(voice, batch["sources"][:, :, 0], lengths)[:, None]
+
+
+def _choose(variables: state.Variables, batch: Batch) -> dict[str, Array]:
+    """The other recording as enrolment, if there is one."""
+    del variables
+    if "against" not in batch:
+        return {}
+    return {"enrolment": batch["against"], "enrolment_lengths": batch["against_lengths"]}
+
+
+def _read_mixture(variables: state.Variables, batch: Batch) -> tuple[Array, Array, Array]:
+    del variables
+    lengths = masking.fold_row_mask(batch["sources_lengths"], batch["mask"])
+    mixture = masking.zero_padding(batch["sources"], lengths).sum(axis=2)
+    return mixture, lengths, jnp.zeros_like(mixture)
+
+
+def batch_of(audio: Sequence[Float[np.ndarray, "_"]]) -> dict[str, np.ndarray]:
+    """Mixtures of unknown sources, without an enrolment."""
+    lengths = np.array([len(one) for one in audio], np.int32)
+    whole = np.stack([np.pad(one, (0, int(lengths.max()) - len(one))) for one in audio])
+    rows = len(audio)
+    return {
+        "sources": whole[:, :, None],
+        "sources_lengths": lengths,
+        "enrolment": np.zeros((rows, 1), np.float32),
+        "enrolment_lengths": np.zeros(rows, np.int32),
+        "mask": np.ones(rows, bool),
+        "index": np.arange(rows, dtype=np.int32),
+    }
