@@ -58,15 +58,7 @@ def run(package: Package, context: Context) -> None:
     targets = targets_of(task, options)
     chosen = _chosen(task, context.config, options)
     folder = context.folder / "analysis"
-    settings = context.config.writers
-    with writers.Writers(
-        context.folder,
-        config=context.config.to_dict(),
-        tensorboard=settings.tensorboard,
-        wandb=settings.wandb,
-        project=settings.wandb_project,
-        jsonl=False,
-    ) as writer:
+    with writers.of_analysis(context.folder, context.config) as writer:
         done = {}
         for target in targets:
             made = explaining.Explainer(
