@@ -10,9 +10,9 @@ normalised by it: full and low-rank networks can be compared.
 Trees are of NumPy arrays here: drawing is a matter of seconds, and double precision is at hand.
 """
 
-import logging
+import contextlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,8 +23,6 @@ from jaxtyping import Float
 
 from common import errors, state
 from common.analysis import objective as objective_lib
-
-log = logging.getLogger(__name__)
 
 Path = tuple[str, ...]
 Flat = dict[Path, np.ndarray]
@@ -45,8 +43,17 @@ class Factors(NamedTuple):
 def find_factors(
     objective: objective_lib.Objective, variables: state.Variables, data: objective_lib.Data
 ) -> dict[Path, Factors]:
-    """The low-rank layers of a network by their paths in its parameters (modules' `FACTORS`)."""
+    """The low-rank layers of a network by their paths in its parameters."""
     found: dict[Path, Factors] = {}
+    first = jax.tree.map(lambda x: x[0], data.groups[0])
+    with factors_seen(found):
+        jax.eval_shape(objective.batch_sums, variables, first)
+    return found
+
+
+@contextlib.contextmanager
+def factors_seen(found: dict[Path, Factors]) -> Iterator[None]:
+    """Within it, layers that name their `FACTORS` are put into `found` when they are traced."""
 
     def look(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
@@ -57,10 +64,8 @@ def find_factors(
             found[tuple(layer.path)] = Factors(*names, parts)
         return following(*args, **kwargs)
 
-    first = jax.tree.map(lambda x: x[0], data.groups[0])
     with nn.intercept_methods(look):
-        jax.eval_shape(objective.batch_sums, variables, first)
-    return found
+        yield
 
 
 def flat(params: Any) -> Flat:

@@ -114,7 +114,7 @@ def coarse(axes: Sequence[Float[np.ndarray, "_"]], count: int) -> list[int]:
     chosen = []
     for values in axes:
         zero, last = int(np.argmin(np.abs(values))), len(values) - 1
-        if zero * 2 == last or count % 2 == 0:
+        if count % 2 == 0 or (zero * 2 == last and count > 1):
             chosen.append(np.round(np.linspace(0, last, count)).astype(int))
         else:
             half = np.round(np.linspace(0, 1, count // 2 + 1)[1:] * min(zero, last - zero))

@@ -8,13 +8,18 @@ import signal
 import subprocess
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from common import preemption
+from asr import lowrank, model
+from common import preemption, workdir
+from common.analysis import directions
 from common.audio import io
 from common.data import embedded
+from configs.asr import quickstart
 from tests import commands
 
 CONFIG = "--config=configs/asr/quickstart.py:debug"
@@ -291,3 +296,65 @@ def test_attribution_panels_films_and_what_cannot_be(trained, command):
     loud = commands.message("asr.main", *mode, "--n=1", "--max_nodes=1", "--tolerance=1e-9")
     assert "do not add up" in loud
     assert "converged=False" in loud
+
+
+@pytest.mark.slow
+def test_the_centre_of_a_landscape_is_the_loss_that_the_evaluation_reported(trained):
+    mode = f"--workdir={trained}", "--mode=landscape", "--checkpoint=30"
+    done = commands.run("asr.main", *mode, "--points=3", "--metric_points=1")
+    assert "step 30: 9 points in" in done.stderr
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    (reported,) = (x for x in lines if x["split"] == "dev" and x["step"] == 30)
+    with np.load(trained / "analysis" / "random_2d" / "30.npz") as found:
+        (centre,) = np.flatnonzero(np.all(found["points"] == 0, axis=1))
+        for name in ("loss", "transducer_loss", "ctc_loss"):
+            assert found[f"values/{name}"][centre] == pytest.approx(reported[name], rel=1e-5)
+        assert found["values/wer"][centre] == pytest.approx(reported["wer"])
+    # A folder of TensorBoard's pictures, beside the curves of training.
+    assert any(b"analysis/30_loss" in path.read_bytes() for path in trained.rglob("events*"))
+    text = commands.message("asr.main", *mode, "--points=5")
+    assert "points 3 there, 5 here" in text
+    assert "--points is a flag of" in commands.message("asr.main", mode[0], "--points=5")
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "spectro_temporal", "bank"])
+def test_low_rank_layers_move_by_their_composed_filters(tmp_path, kind):
+    config = quickstart.get_config("debug")
+    if kind == "pointwise":
+        config.encoder.pointwise_rank_fraction = 0.25
+    elif kind == "spectro_temporal":
+        config.encoder.update({"conv": "spectro_temporal", "rank": 2})
+    else:
+        config.features.update({"kind": "learned", "rank": 12})
+    net = model.make_model(workdir.freeze(config), vocab_size=30)
+    variables = jax.eval_shape(lambda key: model.init(net, key), jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape), variables["params"])
+    found = {}
+
+    def loss(variables, batch):
+        with directions.factors_seen(found):
+            audio, size = jnp.zeros((1, 8000)), jnp.full((1,), 8000, jnp.int32)
+            labels, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1,), bool)
+            return net.apply(variables, audio, size, labels, train=False, mask=mask)
+
+    jax.eval_shape(loss, variables, None)
+    space = directions.Space(directions.flat(params), found)
+    layers = lowrank.layer_costs(model.encoder_config(config), params["encoder"])
+    names = {"pointwise": "pointwise", "spectro_temporal": "spectro_temporal"}
+    wanted = {f"encoder/{x.name}" for x in layers if x.kind == names.get(kind)}
+    # A map that is named dense in the table has no factors.
+    wanted = {x for x in wanted if kind != "pointwise" or "projection" not in x}
+    wanted = wanted or {"filterbank"}
+    assert {"/".join(path) for path in found} == wanted
+    (drawn,) = directions.random_directions(space, 1, seed=0)
+    # The change of the composed filters, by a small step of all factors.
+    step = 1e-6
+    moved = {path: x + step * drawn[path] for path, x in space.params.items()}
+    before, after = (directions.composed(tree, found) for tree in (space.params, moved))
+    for path in found:
+        kernel = before[(*path, "kernel")]
+        change = (after[(*path, "kernel")] - kernel) / step
+        axes = tuple(range(kernel.ndim - 1))
+        sizes = [np.sqrt(np.sum(np.square(x), axis=axes)) for x in (change, kernel)]
+        np.testing.assert_allclose(*sizes, rtol=1e-4)
