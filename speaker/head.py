@@ -203,6 +203,7 @@ class MarginHead(nn.Module):
             )
             scale = state.value
         adapt = train and not initializing
+        embeddings, weights = outputs.Outputs()((embeddings, weights))
         kwargs = {"bias": bias, "mask": mask, "num_classes": real, "adapt_scale": adapt}
         if self.num_shards > 1 and not initializing:
             result = sharded_margin_loss(
@@ -216,7 +217,6 @@ class MarginHead(nn.Module):
                 **kwargs,
             )
         else:
-            embeddings, weights = outputs.Outputs()((embeddings, weights))
             # At initialisation there is no mapped axis.
             axis = None if initializing else self.axis_name
             result = margins.margin_loss(
