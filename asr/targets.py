@@ -71,7 +71,7 @@ class Explanation:
             self._token_parts,
         )
         found["words"] = Target(
-            "the tokens of each word together", self._word_scores, self._choose(main), self._words
+            "the tokens of each word together", self._word_scores, self._choose_words, self._words
         )
         found["channel"] = Target(
             "an encoder channel summed over time: the one with the largest norm",
@@ -178,15 +178,27 @@ class Explanation:
     ) -> Float[Array, "b n"]:
         scores = self._tokens(self.task.model.loss, variables, batch, given)
         sizes = masking.fold_row_mask(batch["labels_lengths"], batch["mask"])
-        words = jnp.cumsum(self._begins(jnp)[batch["labels"]].at[:, 0].set(False), axis=1)
-        count = jnp.take_along_axis(
-            jnp.pad(words + 1, ((0, 0), (1, 0))), sizes[:, None], axis=1
-        )  # of a row without labels 0
-        words = jnp.pad(words, ((0, 0), (0, 1)))
-        # The end has a place of its own, behind the last word.
-        words = jnp.where(jnp.arange(words.shape[1])[None] == sizes[:, None], count, words)
-        at = words[:, :, None] == jnp.arange(words.shape[1])[None, None]
+        places = jnp.arange(batch["words"].shape[1])
+        at = batch["token_words"][:, :, None] == places[None, None]
+        at &= (jnp.arange(scores.shape[1])[None] <= sizes[:, None])[:, :, None]
         return jnp.einsum("bu,bun->bn", scores, at.astype(scores.dtype), precision="highest")
+
+    def _choose_words(self, variables: state.Variables, batch: Batch) -> dict[str, Array]:
+        """The word of every token, the end behind the last one; `words` is as wide as they are."""
+        found = self._choose(self.task.model.loss)(variables, batch)
+        labels, sizes = found["labels"], found["labels_lengths"]
+        begins = self._begins(jnp)[labels].at[:, 0].set(False)
+        number = jnp.pad(jnp.cumsum(begins, axis=1), ((0, 0), (0, 1)))
+        last = jnp.take_along_axis(number, jnp.maximum(sizes - 1, 0)[:, None], axis=1)
+        count = jnp.where(sizes[:, None] > 0, last + 1, 0)
+        at_end = jnp.arange(number.shape[1])[None] == sizes[:, None]
+        words = {
+            "token_words": jnp.where(at_end, count, number).astype(jnp.int32),
+            "token_words_lengths": jnp.maximum(sizes, 1) + 1,  # as wide as the scores
+            "words": jnp.zeros(number.shape, bool),
+            "words_lengths": (count[:, 0] + 1).astype(jnp.int32),
+        }
+        return {**found, **words}
 
     def _begins(self, numpy: Any) -> Any:
         """Of each piece, whether a new word begins with it."""

@@ -190,7 +190,7 @@ def _words(axis: Any, parts: Sequence[Part], scores: np.ndarray | None) -> None:
         last = middle
         text = _shown(part.text)
         if scores is not None and k < len(scores):
-            text += f"\n{scores[k]:.1f}"
+            text += f"\n{scores[k]:.2g}"
         axis.annotate(
             text,
             (middle, 1.0),

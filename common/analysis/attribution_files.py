@@ -48,18 +48,25 @@ class Run:
         return files.safe_name("-".join([made.target_name.replace(":", "-"), *unusual]))
 
     def maps(self, variables: Any) -> list[attribution.Attribution]:
-        """The attributions of all rows by these variables."""
-        return self.explainer.explain(
-            variables,
-            self.batch,
-            self.values,
-            self.lengths,
-            self.starts,
-            method=self.options.method,
-            tolerance_percent=self.options.tolerance,
-            max_nodes=self.options.max_nodes,
-            seed=self.options.seed,
-        )
+        """The attributions of all rows by these variables.
+
+        A row a device at a time: how many nodes it takes is its own affair.
+        """
+        found: list[attribution.Attribution] = []
+        for first in range(0, len(self.values), self.explainer.mesh.size):
+            rows = slice(first, first + self.explainer.mesh.size)
+            found += self.explainer.explain(
+                variables,
+                {name: array[rows] for name, array in self.batch.items()},
+                self.values[rows],
+                self.lengths[rows],
+                [start[rows] for start in self.starts],
+                method=self.options.method,
+                tolerance_percent=self.options.tolerance,
+                max_nodes=self.options.max_nodes,
+                seed=self.options.seed,
+            )
+        return found
 
 
 def hop_seconds(setup: Run, one: Result) -> float:
