@@ -152,10 +152,14 @@ def ends(product: Product, start: Float[Array, "n"], *, steps: int, top: int) ->
 
 
 class Quadrature(NamedTuple):
-    """Nodes and weights of the spectrum as random vectors see it; weights of each add up to 1."""
+    """Nodes and weights of the spectrum as random vectors see it; weights of each add up to 1.
+
+    `residuals` are those of `Ends`, of every node.
+    """
 
     nodes: Float[Array, "p m"]
     weights: Float[Array, "p m"]
+    residuals: Float[Array, "p m"]
 
 
 def signs(key: Key[Array, ""], size: int, dtype: Any) -> Float[Array, "n"]:
@@ -169,16 +173,32 @@ def quadrature(
     """Stochastic Lanczos quadrature with `steps` nodes of each key's vector, one after the other.
 
     v' f(H) v / v'v is about sum_i w_i f(x_i), x the eigenvalues of the tridiagonal matrix and w the
-    squares of its eigenvectors' first components (Golub and Welsch 1969; Ubaru et al. 2017).
+    squares of its eigenvectors' first components (Golub and Welsch 1969; Ubaru et al. 2017). The
+    outermost nodes are eigenvalues of H, as in `ends`.
     """
 
-    def one(key: Key[Array, ""]) -> tuple[Array, Array]:
+    def one(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
         start = signs(key, size, dtype)
-        _, tridiagonal, *_ = decomp.tridiag_sym(steps, custom_vjp=False)(product, start)
+        _, tridiagonal, rest, _ = decomp.tridiag_sym(steps, custom_vjp=False)(product, start)
         nodes, vectors = jnp.linalg.eigh(tridiagonal)
-        return nodes, jnp.square(vectors[0])
+        return nodes, jnp.square(vectors[0]), jnp.linalg.norm(rest) * jnp.abs(vectors[-1])
 
     return Quadrature(*jax.lax.map(one, keys))
+
+
+class Outer(NamedTuple):
+    """The `top` largest eigenvalues, then the `top` least, and their residuals (see `Ends`)."""
+
+    values: Float[np.ndarray, "k"]
+    residuals: Float[np.ndarray, "k"]
+
+
+def outer(found: Quadrature, top: int) -> Outer:
+    """The outermost nodes of the probe that knows them best: with the least sum of residuals."""
+    count = found.nodes.shape[1]
+    chosen = np.concatenate([count - 1 - np.arange(top), np.arange(top)])
+    best = int(np.argmin(np.asarray(found.residuals)[:, chosen].sum(axis=1)))
+    return Outer(*(np.float64(x[best])[chosen] for x in (found.nodes, found.residuals)))
 
 
 def moments(values: Float[np.ndarray, "p"]) -> tuple[float, float]:
@@ -196,7 +216,7 @@ def trace(found: Quadrature, size: int) -> tuple[float, float]:
 
 def density(found: Quadrature, at: Float[np.ndarray, "g"], sigma: float) -> Float[np.ndarray, "g"]:
     """The density of eigenvalues, each node a Gaussian of width sigma; its integral is 1."""
-    nodes, weights = (np.float64(x).reshape(-1, 1) for x in found)
+    nodes, weights = (np.float64(x).reshape(-1, 1) for x in found[:2])
     bells = np.exp(-0.5 * np.square((at[None, :] - nodes) / sigma)) / np.sqrt(2 * np.pi) / sigma
     return np.sum(weights * bells, axis=0) / len(found.nodes)
 

@@ -48,7 +48,7 @@ class Measured(NamedTuple):
 
     loss: float
     gradient_norm: float
-    ends: curvature.Ends
+    outer: curvature.Outer
     quadrature: curvature.Quadrature
     blocks: Mapping[str, tuple[float, float, float]]  # largest eigenvalue, trace, its error
 
@@ -89,28 +89,19 @@ def measure(
         size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         check(options, size)
 
-        @jax.jit
         def slope(variables: Any, data: Any) -> tuple[Array, Array]:
             loss, gradient = curvature.gradient(curvature.Flat(goal, variables, data))
             return loss, jnp.linalg.norm(gradient)
-
-        @jax.jit
-        def both_ends(variables: Any, data: Any, key: Any) -> curvature.Ends:
-            product = make(curvature.Flat(goal, variables, data))
-            start = curvature.signs(key, size, dtype)
-            return curvature.ends(product, start, steps=options.steps, top=options.top)
 
         def spectrum(variables: Any, data: Any, keys: Any) -> curvature.Quadrature:
             product = make(curvature.Flat(goal, variables, data))
             return curvature.quadrature(product, keys, size, steps=options.steps, dtype=dtype)
 
         say("the gradient")
-        loss, norm = jax.device_get(slope(variables, data))
-        say(f"{options.top} eigenvalues of either end, {options.steps} products")
+        loss, norm = jax.device_get(compiles.jit_once(slope)(variables, data))
         key = jax.random.key(options.seed)
-        ends = jax.device_get(both_ends(variables, data, key))
         probes = -(-options.probes // mesh.size) * mesh.size
-        say(f"trace and density of {probes} probes, {probes * options.steps} products")
+        say(f"the spectrum by {probes} probes, {probes * options.steps} products")
         mapped = parallel.data_parallel(
             spectrum,
             mesh,
@@ -122,7 +113,8 @@ def measure(
         rows = {}
         if options.blocks:
             rows = _blocks(goal, make, variables, data, key, options, dtype, say)
-        return Measured(float(loss), float(norm), ends, found, rows)
+        outer = curvature.outer(found, options.top)
+        return Measured(float(loss), float(norm), outer, found, rows)
 
 
 def _double(leaf: Any) -> Any:
@@ -238,17 +230,18 @@ def run(package: Package, context: Context) -> None:
 
 def summary(measured: Measured, size: int) -> dict[str, Any]:
     """The plain figures, as they stand in the JSON."""
-    top = len(measured.ends.values) // 2
+    top = len(measured.outer.values) // 2
     mean, error = curvature.trace(measured.quadrature, size)
-    high, low = (float(measured.ends.values[k]) for k in (0, -1))
+    values, residuals = (x.tolist() for x in measured.outer)
+    high, low = values[0], values[top]
     return {
         "parameters": size,
         "loss": measured.loss,
         "gradient_norm": measured.gradient_norm,
-        "largest": [float(x) for x in measured.ends.values[:top]],
-        "least": [float(x) for x in measured.ends.values[top:][::-1]],
-        "residuals_of_largest": [float(x) for x in measured.ends.residuals[:top]],
-        "residuals_of_least": [float(x) for x in measured.ends.residuals[top:][::-1]],
+        "largest": values[:top],
+        "least": values[top:],
+        "residuals_of_largest": residuals[:top],
+        "residuals_of_least": residuals[top:],
         "ratio": abs(low / high) if high else float("nan"),
         "trace": mean,
         "trace_error": error,
@@ -265,7 +258,7 @@ def describe(found: Mapping[str, Any], matrix: str) -> list[str]:
     ]
     for name in ("largest", "least"):
         pairs = zip(found[name], found[f"residuals_of_{name}"])
-        said = ", ".join(f"{value:.5g} (+- {rest:.1g})" for value, rest in pairs)
+        said = ", ".join(f"{value:.5g} (residual {rest:.1g})" for value, rest in pairs)
         lines.append(f"  {name:<8} {said}")
     lines.append(f"  |least / largest| {found['ratio']:.3g}")
     lines.append(
@@ -287,17 +280,14 @@ def save(folder: pathlib.Path, stem: str, measured: Measured, about: Mapping[str
         np.savez(
             out,
             about=text,
-            eigenvalues=measured.ends.values,
-            residuals=measured.ends.residuals,
-            nodes=measured.quadrature.nodes,
-            weights=measured.quadrature.weights,
+            **measured.quadrature._asdict(),
         )
 
 
 def spectrum(measured: Measured, title: str) -> Figure:
     """The density of eigenvalues on a logarithmic scale, with those of the ends below it."""
     nodes = np.float64(measured.quadrature.nodes)
-    values = np.float64(measured.ends.values)
+    values = measured.outer.values
     low, high = min(nodes.min(), values.min()), max(nodes.max(), values.max())
     width = (high - low) or 1.0
     at = np.linspace(low - 0.05 * width, high + 0.05 * width, 2000)
@@ -310,7 +300,7 @@ def spectrum(measured: Measured, title: str) -> Figure:
     plot.set_yscale("log")
     plot.set_ylim(_FLOOR / width, shown.max() * 3)
     plot.plot(values, np.full(len(values), 2 * _FLOOR / width), "|", color="tab:red", markersize=14)
-    for value in (values[0], values[-1]):
+    for value in (values[0], values[len(values) // 2]):
         plot.annotate(
             f"{value:.4g}", (value, 6 * _FLOOR / width), ha="center", fontsize=8, color="tab:red"
         )

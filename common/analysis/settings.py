@@ -41,7 +41,7 @@ class HessianOptions:
 
     top: int = option(5, "eigenpairs of each end of the spectrum")
     steps: int = option(40, "of Lanczos")
-    probes: int = option(8, "random vectors for trace and density")
+    probes: int = option(4, "random vectors for trace and density")
     gauss_newton: bool = option(False, "of the network linearised: no second derivatives of it")
     blocks: bool = option(False, "the largest eigenvalue and the trace of every layer too")
     float64: bool = option(False, "vectors and parameters in double precision")

@@ -262,10 +262,19 @@ def test_the_density_nears_the_spectrum_with_more_steps():
     gaps = []
     for steps in (2, 5, 20):
         found = curvature.quadrature(lambda v: a @ v, keys(16), 200, steps=steps)
-        nodes, weights = (np.asarray(x, np.float64).ravel() for x in found)
+        nodes, weights = (np.asarray(x, np.float64).ravel() for x in found[:2])
         gaps.append(stats.wasserstein_distance(values, nodes, v_weights=weights))
     assert gaps[0] > 2 * gaps[1] > 2 * gaps[2]
     assert gaps[2] < 0.05 * (values.max() - values.min())
+
+
+def test_the_outermost_nodes_are_eigenvalues():
+    values = np.concatenate([[40.0, 25, 12], np.linspace(-1, 1, 294), [-3, -8, -20]])
+    a = symmetric(values)
+    found = curvature.quadrature(lambda v: a @ v, keys(4), 300, steps=30)
+    known = curvature.outer(found, 2)
+    np.testing.assert_allclose(known.values, (40, 25, -20, -8), rtol=1e-4)
+    assert np.all(known.residuals < 1e-2)
 
 
 def test_the_trace_is_that_of_the_same_probes():
