@@ -9,7 +9,7 @@ import pytest
 
 from asr import task as asr_task
 from common import errors, parallel
-from common.analysis import explaining, recordings
+from common.analysis import attribution, explaining, recordings
 from tests.asr import test_task as tones
 
 ROWS = 8
@@ -36,6 +36,38 @@ def explained(task, variables, target, batch, name="log_mel", devices=1, **optio
     found = made.explain(variables, batch, values, lengths, starts, **options)
     parts = made.parts(batch)
     return found[: len(parts)], parts, lengths
+
+
+def check_linearity(task, variables, first, second, batch, name="log_mel"):
+    """The map of 2 F - G is twice that of F less that of G, with the same nodes."""
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    made = [explaining.Explainer(task, name, target, mesh) for target in (first, second)]
+    both = recordings.padded(batch, 1)
+    for one in made:
+        both = one.chosen(variables, both)
+    values, _, _ = made[0].read(variables, both)
+    rng = np.random.default_rng(0)
+    start = values + 0.1 * rng.normal(size=values.shape).astype(np.float32)
+    both = jax.tree.map(jnp.asarray, both)
+    rows = len(both["mask"])
+    nodes, weights = (np.tile(np.float32(x), (rows, 1)) for x in attribution.gauss_legendre(3))
+
+    def score(one, x):
+        return one.target.score(variables, both, {name: x}).sum(axis=1, keepdims=True)
+
+    def path(fn):
+        points = (jnp.asarray(x) for x in (start, values, nodes, weights))
+        return np.asarray(jax.jit(lambda *args: attribution.path_gradients(fn, *args))(*points))
+
+    f, g = (path(lambda x, one=one: score(one, x)) for one in made)
+    mixed = path(lambda x: 2 * score(made[0], x) - score(made[1], x))
+    scale = np.abs(f).max() + np.abs(g).max()
+    assert min(np.abs(f).max(), np.abs(g).max()) > 0
+    np.testing.assert_allclose(mixed, 2 * f - g, atol=2e-5 * scale)
+
+
+def test_it_is_linear(task, variables, batch):
+    check_linearity(task, variables, "transcript", "channel:1", batch)
 
 
 @pytest.fixture(scope="module")

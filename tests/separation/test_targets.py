@@ -6,7 +6,7 @@ import pytest
 
 from common import errors
 from common.analysis import baselines, explaining, recordings
-from tests.asr.test_targets import explained
+from tests.asr.test_targets import check_linearity, explained
 from tests.separation import test_task as mixtures
 
 
@@ -39,6 +39,10 @@ def test_it_is_complete(task, variables, batch, target, monkeypatch):
         assert row.converged
         wanted = row.score[0] - row.baseline_score[0]
         assert row.values.sum() == pytest.approx(wanted, rel=1.1e-3)
+
+
+def test_it_is_linear(task, variables, batch):
+    check_linearity(task, variables, "energy", "si_sdr", batch, "waveform")
 
 
 def test_energy_from_silence(task, variables, batch):

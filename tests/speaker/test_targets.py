@@ -8,7 +8,7 @@ import pytest
 from common import errors, parallel
 from common.analysis import explaining
 from speaker import backend
-from tests.asr.test_targets import explained
+from tests.asr.test_targets import check_linearity, explained
 from tests.speaker import test_task as voices
 from tests.speaker.test_task import corpus  # noqa: F401 - a fixture
 
@@ -47,6 +47,11 @@ def test_it_is_complete(task, variables, batch, target):
         assert row.gap_percent <= 0.1
         wanted = row.score[0] - row.baseline_score[0]
         assert row.values.sum() == pytest.approx(wanted, rel=1.1e-3)
+
+
+def test_it_is_linear(task, variables, batch):
+    other = against(batch, voices.voice(1, 0.7, 3))
+    check_linearity(task, variables, "speaker", "cosine", other)
 
 
 def test_scores_are_those_of_the_network(task, variables, batch):
