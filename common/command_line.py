@@ -96,7 +96,7 @@ def parse(package: Package, modes: Mapping[str, Mode], argv: Sequence[str]) -> O
     try:
         extra = values([argv[0], *rest])[1:]
     except flags.UnrecognizedFlagError as error:
-        if of := mode_options.owner(error.flagname, modes):
+        if of := " or ".join(mode_options.owners(error.flagname, modes)):
             raise errors.UserError(f"--{error.flagname} is a flag of --mode={of} alone.") from error
         raise errors.UserError(f"{error} Flags are listed by --help.") from error
     except flags.Error as error:

@@ -9,9 +9,13 @@ from absl import flags
 FILES = "files"  # a field of this name also takes the words that stand alone
 
 
-def option(default: Any, says: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field with its line in --help, and the values that it can have if these are names."""
-    return dataclasses.field(default=default, metadata={"says": says, "choices": choices})
+def option(
+    default: Any, says: str, choices: tuple[str, ...] = (), *, least: int | None = None
+) -> Any:
+    """A field with its line in --help, and the values that it can have if these are names; `least`
+    is of integers."""
+    about = {"says": says, "choices": choices, "least": least}
+    return dataclasses.field(default=default, metadata=about)
 
 
 def define(options: type | None, values: flags.FlagValues) -> None:
@@ -22,9 +26,12 @@ def define(options: type | None, values: flags.FlagValues) -> None:
             choices = list(field.metadata["choices"])
             flags.DEFINE_enum(name, default, choices, says, flag_values=values)
             continue
+        if type(default) is int:
+            least = field.metadata["least"]
+            flags.DEFINE_integer(name, default, says, lower_bound=least, flag_values=values)
+            continue
         define_one = {
             bool: flags.DEFINE_bool,
-            int: flags.DEFINE_integer,
             float: flags.DEFINE_float,
             str: flags.DEFINE_string,
             tuple: flags.DEFINE_list,
@@ -67,6 +74,6 @@ def lines(options: type | None) -> list[str]:
     return found
 
 
-def owner(name: str, modes: Mapping[str, Any]) -> str | None:
-    """The mode that has the flag `name`."""
-    return next((mode for mode, it in modes.items() if name in names(it.options)), None)
+def owners(name: str, modes: Mapping[str, Any]) -> list[str]:
+    """The modes that have the flag `name`."""
+    return [mode for mode, it in modes.items() if name in names(it.options)]

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 from matfree import decomp
 
-from common import metrics, state
+from common import errors, metrics, state
 from common.analysis import objective as objective_lib
 
 Product = Callable[[Float[Array, "n"]], Float[Array, "n"]]
@@ -114,6 +114,8 @@ def gauss_newton(flat: Flat) -> Product:
             network = functools.partial(flat.outputs, batch=batch)
             loss = functools.partial(flat.share_of_outputs, batch=batch, counts=counts)
             found, pull = jax.vjp(network, vector)
+            if not found:
+                raise errors.UserError("--gauss_newton: the network marks no outputs (nn.outputs).")
             # J v as the transpose of u -> J' u: layers with a gradient of their own have no jvp.
             _, push = jax.vjp(lambda u: pull(u)[0], found)
             (moved,) = push(v)
@@ -136,6 +138,18 @@ class Ends(NamedTuple):
     residuals: Float[Array, "k"]
 
 
+def _lanczos(product: Product, start: Float[Array, "n"], steps: int) -> Any:
+    """matfree's, in all of float32 on every device; the product keeps its own precision."""
+    before = jax.config.jax_default_matmul_precision
+
+    def own(v: Float[Array, "n"]) -> Float[Array, "n"]:
+        with jax.default_matmul_precision(before):
+            return product(v)
+
+    with jax.default_matmul_precision("highest"):  # in TF32 vectors are not at right angles
+        return decomp.tridiag_sym(steps, custom_vjp=False)(own, start)
+
+
 def ends(product: Product, start: Float[Array, "n"], *, steps: int, top: int) -> Ends:
     """The `top` largest and `top` least eigenvalues that `steps` of Lanczos find.
 
@@ -144,11 +158,12 @@ def ends(product: Product, start: Float[Array, "n"], *, steps: int, top: int) ->
     """
     if not 1 <= 2 * top <= steps <= start.size:
         raise ValueError(f"2 x {top} eigenvalues of {steps} steps of {start.size} parameters")
-    q, tridiagonal, rest, _ = decomp.tridiag_sym(steps, custom_vjp=False)(product, start)
+    q, tridiagonal, rest, _ = _lanczos(product, start, steps)
     values, vectors = jnp.linalg.eigh(tridiagonal)
     chosen = jnp.concatenate([steps - 1 - jnp.arange(top), jnp.arange(top)[::-1]])
     residuals = jnp.linalg.norm(rest) * jnp.abs(vectors[-1, chosen])
-    return Ends(values[chosen], vectors[:, chosen].T @ q, residuals)
+    found = jnp.matmul(vectors[:, chosen].T, q, precision="highest")
+    return Ends(values[chosen], found, residuals)
 
 
 class Quadrature(NamedTuple):
@@ -179,7 +194,7 @@ def quadrature(
 
     def one(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
         start = signs(key, size, dtype)
-        _, tridiagonal, rest, _ = decomp.tridiag_sym(steps, custom_vjp=False)(product, start)
+        _, tridiagonal, rest, _ = _lanczos(product, start, steps)
         nodes, vectors = jnp.linalg.eigh(tridiagonal)
         return nodes, jnp.square(vectors[0]), jnp.linalg.norm(rest) * jnp.abs(vectors[-1])
 

@@ -133,10 +133,8 @@ def _norms(path: Path, weights: np.ndarray, normalize: str) -> np.ndarray:
 
 
 def _scaled(path: Path, drawn: np.ndarray, weights: np.ndarray, normalize: str) -> np.ndarray:
-    if normalize == "none":
+    if normalize in ("none", "weight"):  # a weight's own was multiplied when it was drawn
         return drawn
-    if normalize == "weight":
-        return drawn * weights
     wanted, have = (_norms(path, x, normalize) for x in (weights, drawn))
     return drawn * wanted / np.where(have > 0, have, 1.0)
 
@@ -169,6 +167,8 @@ def random_directions(
             rng = np.random.default_rng([seed, number, zlib.crc32("/".join(path).encode())])
             moves = leaf.ndim > 1 or vectors
             drawn[path] = rng.normal(size=leaf.shape) if moves else np.zeros_like(leaf)
+            if normalize == "weight":  # once: each round below would multiply again
+                drawn[path] = drawn[path] * leaf
         before: list[Flat] = [one for one, _ in found]
         # Both at once: a round of either spoils the other, by less each time.
         for _ in range(_ROUNDS):

@@ -5,6 +5,7 @@ import json
 import logging
 import pathlib
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -131,7 +132,7 @@ def open_grid(
     if not path.exists():
         return Grid(path, points, about, np.zeros(len(points), bool), {})
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:  # NumPy leaves a broken one open
             then = json.loads(str(arrays["about"]))
             prefix = "values/"
             values = {
@@ -140,7 +141,7 @@ def open_grid(
                 if name.startswith(prefix)
             }
             found = Grid(path, arrays["points"], then, arrays["done"], values)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise errors.UserError(
             f"{path} is no grid of --mode=landscape, or damaged ({error}). Move it away."
         ) from error

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 from matplotlib.figure import Figure
@@ -93,12 +94,16 @@ def measure(
             loss, gradient = curvature.gradient(curvature.Flat(goal, variables, data))
             return loss, jnp.linalg.norm(gradient)
 
-        def spectrum(variables: Any, data: Any, keys: Any) -> curvature.Quadrature:
+        def spectrum(variables: Any, data: Any, numbers: Any) -> curvature.Quadrature:
+            of_probes = jax.random.fold_in(jax.random.key(options.seed), 1)
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(of_probes, numbers)
             product = make(curvature.Flat(goal, variables, data))
             return curvature.quadrature(product, keys, size, steps=options.steps, dtype=dtype)
 
         say("the gradient")
         loss, norm = jax.device_get(compiles.jit_once(slope)(variables, data))
+        if not np.isfinite(loss):
+            raise errors.UserError(objective.not_finite(options.split))
         key = jax.random.key(options.seed)
         probes = -(-options.probes // mesh.size) * mesh.size
         say(f"the spectrum by {probes} probes, {probes * options.steps} products")
@@ -108,8 +113,10 @@ def measure(
             in_specs=(parallel.REPLICATED, parallel.REPLICATED, parallel.ROWS),
             out_specs=parallel.ROWS,
         )
-        keys = parallel.place(jax.random.split(jax.random.fold_in(key, 1), probes), mesh)
-        found = curvature.Quadrature(*jax.device_get(mapped(variables, data, keys)))
+        found = mapped(variables, data, parallel.place(np.arange(probes, dtype=np.int32), mesh))
+        if jax.process_count() > 1:
+            found = multihost_utils.process_allgather(parallel.local_rows(found), tiled=True)
+        found = curvature.Quadrature(*jax.device_get(found))
         rows = {}
         if options.blocks:
             rows = _blocks(goal, make, variables, data, key, options, dtype, say)
@@ -147,8 +154,13 @@ def _blocks(
             return mask * product(mask * v)
 
         start = mask * curvature.signs(key, size, dtype)
-        steps = min(_BLOCK_STEPS, size)
-        return curvature.ends(within, start, steps=steps, top=1).values[0]
+        return curvature.ends(within, start, steps=_BLOCK_STEPS, top=1).values[0]
+
+    @jax.jit
+    def whole(variables: Any, data: Any, places: Any) -> Array:
+        """The rows and columns at `places`."""
+        product = make(curvature.Flat(goal, variables, data))
+        return jax.lax.map(lambda k: product(jnp.zeros(size, dtype).at[k].set(1))[places], places)
 
     @jax.jit
     def diagonal(variables: Any, data: Any, keys: Any) -> Array:
@@ -165,9 +177,16 @@ def _blocks(
     parts = np.float64(jax.device_get(diagonal(variables, data, keys)))
     rows = {}
     for number, (name, mask) in enumerate(masks.items()):
-        count = min(_BLOCK_STEPS, int(mask.sum()))
-        say(f"layer {number + 1} of {len(masks)}, {name}: {count} products")
-        top = float(largest(variables, data, key, jnp.asarray(mask, dtype)))
+        count = int(mask.sum())
+        say(f"layer {number + 1} of {len(masks)}, {name}: {_BLOCK_STEPS} products")
+        if not (parts * mask).any():  # nothing hangs on it; Lanczos would divide by 0
+            top = 0.0
+        elif count <= _BLOCK_STEPS:  # so many steps have no more vectors to find
+            places = np.resize(np.flatnonzero(mask), _BLOCK_STEPS)
+            matrix = np.float64(whole(variables, data, places))[:count, :count]
+            top = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])
+        else:
+            top = float(largest(variables, data, key, jnp.asarray(mask, dtype)))
         rows[name] = (top, *curvature.moments(parts @ mask))
     return rows
 
@@ -202,8 +221,6 @@ def run(package: Package, context: Context) -> None:
             log.info("%s.", text)
 
         measured = measure(goal, found.variables, data, context.mesh, options, say)
-        if not np.isfinite(measured.loss):
-            raise errors.UserError(objective.not_finite(options.split))
         log.info("%d compilations took %.0f s.", compiled.count, compiled.seconds)
         if first:
             stem = f"hessian_{found.step}" + ("_gauss_newton" if options.gauss_newton else "")

@@ -224,7 +224,8 @@ def _evaluate(
     it: Run, plane: planes.Plane, along: list[Any], program: Callable, step: int, variables: Any
 ) -> grid.Grid:
     """The values around one checkpoint."""
-    about = {**it.base, "step": step, "weights": digest(variables), "plane": plane.about["weights"]}
+    of_plane = digest(dict(enumerate(along)))
+    about = {**it.base, "step": step, "weights": digest(variables), "plane": of_plane}
     known = grid.open_grid(it.folder / f"{step}.npz", plane.axes, about)
     start, before, total = time.monotonic(), int(known.done.sum()), len(known.points)
     if before < total:

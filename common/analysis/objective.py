@@ -242,12 +242,13 @@ def _batch_statistics(wanted: bool) -> Iterator[None]:
         layer = context.module
         if not isinstance(layer, norm.MaskedBatchNorm) or context.method_name != "__call__":
             return following(*args, **kwargs)
+        if not layer.is_mutable_collection("batch_stats"):  # a network that stays as it was
+            return following(*args, **kwargs)
         before = {name: layer.get_variable("batch_stats", name) for name in ("mean", "var")}
         y = following(*args, **{**kwargs, "train": True})
-        if layer.is_mutable_collection("batch_stats"):
-            for name, old in before.items():
-                moved = layer.get_variable("batch_stats", name) - old
-                layer.put_variable("batch_stats", name, old + moved / (1.0 - layer.momentum))
+        for name, old in before.items():
+            moved = layer.get_variable("batch_stats", name) - old
+            layer.put_variable("batch_stats", name, old + moved / (1.0 - layer.momentum))
         return y
 
     if not wanted:

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -167,7 +168,7 @@ def save(plane: Plane, path: pathlib.Path) -> None:
 def load(path: pathlib.Path) -> Plane:
     """The inverse of `save`, in double precision. Raises UserError for a file that is none."""
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:  # NumPy leaves a broken one open
             about = json.loads(str(arrays["about"]))
             axes, found = [], []
             while f"axis_{len(axes)}" in arrays:
@@ -181,7 +182,7 @@ def load(path: pathlib.Path) -> Plane:
                     }
                 )
             return Plane(found, axes, about)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise errors.UserError(
             f"{path} is no plane of --mode=landscape, or damaged ({error}). Move its folder away, "
             "or choose another --name."

@@ -26,12 +26,12 @@ class LandscapeOptions:
     vectors: bool = option(False, "biases and scales of norms move too")
     batch_norm: str = option("frozen", "statistics of batch normalisation", BATCH_NORMS)
     split: str = option("", "evaluation split, or train (default: the first of data.eval)")
-    batches: int = option(0, "how many of the split; 0: all")
+    batches: int = option(0, "how many of the split; 0: all", least=0)
     to: int = option(-1, "with --along=between: the step of the other checkpoint (-1: the first)")
     film: bool = option(False, "the same plane around every checkpoint of the run")
     metric_points: int = option(0, "on each axis, for the task's own metric; 0: none")
     curvature_points: int = option(0, "on each axis, for |least / largest eigenvalue|; 0: none")
-    seed: int = option(0, "of random directions")
+    seed: int = option(0, "of random directions", least=0)
     name: str = option("", "of the folder in analysis/ (default: by --along and --dims)")
 
 
@@ -46,8 +46,8 @@ class HessianOptions:
     blocks: bool = option(False, "the largest eigenvalue and the trace of every layer too")
     float64: bool = option(False, "vectors and parameters in double precision")
     split: str = option("", "evaluation split, or train (default: the first of data.eval)")
-    batches: int = option(0, "how many of the split; 0: all")
-    seed: int = option(0, "of the random vectors")
+    batches: int = option(0, "how many of the split; 0: all", least=0)
+    seed: int = option(0, "of the random vectors", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,4 +72,4 @@ class AttributionOptions:
     judge: bool = option(False, "deletion and insertion curves, and a random model beside")
     film: bool = option(False, "the same map for every checkpoint of the run")
     panel: bool = option(False, "two voices below each other, all targets side by side")
-    seed: int = option(0, "of noises and random orders")
+    seed: int = option(0, "of noises and random orders", least=0)

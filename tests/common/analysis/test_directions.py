@@ -86,6 +86,17 @@ def test_other_normalisations(normalize):
         np.testing.assert_allclose(drawn[path], wanted, rtol=1e-12)
 
 
+def test_every_direction_by_single_weights_is_drawn_times_them_once():
+    space = directions.Space(KERNELS, {})
+    first, second = directions.random_directions(space, 2, seed=0, normalize="weight")
+    assert abs(directions.cosine(first, second)) < 1e-6
+    for one in (first, second):
+        drawn = np.concatenate(
+            [(one[path] / leaf).ravel() for path, leaf in KERNELS.items() if leaf.ndim > 1]
+        )
+        assert 0.8 < drawn.std() < 1.25  # standard normal, 249 of them
+
+
 def test_factors_are_normalised_by_the_filters_that_they_make():
     space = factors()
     first, second = directions.random_directions(space, 2, seed=3)

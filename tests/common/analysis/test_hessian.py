@@ -4,13 +4,15 @@ import json
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 
 from common import errors
-from common.analysis import hessian
+from common.analysis import curvature, hessian, objective
 from common.analysis.settings import HessianOptions
+from tests.common import toy
 from tests.common.analysis import toy_run
 
 FLAGS = {"top": 2, "steps": 12, "probes": 8}
@@ -52,6 +54,32 @@ def test_figures_pictures_and_words(workdir, capsys, caplog):
     for name in ("spectrum", "blocks"):
         with PIL.Image.open(folder / f"hessian_20_{name}.png") as picture:
             assert np.asarray(picture).std() > 10
+
+
+def test_the_largest_eigenvalue_of_every_layer(workdir):
+    """Of layers with fewer parameters than Lanczos has steps too, and of one that is idle."""
+    context = toy_run.context(workdir, None, devices=1)
+    task = toy.ToyTask(context.config)
+    variables = jax.jit(task.init)(jax.random.key(0))
+    params = {**variables["params"], "idle": {"scale": jnp.ones(20)}}
+    variables = {**variables, "params": params}
+    data = objective.collect(task.eval_data()["dev"], context.mesh)
+    goal = objective.Objective(task, 0, 0)
+    options = HessianOptions(**FLAGS, blocks=True)
+    found = hessian.measure(goal, variables, data, context.mesh, options).blocks
+    product = jax.jit(curvature.hessian(curvature.Flat(goal, variables, data)))
+    masks = curvature.blocks(params)
+    whole = np.stack([product(row) for row in jnp.eye(len(masks["idle"]))])
+    assert min(mask.sum() for mask in masks.values()) < 12
+    for name, mask in masks.items():
+        inside = np.flatnonzero(mask)
+        wanted = np.linalg.eigvalsh(whole[np.ix_(inside, inside)])[-1]
+        assert found[name][0] == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+
+
+def test_a_network_without_marked_outputs_is_named(workdir):
+    with pytest.raises(errors.UserError, match="marks no outputs"):
+        run(workdir, gauss_newton=True)
 
 
 def test_one_device_and_eight_agree(workdir):

@@ -125,6 +125,16 @@ def test_a_file_of_another_run_is_not_gone_on_with(whole, tmp_path):
         grid.open_grid(path, AXES, {"of": "this"})
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
+def test_damaged_files_are_named(tmp_path, content):
+    path = tmp_path / "plane.npz"
+    path.write_bytes(content)
+    with pytest.raises(errors.UserError, match="is no plane of --mode=landscape, or damaged"):
+        planes.load(path)
+    with pytest.raises(errors.UserError, match="is no grid of --mode=landscape, or damaged"):
+        grid.open_grid(path, AXES, {})
+
+
 def test_points_that_are_not_finite_are_counted(found, data, two, tmp_path):
     far = [jax.tree.map(lambda x: x * 1e30, one) for one in two]
     known = fill(tmp_path / "20.npz", found, data, far)

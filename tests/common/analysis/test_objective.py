@@ -1,5 +1,6 @@
 """The loss over fixed batches: as an evaluation has it, whatever the batches and their shapes."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from common import errors, metrics, parallel
 from common.analysis import objective
+from common.nn import norm
 from tests.common import toy
 
 
@@ -122,3 +124,29 @@ def test_without_a_recording_there_is_a_message(task, mesh):
     empty = {**toy.Examples()[0], "mask": np.zeros(toy.ROWS, bool)}
     with pytest.raises(errors.UserError, match="not one recording to analyse"):
         objective.collect([empty], mesh)
+
+
+class Inner(nn.Module):
+    @nn.compact
+    def __call__(self, x, mask):
+        return norm.MaskedBatchNorm()(x, mask, train=False)
+
+
+def test_a_network_within_that_stays_as_it_was_keeps_its_averages():
+    """Like the speaker network of a separator: applied with its own, constant variables."""
+    x, mask = 3.0 + jnp.arange(24.0).reshape(2, 4, 3), jnp.ones((2, 4))
+    inner = Inner().init(jax.random.key(0), x, mask)
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kept = self.variable("frozen", "network", lambda: inner).value
+            return Inner().apply(kept, x, mask)
+
+    def run():
+        variables = {"frozen": {"network": inner}}
+        return Outer().apply(variables, x, mutable=["batch_stats", "frozen"])[0]
+
+    wanted = run()
+    with objective._batch_statistics(True):
+        np.testing.assert_array_equal(run(), wanted)
