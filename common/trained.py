@@ -43,11 +43,20 @@ class Trained:
 
 
 def checkpoints(found: Trained) -> Iterator[tuple[int, state.Variables]]:
-    """The step and the variables of every checkpoint of the run, oldest first."""
+    """The step and the variables of every checkpoint of the run, oldest first.
+
+    One that a training deletes meanwhile is left out, with a warning.
+    """
     loader = checkpoint.Checkpointer(found.folder / "checkpoints", read_only=True)
     try:
         for step in loader.steps():
-            variables, meta = loader.load_variables(found.mesh, step=step)
+            try:
+                variables, meta = loader.load_variables(found.mesh, step=step)
+            except checkpoint.CheckpointError:
+                if (loader.directory / str(step)).exists():
+                    raise
+                log.warning("The checkpoint of step %d is gone: a training goes on there.", step)
+                continue
             found.task.check_checkpoint(meta)
             yield step, variables
     finally:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, SupportsFloat
 
-import jax
 import numpy as np
 import PIL.Image
 import tqdm
@@ -244,20 +243,6 @@ class Writers:
                 self._destinations.remove(destination)
                 with contextlib.suppress(*destination.failures):
                     destination.close(1)
-
-
-def of_analysis(workdir: pathlib.Path, config: Any) -> Writers:
-    """Where pictures of a trained model go: to the dashboards of its run, beside its curves."""
-    settings = config.writers
-    return Writers(
-        workdir,
-        config=config.to_dict(),
-        jsonl=False,
-        tensorboard=settings.tensorboard,
-        wandb=settings.wandb,
-        project=settings.wandb_project,
-        is_writer=jax.process_index() == 0,
-    )
 
 
 class _Destination:

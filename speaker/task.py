@@ -68,6 +68,11 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
         return targets.Explanation(self).targets()
 
     def recordings(self, audio: Sequence[np.ndarray]) -> Batch:
+        if self._sequence != "audio":
+            raise errors.UserError(
+                "The network hears features that the data hold: explain recordings of a --split, "
+                "without --files and --against."
+            )
         return targets.batch_of(audio)
 
     def init(self, key: jax.Array) -> state.Variables:

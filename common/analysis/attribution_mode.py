@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from common import checkpoint, errors, files, parallel, trained, writers
+from common import errors, files, parallel, trained, writers
 from common.analysis import (
     attribution,
     attribution_figures,
+    directions,
     explaining,
     figures,
     judging,
@@ -58,7 +59,7 @@ def run(package: Package, context: Context) -> None:
     targets = targets_of(task, options)
     chosen = _chosen(task, context.config, options)
     folder = context.folder / "analysis"
-    with writers.of_analysis(context.folder, context.config) as writer:
+    with figures.writer(context.folder, context.config) as writer:
         done = {}
         for target in targets:
             made = explaining.Explainer(
@@ -69,7 +70,7 @@ def run(package: Package, context: Context) -> None:
             judged = _judge(setup, loaded, results) if options.judge else [{}] * len(results)
             write(folder, writer, loaded.step, setup, results, judged)
             if options.film:
-                _film(folder, package, context, setup, results)
+                _film(folder, loaded, setup, results)
         if options.panel:
             _panel(folder, writer, loaded.step, task, input_name, done)
     print(f"Pictures, arrays and the summary: {folder}")
@@ -97,6 +98,7 @@ def _chosen(task: Explained, config: Any, options: Any) -> recordings.Chosen:
     if options.against:
         try:
             other = recordings.load(config, options.against, options.max_seconds)
+            task.recordings([other])  # whether it takes any
         except (io.AudioError, OSError) as error:
             raise errors.UserError(f"--against: {error}") from error
         rows = len(chosen.batch["mask"])
@@ -174,30 +176,17 @@ def _judge(setup: Run, loaded: trained.Trained, results: Sequence[Result]) -> li
 
 def _film(
     folder: pathlib.Path,
-    package: Package,
-    context: Context,
+    loaded: trained.Trained,
     setup: Run,
     results: Sequence[Result],
 ) -> None:
     """The maps of every checkpoint, in one colour range, of what the chosen checkpoint decided."""
-    loader = checkpoint.Checkpointer(context.folder / "checkpoints", read_only=True)
-    steps, made = loader.steps(), setup.explainer
-    loader.close()
-    if len(steps) < 2:
+    maps, made = {}, setup.explainer
+    for step, variables in trained.checkpoints(loaded):
+        directions.check_same_network(variables["params"], loaded.variables["params"])
+        maps[step] = setup.maps(variables)
+    if len(maps) < 2:
         log.warning("A film of one checkpoint stands still (config.keep_every keeps more).")
-    maps, shapes = {}, None
-    for step in steps:
-        found = trained.load(
-            package, context.folder, step=step, config=context.config, mesh=context.mesh
-        )
-        now = jax.tree.map(lambda x: (x.shape, str(x.dtype)), found.variables)
-        if shapes not in (None, now):
-            raise errors.UserError(
-                f"The checkpoints of steps {steps[0]} and {step} in {context.folder} differ in the "
-                "shapes of their arrays: a film shows one network. Move those of the other away."
-            )
-        shapes = now
-        maps[step] = setup.maps(found.variables)
     target = setup.label
     for row, one in enumerate(results):
         shown = {

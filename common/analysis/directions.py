@@ -256,17 +256,26 @@ def cosine(a: Flat, b: Flat) -> float:
 
 def difference(a: Flat, b: Flat) -> Flat:
     """a - b. Raises UserError where they are not of one network."""
-    if {path: x.shape for path, x in a.items()} != {path: x.shape for path, x in b.items()}:
-        unlike = sorted(
-            "/".join(path)
-            for path in {*a, *b}
-            if path not in a or path not in b or a[path].shape != b[path].shape
-        )
+    check_same_network(traverse_util.unflatten_dict(a), traverse_util.unflatten_dict(b))
+    return {path: x - b[path] for path, x in a.items()}
+
+
+def check_same_network(a: Any, b: Any) -> None:
+    """Raises UserError where parameters differ in their names or shapes."""
+    shapes = [
+        {path: x.shape for path, x in traverse_util.flatten_dict(dict(tree)).items()}
+        for tree in (a, b)
+    ]
+    unlike = sorted(
+        "/".join(path)
+        for path in {*shapes[0], *shapes[1]}
+        if shapes[0].get(path) != shapes[1].get(path)
+    )
+    if unlike:
         raise errors.UserError(
             f"the checkpoints are of different networks: {unlike[0]} and {len(unlike) - 1} more "
             "arrays differ in shape. Take checkpoints of one run."
         )
-    return {path: x - b[path] for path, x in a.items()}
 
 
 def unit(direction: Flat) -> Flat:

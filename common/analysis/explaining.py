@@ -14,7 +14,6 @@ from common import errors, parallel, state
 from common.analysis import attribution, baselines
 from common.task import Batch, Explained, Input, Part, Target
 
-METHODS = ("integrated_gradients", "averaged_gradients", "saliency", "input_x_gradient")
 SMOOTH_DRAWS = 16  # noisy copies of SmoothGrad (Smilkov et al. 2017, arXiv:1706.03825)
 SMOOTH_NOISE = 0.15  # its deviation, as a share of the range of the values
 

@@ -1,7 +1,9 @@
 """Pictures of an analysis: drawn with matplotlib without a display, kept whole, sent on."""
 
 import pathlib
+from typing import Any
 
+import jax
 import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
@@ -40,3 +42,17 @@ def save(
 def palette(count: int) -> list[tuple[float, ...]]:
     """So many colours, dark to bright, as they go in time."""
     return [colormaps["viridis"](x) for x in np.linspace(0, 0.9, max(count, 1))]
+
+
+def writer(workdir: pathlib.Path, config: Any) -> writers.Writers:
+    """Where pictures of a trained model go: to the dashboards of its run, beside its curves."""
+    settings = config.writers
+    return writers.Writers(
+        workdir,
+        config=config.to_dict(),
+        jsonl=False,
+        tensorboard=settings.tensorboard,
+        wandb=settings.wandb,
+        project=settings.wandb_project,
+        is_writer=jax.process_index() == 0,
+    )

@@ -4,8 +4,6 @@ DIR/analysis/hessian_<step>.json has the figures, .npz the nodes and weights of 
 """
 
 import contextlib
-import functools
-import itertools
 import json
 import logging
 import pathlib
@@ -20,8 +18,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from matplotlib.figure import Figure
 
-from common import compiles, errors, files, hosts, parallel, preemption, state, trained, writers
-from common.analysis import curvature, figures, objective
+from common import compiles, errors, files, parallel, state
+from common.analysis import curvature, figures, objective, opening
 from common.analysis.settings import HessianOptions
 from common.package import Context, Package
 
@@ -194,55 +192,53 @@ def _blocks(
 def run(package: Package, context: Context) -> None:
     """See the module."""
     options = context.options
-    found = trained.load(
-        package,
-        context.folder,
-        step=context.checkpoint,
-        config=context.config,
-        mesh=context.mesh,
-    )
-    first, calls = jax.process_index() == 0, itertools.count()
-    sizes = [leaf.size for leaf in jax.tree.leaves(found.variables["params"])]
-    check(options, sum(sizes))
-    with contextlib.ExitStack() as stack:
-        compiled = stack.enter_context(compiles.CompileCounter())
-        asked = stack.enter_context(preemption.Preemption())
-        writer = stack.enter_context(writers.of_analysis(context.folder, context.config))
-        open_data = functools.partial(
-            objective.batches_of, found.task, options.split, options.batches
-        )
-        batches = hosts.together(open_data, errors.UserError, "opening the data")
-        data = objective.collect(batches, context.mesh, most=options.batches, repack=True)
-        goal = objective.Objective(found.task, int(context.config.seed), found.step)
+    with opening.opened(package, context) as it:
+        size = sum(leaf.size for leaf in jax.tree.leaves(it.found.variables["params"]))
+        check(options, size)
 
         def say(text: str) -> None:
-            if signal := asked.requested(next(calls)):
+            if signal := it.stop():
                 raise errors.UserError(f"stopped by {signal}; nothing was written.")
             log.info("%s.", text)
 
-        measured = measure(goal, found.variables, data, context.mesh, options, say)
-        log.info("%d compilations took %.0f s.", compiled.count, compiled.seconds)
-        if first:
-            stem = f"hessian_{found.step}" + ("_gauss_newton" if options.gauss_newton else "")
-            about = {
-                "task": found.task.name,
-                "step": found.step,
-                "split": options.split or next(iter(found.task.eval_data(test=True)), ""),
-                "batches": data.num_batches,
-                **{name: getattr(options, name) for name in ("gauss_newton", "steps", "float64")},
-                "seed": options.seed,
-            }
-            figures_of = summary(measured, sum(sizes))
-            save(context.folder / "analysis", stem, measured, {**about, **figures_of})
-            matrix = "Gauss-Newton matrix" if options.gauss_newton else "Hessian"
-            title = f"{matrix}, step {found.step}, {about['split']}"
-            path = context.folder / "analysis" / f"{stem}_spectrum.png"
-            figures.save(spectrum(measured, title), path, writer, found.step)
-            if measured.blocks:
-                path = context.folder / "analysis" / f"{stem}_blocks.png"
-                figures.save(bars(measured.blocks, title), path, writer, found.step)
-            print("\n".join(describe(figures_of, matrix)))
-            print(f"Figures and pictures: {context.folder / 'analysis' / stem}*")
+        measured = measure(it.objective, it.found.variables, it.data, context.mesh, options, say)
+        log.info("%d compilations took %.0f s.", it.compiled.count, it.compiled.seconds)
+        if jax.process_index() == 0:
+            _report(context.folder / "analysis", it, measured, summary(measured, size), options)
+
+
+def _report(
+    folder: pathlib.Path,
+    it: opening.Opened,
+    measured: Measured,
+    found: Mapping[str, Any],
+    options: HessianOptions,
+) -> None:
+    """Files, pictures and words. Names of files say what is not usual."""
+    step, flags = it.found.step, ("gauss_newton", "float64")
+    stem = "_".join(
+        [
+            f"hessian_{step}",
+            *(name for name in flags if getattr(options, name)),
+            *([files.safe_name(options.split)] if options.split else []),
+            *([f"{options.batches}_batches"] if options.batches else []),
+        ]
+    )
+    about = {
+        "task": it.found.task.name,
+        "step": step,
+        "split": it.split,
+        "batches": it.data.num_batches,
+        **{name: getattr(options, name) for name in (*flags, "steps", "seed")},
+    }
+    save(folder, stem, measured, {**about, **found})
+    matrix = "Gauss-Newton matrix" if options.gauss_newton else "Hessian"
+    title = f"{matrix}, step {step}, {it.split}"
+    figures.save(spectrum(measured, title), folder / f"{stem}_spectrum.png", it.writer, step)
+    if measured.blocks:
+        figures.save(bars(measured.blocks, title), folder / f"{stem}_blocks.png", it.writer, step)
+    print("\n".join(describe(found, matrix)))
+    print(f"Figures and pictures: {folder / stem}*")
 
 
 def summary(measured: Measured, size: int) -> dict[str, Any]:

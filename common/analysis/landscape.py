@@ -5,11 +5,10 @@ Everything lies in DIR/analysis/<name>/: plane.npz (the directions, for all chec
 on with what was not finished.
 """
 
-import contextlib
 import functools
-import itertools
 import json
 import logging
+import math
 import pathlib
 import time
 import zlib
@@ -20,23 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import (
-    compiles,
-    errors,
-    evaluation,
-    fingerprint,
-    hosts,
-    parallel,
-    preemption,
-    trained,
-    writers,
-)
+from common import errors, evaluation, files, fingerprint, hosts, parallel, trained
 from common.analysis import (
     curvature,
     directions,
     grid,
     landscape_pictures,
     objective,
+    opening,
     planes,
     surfaces,
 )
@@ -60,8 +50,10 @@ def check(options: LandscapeOptions) -> None:
         raise errors.UserError(f"--dims={options.dims}: choose 1 (a line) or 2 (a plane).")
     if options.dims == 2 and options.along in ("between", "gradient"):
         raise errors.UserError(f"--along={options.along} is a line: add --dims=1.")
-    if options.extent < 0:
-        raise errors.UserError(f"--extent={options.extent:g} is negative: give half the length.")
+    if not 0 <= options.extent < math.inf:
+        raise errors.UserError(f"--extent={options.extent:g}: give half the length of the axes.")
+    if options.name and files.safe_name(options.name) != options.name:
+        raise errors.UserError(f"--name={options.name}: give a plain name, of letters and digits.")
     for name in ("metric_points", "curvature_points"):
         if not 0 <= getattr(options, name) <= options.points:
             raise errors.UserError(
@@ -83,28 +75,45 @@ def check(options: LandscapeOptions) -> None:
 
 
 class Run(NamedTuple):
-    """What the parts of this mode work with."""
+    """What the parts of this mode work with; `base` is what all values of a folder have in common.
 
-    found: trained.Trained
+    `scored` are the batches by which the task's own metric is measured.
+    """
+
+    opened: opening.Opened
     options: LandscapeOptions
-    objective: objective.Objective
-    data: objective.Data
     folder: pathlib.Path
-    writer: writers.Writers
-    stop: Callable[[], str | None]
+    base: dict[str, Any]
+    scored: tuple[str, Any] | None
 
     @property
-    def base(self) -> dict[str, Any]:
-        """What all values of a folder have in common."""
-        options = self.options
-        return {
-            "task": self.found.task.name,
-            "split": options.split or next(iter(self.found.task.eval_data(test=True)), ""),
-            "batches": self.data.num_batches,
-            "data": digest(dict(enumerate(self.data.groups))),
-            "batch_norm": options.batch_norm,
-            "seed": int(self.found.config.seed),
-        }
+    def found(self) -> trained.Trained:
+        return self.opened.found
+
+
+def _base(it: opening.Opened, batch_norm: str) -> dict[str, Any]:
+    return {
+        "task": it.found.task.name,
+        "split": it.split,
+        "batches": it.data.num_batches,
+        "data": digest(dict(enumerate(it.data.groups))),
+        "batch_norm": batch_norm,
+        "seed": int(it.found.config.seed),
+    }
+
+
+def _scored(it: opening.Opened, metric_points: int) -> tuple[str, Any] | None:
+    """The split whose metric is asked for: training has none, that of the best checkpoint has."""
+    if not metric_points:
+        return None
+    task = it.found.task
+    split = task.best_metric[0] if it.split == objective.TRAIN else it.split
+    data = task.eval_data(test=True)
+    if split not in data:
+        raise errors.UserError(
+            "--metric_points wants an evaluation split: config.data.eval names none."
+        )
+    return split, data[split]
 
 
 def digest(tree: Any) -> str:
@@ -117,36 +126,14 @@ def run(package: Package, context: Context) -> None:
     """See the module."""
     options = context.options
     check(options)
-    found = trained.load(
-        package,
-        context.folder,
-        step=context.checkpoint,
-        config=context.config,
-        mesh=context.mesh,
-    )
     folder = context.folder / "analysis" / (options.name or f"{options.along}_{options.dims}d")
-    first, calls = jax.process_index() == 0, itertools.count()
-    with contextlib.ExitStack() as stack:
-        compiled = stack.enter_context(compiles.CompileCounter())
-        asked = stack.enter_context(preemption.Preemption())
-        writer = stack.enter_context(writers.of_analysis(context.folder, context.config))
-        batches = hosts.together(
-            functools.partial(objective.batches_of, found.task, options.split, options.batches),
-            errors.UserError,
-            "opening the data",
-        )
-        # What a batch's statistics are of stays together.
-        repack = options.batch_norm == "frozen"
-        data = objective.collect(batches, context.mesh, most=options.batches, repack=repack)
-        seed = int(context.config.seed)
-        goal = objective.Objective(found.task, seed, found.step, options.batch_norm)
-        it = Run(
-            *(found, options, goal, data, folder, writer), lambda: asked.requested(next(calls))
-        )
+    with opening.opened(package, context, batch_norm=options.batch_norm) as opened:
+        base, scored = _base(opened, options.batch_norm), _scored(opened, options.metric_points)
+        it = Run(opened, options, folder, base, scored)
         _warn(it)
         plane, marks = _plane(it)
-        steps = [mark.step for mark in marks] if options.film else [found.step]
-        program = grid.make_program(goal, context.mesh)
+        steps = [mark.step for mark in marks] if options.film else [it.found.step]
+        program = grid.make_program(opened.objective, context.mesh)
         along = [
             parallel.place(directions.unflat(direction), context.mesh)
             for direction in plane.directions
@@ -154,12 +141,12 @@ def run(package: Package, context: Context) -> None:
         grids = {}
         for step, variables in _wanted(it, steps):
             grids[step] = _evaluate(it, plane, along, program, step, variables)
-        log.info("%d compilations took %.0f s.", compiled.count, compiled.seconds)
-        if first:
-            some = [found.task.best_metric[1]] if options.metric_points else []
+        log.info("%d compilations took %.0f s.", opened.compiled.count, opened.compiled.seconds)
+        if jax.process_index() == 0:
+            some = [it.found.task.best_metric[1]] if options.metric_points else []
             some += ["eigenvalue_ratio"] if options.curvature_points else []
-            landscape_pictures.draw(folder, plane, marks, grids, some, writer)
-    if first:
+            landscape_pictures.draw(folder, plane, marks, grids, some, opened.writer)
+    if jax.process_index() == 0:
         print(f"Values and pictures: {folder}")
 
 
@@ -195,25 +182,28 @@ def _plane(it: Run) -> tuple[planes.Plane, list[surfaces.Mark]]:
     }
     if options.along in ("gradient", "hessian"):  # they hang on the data
         about |= {"of": it.base}
-    others = {}
-    for step, variables in trained.checkpoints(it.found):
-        others[step] = directions.flat(variables["params"])
-        directions.difference(others[step], origin)  # raises where shapes differ
-    if path.exists():
+    # Asked by all processes before the first one writes it.
+    there = bool(hosts.gather(np.array(path.exists(), np.uint32))[0])
+
+    def others() -> dict[int, directions.Flat]:
+        every = {step: directions.flat(x["params"]) for step, x in trained.checkpoints(it.found)}
+        return {step: flat for step, flat in every.items() if step != it.found.step}
+
+    if there:
         plane = planes.load(path)
         grid.check_same(path, plane.about, about)
         log.info("The plane is that of %s.", path)
     else:
-        rest = {step: flat for step, flat in others.items() if step != it.found.step}
-        plane = planes.make(options, it.objective, it.found.variables, it.data, rest)
+        goal, data = it.opened.objective, it.opened.data
+        plane = planes.make(options, goal, it.found.variables, data, others)
         plane = plane._replace(about={**about, **plane.about})
         if jax.process_index() == 0:
             planes.save(plane, path)
     for line in grid.describe(plane):
         log.info("%s", line)
     marks = []
-    for step, flat in sorted(others.items()):
-        where = directions.place(flat, origin, plane.directions)
+    for step, variables in trained.checkpoints(it.found):
+        where = directions.place(directions.flat(variables["params"]), origin, plane.directions)
         marks.append(surfaces.Mark(step, where.coordinates, where.distance))
         there = ", ".join(f"{x:.3g}" for x in where.coordinates)
         log.info("step %d lies at (%s), %.3g beside it.", step, there, where.distance)
@@ -231,15 +221,15 @@ def _evaluate(
     if before < total:
         log.info("step %d: %d of %d points to go.", step, total - before, total)
         state = {name: tree for name, tree in variables.items() if name != "params"}
-        with it.writer.progress(total, before) as bar:
+        with it.opened.writer.progress(total, before) as bar:
             grid.fill(
                 known,
                 program,
-                (variables["params"], along, state, it.data),
+                (variables["params"], along, state, it.opened.data),
                 it.found.mesh,
                 per_call=it.options.points,
                 progress=bar.update,
-                stop=it.stop,
+                stop=it.opened.stop,
             )
         seconds = time.monotonic() - start
         log.info(
@@ -280,14 +270,14 @@ def _over(
     kept = known.values.get(name, np.full(len(known.points), np.nan))
     todo = [place for place in places if not np.isfinite(kept[place])]
     log.info("%s at %d points.", _WORDS.get(name, name), len(todo))
-    with it.writer.progress(len(todo)) as bar:
+    with it.opened.writer.progress(len(todo)) as bar:
         for number, place in enumerate(todo):
             for key, value in at(np.float32(known.points[place])).items():
                 known.values.setdefault(key, np.full(len(known.points), np.nan))[place] = value
             if jax.process_index() == 0:
                 known.save()
             bar.update(number + 1)
-            if signal := it.stop():
+            if signal := it.opened.stop():
                 raise errors.UserError(
                     f"stopped by {signal}: {number + 1} of {len(todo)} points are in {known.path}. "
                     "The same command goes on."
@@ -299,18 +289,15 @@ def _measure(
 ) -> None:
     """The task's own metric (WER, EER, SI-SDR) at some of the points, by whole evaluations."""
     task, mesh = it.found.task, it.found.mesh
-    name, split = task.best_metric[1], it.base["split"]
-    if split == objective.TRAIN:
-        raise errors.UserError("--metric_points wants an evaluation split: training has no metric.")
-    batches = task.eval_data(test=True)[split]
+    name, (split, batches), stop = task.best_metric[1], it.scored, it.opened.stop
     move = jax.jit(grid.at)
-    recalibrate = jax.jit(functools.partial(objective.recalibrated, it.objective))
+    recalibrate = jax.jit(functools.partial(objective.recalibrated, it.opened.objective))
 
     def at(point: np.ndarray) -> dict[str, float]:
         moved = {**variables, "params": move(variables["params"], along, point)}
         if it.options.batch_norm != "frozen":
-            moved = recalibrate(moved, it.data)
-        report = evaluation.evaluate(task, it.found.eval_step, moved, split, batches, mesh, it.stop)
+            moved = recalibrate(moved, it.opened.data)
+        report = evaluation.evaluate(task, it.found.eval_step, moved, split, batches, mesh, stop)
         return {name: report.scalars[name]}
 
     _over(it, plane, known, it.options.metric_points, name, at)
@@ -327,12 +314,12 @@ def _curve(
     @jax.jit
     def both(variables: Any, along: Any, point: Any, data: Any) -> Any:
         moved = {**variables, "params": grid.at(variables["params"], along, point)}
-        product = curvature.hessian(curvature.Flat(it.objective, moved, data))
+        product = curvature.hessian(curvature.Flat(it.opened.objective, moved, data))
         start = curvature.signs(jax.random.key(0), size, jnp.float32)
         return curvature.ends(product, start, steps=steps, top=1).values
 
     def at(point: np.ndarray) -> dict[str, float]:
-        largest, least = np.float64(both(variables, along, point, it.data))
+        largest, least = np.float64(both(variables, along, point, it.opened.data))
         return {
             "eigenvalue_largest": largest,
             "eigenvalue_least": least,

@@ -111,19 +111,25 @@ def _stacked(rows: Sequence[tuple[Mapping[str, np.ndarray], int]], shape: bucket
     return batch
 
 
-def batches_of(task: Task, split: str, most: int) -> Iterable[Batch]:
-    """Those of an evaluation split, or as "train" the first `most` of training. UserError."""
+def batches_of(task: Task, split: str, most: int) -> tuple[str, Iterable[Batch]]:
+    """The name of an evaluation split ("" is the first) and its batches, or as "train" the first
+    `most` of training. Raises UserError."""
     if split == TRAIN:
         if most < 1:
             raise errors.UserError("--split=train has no end: say how many with --batches=N.")
-        return task.train_data()
+        return split, task.train_data()
     data = task.eval_data(test=True)
-    split = split or next(iter(data), "")
+    if not data and not split:
+        raise errors.UserError(
+            "config.data.eval and config.data.test name no part of the data: take --split=train "
+            "--batches=N, or give one, as --config.data.eval=dev."
+        )
+    split = split or next(iter(data))
     if split not in data:
         raise errors.UserError(
             f"--split={split}: there is no such split; choose {', '.join([*data, TRAIN])}."
         )
-    return data[split]
+    return split, data[split]
 
 
 def not_finite(split: str) -> str:

@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,11 +49,11 @@ def make(
     objective: objective_lib.Objective,
     variables: state.Variables,
     data: objective_lib.Data,
-    others: Mapping[int, Flat],
+    others: Callable[[], Mapping[int, Flat]],
 ) -> Plane:
     """The plane that the flags ask for, through `variables`.
 
-    `others` are the other checkpoints' parameters by step. Raises UserError where it cannot be.
+    `others` reads the other checkpoints' parameters, by step. Raises UserError where it cannot be.
     """
     origin = directions_lib.flat(variables["params"])
     ranges = [(-options.extent, options.extent)] * options.dims if options.extent else []
@@ -70,19 +70,21 @@ def make(
         ranges = ranges or [(-1.0, 1.0)] * options.dims
         about["low_rank_layers"] = len(factors)
     elif options.along == "pca":
-        principal = directions_lib.principal(list(others.values()), origin, options.dims)
+        points = list(others().values())
+        principal = directions_lib.principal(points, origin, options.dims)
         found = principal.directions
         about["explained"] = [float(x) for x in principal.explained]
-        places = [directions_lib.place(other, origin, found) for other in others.values()]
+        places = [directions_lib.place(point, origin, found) for point in points]
         ranges = ranges or _around([place.coordinates for place in places], options.dims)
     elif options.along == "between":
-        other = options.to if options.to >= 0 else min(others, default=-1)
-        if other not in others:
+        ends = others()
+        other = options.to if options.to >= 0 else min(ends, default=-1)
+        if other not in ends:
             raise errors.UserError(
                 f"--to={options.to}: there is no other checkpoint of that step; there are "
-                f"{', '.join(map(str, others)) or 'none'}."
+                f"{', '.join(map(str, ends)) or 'none'}."
             )
-        found = [directions_lib.difference(others[other], origin)]
+        found = [directions_lib.difference(ends[other], origin)]
         about["other"] = other
         margin = options.extent or 0.5
         ranges = [(-margin, 1.0 + margin)]

@@ -28,7 +28,7 @@ def workdir(tmp_path_factory):
 def run(workdir, devices=8, **flags):
     options = HessianOptions(**{**FLAGS, **flags})
     hessian.run(toy_run.PACKAGE, toy_run.context(workdir, options, devices=devices))
-    stem = "hessian_20" + ("_gauss_newton" if options.gauss_newton else "")
+    stem = "hessian_20" + ("_float64" if options.float64 else "")
     return json.loads((workdir / "analysis" / f"{stem}.json").read_text())
 
 
@@ -92,6 +92,9 @@ def test_double_precision_is_of_the_call_alone(workdir):
     single, double = run(workdir), run(workdir, float64=True)
     assert not jax.config.jax_enable_x64
     np.testing.assert_allclose(single["largest"], double["largest"], rtol=1e-3)
+    for name, kind in (("hessian_20", np.float32), ("hessian_20_float64", np.float64)):
+        with np.load(workdir / "analysis" / f"{name}.npz") as arrays:
+            assert arrays["nodes"].dtype == kind
     with pytest.raises(RuntimeError), hessian.precision(True):
         raise RuntimeError
     assert not jax.config.jax_enable_x64
