@@ -121,9 +121,13 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         return audio, options
 
     def _terms(
-        self, found: tuple[Any, ...], batch: Batch
+        self, found: tuple[Any, ...], batch: Batch, *, fastemit: float = 0.0
     ) -> tuple[dict[str, metrics.Term], Metrics]:
-        """The terms of the loss, and the metrics."""
+        """The terms of the loss, and the metrics.
+
+        FastEmit is for training alone: with it the gradient is not that of the value, and so has no
+        Hessian.
+        """
         lengths, joint, logits = found
         decoder, mask = self.config.decoder, batch["mask"]
         label_lengths = masking.fold_row_mask(batch["labels_lengths"], mask)
@@ -135,7 +139,7 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
                 lengths,
                 label_lengths,
                 dtype=self.model.dtype,
-                fastemit=decoder.fastemit,
+                fastemit=fastemit,
             )
             terms["transducer_loss"] = metrics.Term(*metrics.ratio(rows, mask))
         if logits is not None:
@@ -171,7 +175,8 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
             mutable=["batch_stats"],
             **options,
         )
-        terms, sums = self._terms(found, batch)
+        fastemit = decoder.fastemit if train else 0.0
+        terms, sums = self._terms(found, batch, fastemit=fastemit)
         return terms, (sums, new_state)
 
     def eval_step(

@@ -127,6 +127,54 @@ def gauss_newton(flat: Flat) -> Product:
     return product
 
 
+def _factored(product: Product, start: Float[Array, "n"], steps: int) -> Any:
+    """matfree's, in all of float32 on every device; the product keeps its own precision."""
+    before = jax.config.jax_default_matmul_precision
+
+    def own(v: Float[Array, "n"]) -> Float[Array, "n"]:
+        with jax.default_matmul_precision(before):
+            return product(v)
+
+    with jax.default_matmul_precision("highest"):  # in TF32 vectors are not at right angles
+        return decomp.hessenberg(steps, reortho="full", custom_vjp=False)(own, start)
+
+
+class _Krylov(NamedTuple):
+    """Ritz values, rising, and vectors; the first `count` are those that there are."""
+
+    values: Float[Array, "m"]
+    vectors: Float[Array, "m m"]  # columns, of the tridiagonal matrix
+    basis: Float[Array, "m n"]
+    coupling: Float[Array, ""]  # to what is not in the basis
+    count: Array
+
+
+def _lanczos(product: Product, start: Float[Array, "n"], steps: int) -> _Krylov:
+    """`steps` of Lanczos, fewer where the start has parts in fewer directions.
+
+    There (a block of few parameters, a matrix of low rank, the identity) what is left of a product
+    is rounding error: normalised, it is no new direction but one that there is already, or NaN, and
+    the tridiagonal matrix with it has eigenvalues of its own (70 for the identity).
+    """
+    basis, small, rest, _ = _factored(product, start, steps)
+    angles = jnp.matmul(basis, basis.T, precision="highest")
+    overlap = jnp.max(jnp.abs(jnp.tril(angles, -1)), axis=1)
+    new = overlap < jnp.sqrt(jnp.finfo(start.dtype).eps)  # False for NaN
+    alive = jnp.cumprod(new.at[0].set(True)).astype(bool)
+    count = jnp.sum(alive)
+    couplings = jnp.append(jnp.diagonal(small, -1), jnp.linalg.norm(rest))
+    diagonal = jnp.where(alive, jnp.diagonal(small), 0.0)
+    beside = jnp.where(alive[1:], couplings[:-1], 0.0)
+    # Beyond all eigenvalues, so that those that do not count come last.
+    size = jnp.maximum(jnp.max(jnp.abs(diagonal)), jnp.max(beside, initial=0.0))
+    diagonal = jnp.where(alive, diagonal, jnp.where(size == 0, 1.0, 4.0 * size))
+    values, vectors = jnp.linalg.eigh(
+        jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
+    )
+    basis = jnp.where(alive[:, None], basis, 0.0)
+    return _Krylov(values, vectors, basis, couplings[count - 1], count)
+
+
 class Ends(NamedTuple):
     """Eigenpairs of both ends of the spectrum, from the largest eigenvalue to the least.
 
@@ -138,32 +186,22 @@ class Ends(NamedTuple):
     residuals: Float[Array, "k"]
 
 
-def _lanczos(product: Product, start: Float[Array, "n"], steps: int) -> Any:
-    """matfree's, in all of float32 on every device; the product keeps its own precision."""
-    before = jax.config.jax_default_matmul_precision
-
-    def own(v: Float[Array, "n"]) -> Float[Array, "n"]:
-        with jax.default_matmul_precision(before):
-            return product(v)
-
-    with jax.default_matmul_precision("highest"):  # in TF32 vectors are not at right angles
-        return decomp.tridiag_sym(steps, custom_vjp=False)(own, start)
-
-
 def ends(product: Product, start: Float[Array, "n"], *, steps: int, top: int) -> Ends:
     """The `top` largest and `top` least eigenvalues that `steps` of Lanczos find.
 
     All there are where steps = n. Values converge from within, extreme ones first; some 2 top +
-    20 steps find them to a per mille where the spectrum has a gap.
+    20 steps find them to a per mille where the spectrum has a gap. Of several equal ones the start
+    has one direction: where it has fewer than `top`, the last of each end comes again.
     """
     if not 1 <= 2 * top <= steps <= start.size:
         raise ValueError(f"2 x {top} eigenvalues of {steps} steps of {start.size} parameters")
-    q, tridiagonal, rest, _ = _lanczos(product, start, steps)
-    values, vectors = jnp.linalg.eigh(tridiagonal)
-    chosen = jnp.concatenate([steps - 1 - jnp.arange(top), jnp.arange(top)[::-1]])
-    residuals = jnp.linalg.norm(rest) * jnp.abs(vectors[-1, chosen])
-    found = jnp.matmul(vectors[:, chosen].T, q, precision="highest")
-    return Ends(values[chosen], found, residuals)
+    found = _lanczos(product, start, steps)
+    last = found.count - 1
+    high = jnp.maximum(last - jnp.arange(top), 0)
+    chosen = jnp.concatenate([high, jnp.minimum(jnp.arange(top)[::-1], last)])
+    residuals = found.coupling * jnp.abs(found.vectors[last, chosen])
+    vectors = jnp.matmul(found.vectors[:, chosen].T, found.basis, precision="highest")
+    return Ends(found.values[chosen], vectors, residuals)
 
 
 class Quadrature(NamedTuple):
@@ -189,14 +227,21 @@ def quadrature(
 
     v' f(H) v / v'v is about sum_i w_i f(x_i), x the eigenvalues of the tridiagonal matrix and w the
     squares of its eigenvectors' first components (Golub and Welsch 1969; Ubaru et al. 2017). The
-    outermost nodes are eigenvalues of H, as in `ends`.
+    outermost nodes are eigenvalues of H, as in `ends`. Where fewer nodes say all, the middle one
+    comes again, with the weight 0.
     """
 
     def one(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
         start = signs(key, size, dtype)
-        _, tridiagonal, rest, _ = _lanczos(product, start, steps)
-        nodes, vectors = jnp.linalg.eigh(tridiagonal)
-        return nodes, jnp.square(vectors[0]), jnp.linalg.norm(rest) * jnp.abs(vectors[-1])
+        found = _lanczos(product, start, steps)
+        place, below = jnp.arange(steps), (found.count + 1) // 2
+        again = (place >= below) & (place < below + steps - found.count)
+        shifted = jnp.where(place < below, place, place - (steps - found.count))
+        chosen = jnp.where(again, below - 1, shifted)
+        vectors = found.vectors[:, chosen]
+        weights = jnp.where(again, 0.0, jnp.square(vectors[0]))
+        residuals = found.coupling * jnp.abs(vectors[found.count - 1])
+        return found.values[chosen], weights, residuals
 
     return Quadrature(*jax.lax.map(one, keys))
 

@@ -65,6 +65,11 @@ def _direct(x: Array, kernel: Array, *, stride: int, dilation: int) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _on_cpu(stride: int, dilation: int, x: Array, kernel: Array) -> Array:
+    return _value(stride, dilation, x, kernel)
+
+
+def _value(stride: int, dilation: int, x: Array, kernel: Array) -> Array:
+    """Without a rule of its own, so that the rules made of it have derivatives."""
     wide = min(kernel.shape[2:]) >= MIN_THREE_BY_THREE_CHANNELS
     if wide and kernel.shape[:2] == (3, 3) and max(stride, dilation) == 1:
         return three_by_three(x, kernel)
@@ -72,7 +77,7 @@ def _on_cpu(stride: int, dilation: int, x: Array, kernel: Array) -> Array:
 
 
 def _forward(stride, dilation, x, kernel):
-    return _on_cpu(stride, dilation, x, kernel), (x, kernel)
+    return _value(stride, dilation, x, kernel), (x, kernel)
 
 
 def _backward(stride, dilation, residuals, dy):
@@ -84,7 +89,7 @@ def _backward(stride, dilation, residuals, dy):
         (dx,) = pull(dy)
     else:
         # The adjoint of a correlation is the correlation with the kernel turned round.
-        dx = _on_cpu(1, dilation, dy, kernel[::-1, ::-1].swapaxes(2, 3))
+        dx = _value(1, dilation, dy, kernel[::-1, ::-1].swapaxes(2, 3))
     if few and dilation == 1:
         return dx, _strided_kernel_gradient(x, dy, taps, stride)
     return dx, _kernel_gradient(x, dy, taps, dilation)
