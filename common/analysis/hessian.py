@@ -19,7 +19,7 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from common import compiles, errors, files, parallel, state
-from common.analysis import curvature, figures, objective, opening
+from common.analysis import curvature, double, figures, objective, opening
 from common.analysis.settings import HessianOptions
 from common.package import Context, Package
 
@@ -77,17 +77,26 @@ def measure(
 ) -> Measured:
     """Everything that the mode reports. `say` is called before each part.
 
-    In double precision vectors and parameters are double; layers that compute in single precision
-    by their settings still do.
+    In double precision all is computed so, whatever the layers say (`double`).
     """
     dtype = jnp.float64 if options.float64 else jnp.float32
-    make = product_of(options.gauss_newton)
+    computed = double.in_double if options.float64 else lambda fn: fn
+
+    @computed
+    def products(v: Array, variables: Any, data: Any) -> Array:
+        flat = curvature.Flat(goal, variables, data)
+        return product_of(options.gauss_newton)(flat)(v)
+
+    def make(variables: Any, data: Any) -> curvature.Product:
+        return lambda v: products(v, variables, data)
+
     with precision(options.float64):
         if options.float64:
             variables, data = jax.tree.map(_double, (variables, data))
         size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         check(options, size)
 
+        @computed
         def slope(variables: Any, data: Any) -> tuple[Array, Array]:
             loss, gradient = curvature.gradient(curvature.Flat(goal, variables, data))
             return loss, jnp.linalg.norm(gradient)
@@ -95,7 +104,7 @@ def measure(
         def spectrum(variables: Any, data: Any, numbers: Any) -> curvature.Quadrature:
             of_probes = jax.random.fold_in(jax.random.key(options.seed), 1)
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(of_probes, numbers)
-            product = make(curvature.Flat(goal, variables, data))
+            product = make(variables, data)
             return curvature.quadrature(product, keys, size, steps=options.steps, dtype=dtype)
 
         say("the gradient")
@@ -117,7 +126,7 @@ def measure(
         found = curvature.Quadrature(*jax.device_get(found))
         rows = {}
         if options.blocks:
-            rows = _blocks(goal, make, variables, data, key, options, dtype, say)
+            rows = _blocks(make, variables, data, key, options, dtype, say)
         outer = curvature.outer(found, options.top)
         return Measured(float(loss), float(norm), outer, found, rows)
 
@@ -127,8 +136,7 @@ def _double(leaf: Any) -> Any:
 
 
 def _blocks(
-    goal: objective.Objective,
-    make: Callable,
+    make: Callable[[Any, Any], curvature.Product],
     variables: state.Variables,
     data: objective.Data,
     key: Any,
@@ -146,7 +154,7 @@ def _blocks(
 
     @jax.jit
     def largest(variables: Any, data: Any, key: Any, mask: Any) -> Array:
-        product = make(curvature.Flat(goal, variables, data))
+        product = make(variables, data)
 
         def within(v: Array) -> Array:
             return mask * product(mask * v)
@@ -155,14 +163,8 @@ def _blocks(
         return curvature.ends(within, start, steps=_BLOCK_STEPS, top=1).values[0]
 
     @jax.jit
-    def whole(variables: Any, data: Any, places: Any) -> Array:
-        """The rows and columns at `places`."""
-        product = make(curvature.Flat(goal, variables, data))
-        return jax.lax.map(lambda k: product(jnp.zeros(size, dtype).at[k].set(1))[places], places)
-
-    @jax.jit
     def diagonal(variables: Any, data: Any, keys: Any) -> Array:
-        product = make(curvature.Flat(goal, variables, data))
+        product = make(variables, data)
 
         def one(key: Any) -> Array:
             v = curvature.signs(key, size, dtype)
@@ -175,16 +177,8 @@ def _blocks(
     parts = np.float64(jax.device_get(diagonal(variables, data, keys)))
     rows = {}
     for number, (name, mask) in enumerate(masks.items()):
-        count = int(mask.sum())
         say(f"layer {number + 1} of {len(masks)}, {name}: {_BLOCK_STEPS} products")
-        if not (parts * mask).any():  # nothing hangs on it; Lanczos would divide by 0
-            top = 0.0
-        elif count <= _BLOCK_STEPS:  # so many steps have no more vectors to find
-            places = np.resize(np.flatnonzero(mask), _BLOCK_STEPS)
-            matrix = np.float64(whole(variables, data, places))[:count, :count]
-            top = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])
-        else:
-            top = float(largest(variables, data, key, jnp.asarray(mask, dtype)))
+        top = float(largest(variables, data, key, jnp.asarray(mask, dtype)))
         rows[name] = (top, *curvature.moments(parts @ mask))
     return rows
 

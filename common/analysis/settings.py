@@ -44,7 +44,9 @@ class HessianOptions:
     probes: int = option(4, "random vectors for trace and density")
     gauss_newton: bool = option(False, "of the network linearised: no second derivatives of it")
     blocks: bool = option(False, "the largest eigenvalue and the trace of every layer too")
-    float64: bool = option(False, "vectors and parameters in double precision")
+    float64: bool = option(
+        False, "all in double precision, layers included: slower, and twice the memory"
+    )
     split: str = option("", "evaluation split, or train (default: the first of data.eval)")
     batches: int = option(0, "how many of the split; 0: all", least=0)
     seed: int = option(0, "of the random vectors", least=0)

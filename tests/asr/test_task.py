@@ -15,7 +15,7 @@ from common import checkpoint, errors, evaluation, flops, metrics, parallel, tra
 from common.audio import io
 from common.data import pipeline, records, splits
 from configs.asr import quickstart
-from tests.common import restoring
+from tests.common import restoring, slopes
 
 TEXTS = ("CAT", "DOG", "BIRD", "FISH", "CAT DOG", "BIRD", "DOG", "FISH CAT")
 ROWS = len(TEXTS)
@@ -511,3 +511,12 @@ def test_recordings_to_evaluate_are_not_padded_to_a_few_long_ones(tmp_path):
     scored = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
     assert sorted(scored) == list(range(24))
     assert sum(batch["audio"].size for batch in batches) == 16 * 24_000 + 8 * 64_000
+
+
+def test_a_product_with_the_hessian(tmp_path):
+    """Through transducer, CTC, LSTM and ContextNet; symmetric, because FastEmit, whose gradient is
+    not that of its value, is for training alone."""
+    task = make_task(tmp_path, fastemit=0.5)
+    off, skew = slopes.gaps(task, make_batch(task.tokenizer, rows=range(2)))
+    assert off < 1e-6
+    assert skew < 1e-9

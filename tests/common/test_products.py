@@ -37,6 +37,21 @@ def test_value_and_gradients_are_sums_of_rounded_factors(factors):
         np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
 
 
+def test_it_has_second_derivatives(factors):
+    """Forward over reverse of |x k|^2 / 2: the Hessian times v is x'(x v), but for 8 bits."""
+    x, kernel, _ = factors
+    dense = products.dot_general("bfloat16")
+
+    def loss(kernel):
+        return 0.5 * jnp.sum(jnp.square(dense(x, kernel, (((2,), (0,)), ((), ())))))
+
+    v = kernel[::-1]
+    _, product = jax.jvp(jax.grad(loss), (kernel,), (v,))
+    rows = np.float64(x).reshape(-1, 40)
+    exact = rows.T @ (rows @ np.float64(v))
+    assert np.linalg.norm(product - exact) < 0.01 * np.linalg.norm(exact)
+
+
 def test_under_vmap_it_is_the_same(factors):
     x, kernel, _ = factors
     layer = nn.Dense(24, use_bias=False, dot_general=products.dot_general("bfloat16"))

@@ -13,6 +13,7 @@ from common.data import classes, clips, examples
 from configs.separation import quickstart
 from separation import data, surroundings
 from separation import task as separation_task
+from tests.common import slopes
 from tests.separation import voices
 
 CHANGES = {
@@ -346,3 +347,11 @@ def test_settings_that_cannot_be_are_said_before_data_are_opened(tmp_path):
         make_task(tmp_path, **wrong).prepare()
     with pytest.raises(errors.UserError, match="4 speaker"):
         make_task(tmp_path, **{"mixing.interferers": (1, 4)}).prepare()
+
+
+def test_a_product_with_the_hessian(tmp_path):
+    """Through the causal network, compressed spectra, SI-SDR and the speakers of the cues."""
+    task = make_task(tmp_path)
+    off, skew = slopes.gaps(task, next(iter(task.train_data())))
+    assert off < 1e-5
+    assert skew < 1e-7

@@ -14,7 +14,7 @@ from common.data import buckets, classes, pipeline, records, speech, splits
 from configs.speaker import quickstart
 from speaker import data, embed, evaluation, head
 from speaker import task as speaker_task
-from tests.common import restoring
+from tests.common import restoring, slopes
 
 RATE_HZ = 16000
 SPEAKERS = ("ann", "bob", "cid", "dee")
@@ -640,3 +640,20 @@ def test_every_kind_of_encoder_has_shapes(corpus, tmp_path, kind, changes):
     task = make_task(corpus, tmp_path, **{"model.kind": kind, **changes})
     variables = jax.eval_shape(task.init, jax.random.key(0))
     assert variables["params"]["head"]["weights"].shape == (4, 16)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model.kind": "resnet", "model.channels": 4, "model.num_blocks": (1, 1)}
+        | {"model.widths": (4, 6)},
+    ],
+    ids=["xvector", "resnet"],
+)
+def test_a_product_with_the_hessian(corpus, tmp_path, changes):
+    """Through margins, pooling, and the convolutions that have gradients of their own."""
+    task = make_task(corpus, tmp_path, **changes)
+    off, skew = slopes.gaps(task, next(iter(task.train_data())))
+    assert off < 1e-5
+    assert skew < 1e-7

@@ -228,6 +228,57 @@ def test_ends_of_a_large_spectrum_and_their_residuals():
         curvature.ends(lambda v: a @ v, start, steps=6, top=4)
 
 
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize(
+    ("values", "block"),
+    [
+        (np.ones(40), 40),
+        (np.zeros(40), 40),
+        (np.repeat([5.0, 3, 0], [1, 2, 37]), 40),
+        (np.linspace(-1, 4, 40), 1),
+        (np.linspace(-1, 4, 40), 3),
+        (np.linspace(-1, 4, 40), 8),
+    ],
+)
+def test_a_start_in_few_directions(values, block, double):
+    """Blocks of few parameters, low rank, the identity: rounding error is no further direction."""
+    mask = np.float32(np.arange(40) < block)
+    with jax.enable_x64(double):
+        a = symmetric(values).astype(jnp.float64 if double else jnp.float32)
+        v = jnp.asarray(mask, a.dtype)
+
+        def product(x):
+            return v * (a @ (v * x))
+
+        start = v * curvature.signs(jax.random.key(0), 40, a.dtype)
+        found = curvature.ends(product, start, steps=12, top=1)
+        probe = curvature.quadrature(product, keys(2), 40, steps=12, dtype=a.dtype)
+        found, probe, a = jax.device_get((found, probe, a))
+    exact = np.linalg.eigvalsh(np.float64(a)[:block, :block])
+    close = 1e-5 * max(1, np.abs(values).max())
+    assert float(found.values[0]) == pytest.approx(exact.max(), abs=close)
+    assert exact.min() - close < float(found.values[-1]) < exact.max() + close
+    assert float(found.residuals.max()) < close
+    np.testing.assert_allclose(probe.weights.sum(1), 1, rtol=1e-4)
+    bounds = min(exact.min(), 0), max(exact.max(), 0)  # what is not in the block has the value 0
+    assert probe.nodes.min() > bounds[0] - close
+    assert probe.nodes.max() < bounds[1] + close
+
+
+def test_where_there_are_fewer_nodes_than_steps_one_in_the_middle_comes_again():
+    """Neither end is said twice, and the trace is that of the probes."""
+    a = symmetric(np.array([7.0, 5, 1, 1, 1, 1, 1, -2]))
+    probe = curvature.quadrature(lambda v: a @ v, keys(3), 8, steps=8)
+    for nodes in probe.nodes:
+        np.testing.assert_allclose(nodes[:2], (-2, 1), atol=1e-4)
+        np.testing.assert_allclose(nodes[-2:], (5, 7), atol=1e-4)
+        assert np.all(np.diff(nodes) >= 0)
+    outer = curvature.outer(probe, 2)
+    np.testing.assert_allclose(outer.values, (7, 5, -2, 1), atol=1e-4)
+    each = [float(v @ a @ v) for v in (curvature.signs(k, 8, jnp.float32) for k in keys(3))]
+    assert curvature.trace(probe, 8)[0] == pytest.approx(np.mean(each), rel=1e-4)
+
+
 def test_negative_curvature_of_a_saddle():
     """A tanh net at 0: every gradient through the hidden layer vanishes, the point is a saddle."""
     task = net_task("squares", hidden=4)
