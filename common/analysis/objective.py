@@ -44,8 +44,8 @@ def collect(batches: Iterable[Batch], mesh: Mesh, *, most: int = 0, repack: bool
     """The first `most` batches (0: all), whole on each device of the mesh.
 
     With `repack` their rows are put together by length, into a few shapes with less padding: an
-    evaluation pads all of a small split to one length (62 % of AN4's dev). Otherwise the batches stay as they
-    are. Every process reads its rows and gets those of all.
+    evaluation pads all of a small split to one length (62 % of AN4's dev). Otherwise the batches
+    stay as they are. Every process reads its rows and gets those of all.
     """
     read: list[dict[str, np.ndarray]] = []
     with pipeline.opened(batches) as iterator:
