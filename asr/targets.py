@@ -1,6 +1,7 @@
 """What attributions of a recogniser explain: encoder channels, transcripts, tokens, words."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ class Explanation:
     def features(self) -> str:
         return features_name(self.task.config)
 
+    @functools.cached_property
     def inputs(self) -> dict[str, Input]:
         """The front end's output, and the waveform."""
         config = self.task.config
@@ -44,6 +46,7 @@ class Explanation:
             "waveform": Input("samples", 1 / rate, _read_waveform),
         }
 
+    @functools.cached_property
     def targets(self) -> dict[str, Target]:
         """The transcript's probability first; those of the heads that there are."""
         model = self.task.model

@@ -18,7 +18,7 @@ from common import errors, files, metrics, package, parallel, pictures, sections
 from common.audio import augment, frontend, io
 from common.data import records, splits
 from common.nn import masking
-from common.task import Batch, Input, Metrics, Report, Target
+from common.task import Batch, Metrics, Report
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +67,8 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         return sections.build(augment.SpecAugmentConfig, self.config.augment)
 
     @functools.cached_property
-    def inputs(self) -> Mapping[str, Input]:
-        return targets.Explanation(self).inputs()
-
-    @functools.cached_property
-    def targets(self) -> Mapping[str, Target]:
-        return targets.Explanation(self).targets()
+    def explanation(self) -> targets.Explanation:
+        return targets.Explanation(self)
 
     def recordings(self, audio: Sequence[np.ndarray]) -> Batch:
         return targets.batch_of(audio)

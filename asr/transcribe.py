@@ -19,7 +19,6 @@ The confidence is the geometric mean of the probabilities of the tokens; it is n
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -29,24 +28,6 @@ from common.audio import io
 from common.data import clips
 
 log = logging.getLogger(__name__)
-
-
-def inputs(names: Iterable[str], fail: Callable[[str], None]) -> Iterator[str]:
-    """The files that the arguments name, those below a folder in its place, sorted."""
-    for name in names:
-        if not os.path.isdir(name):  # noqa: PTH112 - a name of any bytes
-            yield name
-            continue
-        try:
-            found = clips.read_folder(name)
-        except errors.UserError as error:
-            fail(str(error))
-            continue
-        for record in found:
-            if "problem" in record:
-                fail(f"{io.printable(record['id'])}: {record['problem']}")
-            else:
-                yield record["audio"]
 
 
 def _groups(
@@ -157,7 +138,7 @@ def main() -> None:
 
         if args.files.count("-") > 1:
             raise errors.UserError("Standard input (-) can be read once: name it once.")
-        files = list(inputs(args.files, fail))
+        files = list(clips.named_files(args.files, fail))
         if args.format == "srt" and len(files) > 1:
             raise errors.UserError(
                 f"--format=srt is for one file, and these are {len(files)}: give one, or take "

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
@@ -104,9 +103,7 @@ def evaluate(
         parts.append(metrics.merge([sums]))
         arrays = rows.get("examples", {})
         rows = {name: value for name, value in rows.items() if name != "examples"}
-        if jax.process_count() > 1:
-            rows = multihost_utils.process_allgather(parallel.local_rows(rows), tiled=True)
-        rows = jax.tree.map(np.asarray, jax.device_get(rows))
+        rows = jax.tree.map(np.asarray, parallel.rows_of_all(rows))
         outputs.append(task.keep(split, rows))
         if arrays and task.num_examples:
             examples = _keep_examples(

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
@@ -94,6 +95,13 @@ def local_rows(tree: Any) -> Any:
         return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
     return jax.tree.map(rows, tree)
+
+
+def rows_of_all(tree: Any) -> Any:
+    """All rows of row-sharded global arrays, as NumPy, in row order, on every process."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(local_rows(tree), tiled=True)
+    return jax.device_get(tree)
 
 
 def data_parallel(

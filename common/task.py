@@ -168,16 +168,18 @@ class Target:
     needs: str = ""
 
 
-@runtime_checkable
-class Explained(Protocol):
-    """What a task adds for attributions.
-
-    Attributes:
-        inputs, targets: by name, the usual one first.
-    """
+class Explanation(Protocol):
+    """What can be explained of a task, and by what: by name, the usual one first."""
 
     inputs: Mapping[str, Input]
     targets: Mapping[str, Target]
+
+
+@runtime_checkable
+class Explained(Protocol):
+    """What a task adds for attributions."""
+
+    explanation: Explanation
 
     def recordings(self, audio: Sequence[Float[np.ndarray, "_"]]) -> Batch:
         """A batch of recordings of which nothing else is known, on the host."""

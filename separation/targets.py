@@ -1,6 +1,7 @@
 """What attributions of a separator explain: how well a voice is extracted, and how much of it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,11 +21,13 @@ class Explanation:
 
     task: Any
 
+    @functools.cached_property
     def inputs(self) -> dict[str, Input]:
         """The mixture alone: each extractor has a front end of its own inside."""
         rate = self.task.config.data.sample_rate_hz
         return {"waveform": Input("samples of the mixture", 1 / rate, _read_mixture)}
 
+    @functools.cached_property
     def targets(self) -> dict[str, Target]:
         """Energy is there of any mixture, SI-SDR where the sources are known."""
         return {

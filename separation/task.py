@@ -16,7 +16,7 @@ from common import workdir as workdir_lib
 from common.data import classes as classes_lib
 from common.data import splits
 from common.nn import masking
-from common.task import Batch, Input, Metrics, Report, Target
+from common.task import Batch, Metrics, Report
 from separation import (
     cue,
     data,
@@ -101,12 +101,8 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         return sections.build(losses.LossConfig, self.config.loss)
 
     @functools.cached_property
-    def inputs(self) -> Mapping[str, Input]:
-        return targets.Explanation(self).inputs()
-
-    @functools.cached_property
-    def targets(self) -> Mapping[str, Target]:
-        return targets.Explanation(self).targets()
+    def explanation(self) -> targets.Explanation:
+        return targets.Explanation(self)
 
     def recordings(self, audio: Sequence[np.ndarray]) -> Batch:
         return targets.batch_of(audio)

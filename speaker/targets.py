@@ -1,6 +1,7 @@
 """What attributions of a speaker network explain: a class of its training, a trial's cosine."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class Explanation:
     def _sequence(self) -> str:
         return data.sequence(self.task.config)[0]
 
+    @functools.cached_property
     def inputs(self) -> dict[str, Input]:
         """The front end's output; the waveform too, where there is one."""
         config = self.task.config
@@ -40,6 +42,7 @@ class Explanation:
             found["waveform"] = Input("samples", 1 / rate, self._read_waveform)
         return found
 
+    @functools.cached_property
     def targets(self) -> dict[str, Target]:
         """The class first."""
         return {

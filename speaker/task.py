@@ -16,7 +16,7 @@ from common.audio import augment
 from common.data import classes as classes_lib
 from common.data import records, splits
 from common.nn import masking
-from common.task import Batch, Input, Metrics, Report, Target
+from common.task import Batch, Metrics, Report
 from speaker import backend, data, evaluation, head, margin_schedules, model, targets, trials
 from speaker import settings as settings_lib
 
@@ -60,12 +60,8 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
         return model.sharded(self.model)
 
     @functools.cached_property
-    def inputs(self) -> Mapping[str, Input]:
-        return targets.Explanation(self).inputs()
-
-    @functools.cached_property
-    def targets(self) -> Mapping[str, Target]:
-        return targets.Explanation(self).targets()
+    def explanation(self) -> targets.Explanation:
+        return targets.Explanation(self)
 
     def recordings(self, audio: Sequence[np.ndarray]) -> Batch:
         if self._sequence != "audio":

@@ -42,7 +42,7 @@ class Run:
     def label(self) -> str:
         """What its files are named by: the target, and what is not as usual."""
         made, options = self.explainer, self.options
-        usual = (next(iter(made.task.inputs)), "integrated_gradients", "silence")
+        usual = (next(iter(made.task.explanation.inputs)), "integrated_gradients", "silence")
         names = (made.input_name, options.method, options.baseline)
         unusual = [name for name, other in zip(names, usual) if name != other]
         return files.safe_name("-".join([made.target_name.replace(":", "-"), *unusual]))

@@ -85,7 +85,7 @@ def targets_of(task: Explained, options: Any) -> list[str]:
 
 
 def _has_panel(task: Explained, options: Any) -> bool:
-    return options.panel and "channel" in task.targets
+    return options.panel and "channel" in task.explanation.targets
 
 
 def _chosen(task: Explained, config: Any, options: Any) -> recordings.Chosen:
@@ -229,7 +229,7 @@ def _panel(
         maps = [results[place].found.values.sum(axis=0) for results in done.values()]
         heading = "\n".join(filter(None, (gender, one.name)))
         rows.append({"title": heading, "spectrogram": one.spectrogram, "maps": maps})
-    seconds = task.inputs[input_name].seconds
+    seconds = task.explanation.inputs[input_name].seconds
     hop = len(first[places[0]].values) * seconds / len(first[places[0]].spectrogram)
     picture = attribution_figures.panel(rows, list(done), hop, seconds)
     names = "_".join(files.safe_name(name.replace(":", "-")) for name in done)

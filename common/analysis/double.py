@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from common import errors
+
 _WIDE = {
     np.dtype(np.float32): np.dtype(np.float64),
     np.dtype(np.complex64): np.dtype(np.complex128),
@@ -46,7 +48,7 @@ def in_double(fn: Callable) -> Callable:
 
     To be called where 64 bits are on (`jax.enable_x64`), inside `jax.jit` or not. Arguments are
     trees of arrays; `fn` closes over none that are traced. bfloat16 stays what it is. Raises
-    NotImplementedError for an operation on a program that it does not know.
+    UserError for an operation on a program that it does not know.
     """
 
     def wide(*args: Any) -> Any:
@@ -115,7 +117,10 @@ def _operation(equation: Any, args: list[Any]) -> Sequence[Any]:
         before = [x.astype(place.aval.dtype) for x, place in zip(args, equation.invars)]
         return [_widened(equation.primitive.bind(*before, **params))]
     if any(isinstance(x, core.Jaxpr | core.ClosedJaxpr) for x in jax.tree.leaves(params)):
-        raise NotImplementedError(f"{name} in double precision")
+        raise errors.UserError(
+            f"this network computes {name}, which cannot be done in double precision here: leave "
+            "--float64 out."
+        )
     wide = {key: _WIDE.get(x, x) if isinstance(x, np.dtype) else x for key, x in params.items()}
     out = equation.primitive.bind(*args, **wide)
     return out if equation.primitive.multiple_results else [out]

@@ -20,24 +20,26 @@ SMOOTH_NOISE = 0.15  # its deviation, as a share of the range of the values
 
 def find_input(task: Explained, name: str) -> tuple[str, Input]:
     """An input by its name, "" for the first. UserError with the list of those that there are."""
-    name = name or next(iter(task.inputs))
-    if name not in task.inputs:
+    known = task.explanation.inputs
+    name = name or next(iter(known))
+    if name not in known:
         raise errors.UserError(
-            f"--input={name}: the task has no such input; choose {_listed(task.inputs)}."
+            f"--input={name}: the task has no such input; choose {_listed(known)}."
         )
-    return name, task.inputs[name]
+    return name, known[name]
 
 
 def find_target(task: Explained, name: str) -> tuple[str, Target]:
     """A target by its name, "" for the first. UserError with the list of those that there are."""
-    name = name or next(iter(task.targets))
+    known = task.explanation.targets
+    name = name or next(iter(known))
     stem, colon, number = name.partition(":")
-    target = task.targets.get(stem)
+    target = known.get(stem)
     if target is not None and colon and target.numbered is not None and number.isdecimal():
         return name, target.numbered(int(number))
     if target is None or colon:
         raise errors.UserError(
-            f"--target={name}: the task has no such target; choose {_listed(task.targets)}."
+            f"--target={name}: the task has no such target; choose {_listed(known)}."
         )
     return name, target
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
@@ -190,9 +189,7 @@ def fill(
         points = np.float32(grid.points[np.resize(todo, size)])
         mine = points[first * share : (first + 1) * share]
         found = program(*arguments, parallel.global_batch(mine, mesh))
-        if jax.process_count() > 1:
-            found = multihost_utils.process_allgather(parallel.local_rows(found), tiled=True)
-        for name, values in jax.device_get(found).items():
+        for name, values in parallel.rows_of_all(found).items():
             kept = grid.values.setdefault(name, np.full(len(grid.points), np.nan))
             values = np.asarray(values[: len(todo)], np.float64)
             kept[todo] = np.where(np.isfinite(values), values, np.nan)

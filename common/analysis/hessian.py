@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 from matplotlib.figure import Figure
@@ -121,9 +120,7 @@ def measure(
             out_specs=parallel.ROWS,
         )
         found = mapped(variables, data, parallel.place(np.arange(probes, dtype=np.int32), mesh))
-        if jax.process_count() > 1:
-            found = multihost_utils.process_allgather(parallel.local_rows(found), tiled=True)
-        found = curvature.Quadrature(*jax.device_get(found))
+        found = curvature.Quadrature(*parallel.rows_of_all(found))
         rows = {}
         if options.blocks:
             rows = _blocks(make, variables, data, key, options, dtype, say)

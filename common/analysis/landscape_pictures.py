@@ -58,9 +58,8 @@ def _title(plane: planes.Plane, step: int, mark: surfaces.Mark | None, known: gr
     text = f"step {step}, {about['split']}, batch norm {about['batch_norm']}"
     if mark is not None and step != plane.about["checkpoint"]:
         there = ", ".join(f"{x:.2g}" for x in mark.coordinates)
-        text += (
-            f"\nseen from step {plane.about['checkpoint']} at ({there}), {mark.distance:.3g} off"
-        )
+        centre = plane.about["checkpoint"]
+        text += f"\nat ({there}) on the plane of step {centre}, {mark.distance:.3g} beside it"
     return text
 
 

@@ -112,22 +112,30 @@ def _stacked(rows: Sequence[tuple[Mapping[str, np.ndarray], int]], shape: bucket
 
 
 def batches_of(task: Task, split: str, most: int) -> tuple[str, Iterable[Batch]]:
-    """The name of an evaluation split ("" is the first) and its batches, or as "train" the first
-    `most` of training. Raises UserError."""
+    """The name of a split and its batches, as `evaluation_split`, or as "train" the first `most`
+    of training. Raises UserError."""
     if split == TRAIN:
         if most < 1:
             raise errors.UserError("--split=train has no end: say how many with --batches=N.")
         return split, task.train_data()
+    return evaluation_split(task, split, others=(TRAIN,))
+
+
+def evaluation_split(
+    task: Task, split: str, *, others: Sequence[str] = ()
+) -> tuple[str, Iterable[Batch]]:
+    """The name of an evaluation split ("" is the first) and its batches. Raises UserError, which
+    lists those that there are, and `others`."""
     data = task.eval_data(test=True)
     if not data and not split:
         raise errors.UserError(
-            "config.data.eval and config.data.test name no part of the data: take --split=train "
-            "--batches=N, or give one, as --config.data.eval=dev."
+            "config.data.eval and config.data.test name no part of the data: give one, as "
+            "--config.data.eval=dev" + "".join(f", or --split={name}" for name in others) + "."
         )
     split = split or next(iter(data))
     if split not in data:
         raise errors.UserError(
-            f"--split={split}: there is no such split; choose {', '.join([*data, TRAIN])}."
+            f"--split={split}: there is no such split; choose {', '.join([*data, *others])}."
         )
     return split, data[split]
 

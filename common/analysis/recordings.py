@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common import errors
-from common.analysis import explaining
+from common.analysis import explaining, objective
 from common.audio import io
 from common.data import clips, pipeline, splits
 from common.task import Batch, Explained
@@ -36,7 +36,7 @@ def of_files(task: Explained, config: Any, names: Sequence[str], most_seconds: f
     """Audio files, and those below folders; the others go on where one cannot be read."""
     failed: list[str] = []
     audio, about = [], []
-    for name in _files(names, failed):
+    for name in clips.named_files(names, failed.append):
         try:
             samples = load(config, name, most_seconds)
         except (io.AudioError, OSError) as error:
@@ -72,23 +72,6 @@ def too_long(seconds: float, most_seconds: float) -> str:
     )
 
 
-def _files(names: Sequence[str], failed: list[str]) -> Iterable[str]:
-    for name in names:
-        if not os.path.isdir(name):  # noqa: PTH112 - a name of any bytes
-            yield name
-            continue
-        try:
-            found = clips.read_folder(name)
-        except errors.UserError as error:
-            failed.append(str(error))
-            continue
-        for record in found:
-            if "problem" in record:
-                failed.append(f"{io.printable(record['id'])}: {record['problem']}")
-            else:
-                yield record["audio"]
-
-
 def of_split(
     task: Explained,
     split: str,
@@ -104,16 +87,11 @@ def of_split(
     """
     if count < 1:
         raise errors.UserError(f"--n={count}: explain one recording at least.")
-    data = task.eval_data(test=True)
-    split = split or next(iter(data), "")
-    if split not in data:
-        raise errors.UserError(
-            f"--split={split}: there is no such split; choose {', '.join(data) or 'files'}."
-        )
+    split, batches = objective.evaluation_split(task, split)
     rows: list[tuple[dict[str, np.ndarray], Mapping[str, Any]]] = []
     others: list[tuple[dict[str, np.ndarray], Mapping[str, Any]]] = []
     taken = dict.fromkeys(_GENDERS, 0)
-    with pipeline.opened(data[split]) as iterator:
+    with pipeline.opened(batches) as iterator:
         for batch in iterator:
             batch = {name: np.asarray(array) for name, array in batch.items()}
             for row in np.flatnonzero(batch["mask"]):

@@ -6,12 +6,13 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from common import errors
 from common.audio import io
 from common.data import examples, folders, records
 
@@ -58,6 +59,27 @@ def read_speakers(root: str | os.PathLike, names: Sequence[str]) -> records.Reco
             own = {"speaker": first} if slash and "audio" in row else {}
             rows.append({**row, **own, "id": f"{prefix}{row['id']}"})
     return records.RecordList(f"{root} ({', '.join(names)})", rows)
+
+
+def named_files(names: Iterable[str], fail: Callable[[str], None]) -> Iterator[str]:
+    """The files that a command's arguments name, those below a folder in its place, sorted.
+
+    `fail` is told of folders and files that cannot be used.
+    """
+    for name in names:
+        if not os.path.isdir(name):  # noqa: PTH112 - a name of any bytes
+            yield name
+            continue
+        try:
+            found = read_folder(name)
+        except errors.UserError as error:
+            fail(str(error))
+            continue
+        for record in found:
+            if "problem" in record:
+                fail(f"{io.printable(record['id'])}: {record['problem']}")
+            else:
+                yield record["audio"]
 
 
 @dataclasses.dataclass(frozen=True)

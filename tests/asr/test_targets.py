@@ -144,21 +144,21 @@ def test_alone_equals_padded_and_one_device_eight(task, variables, batch):
 def test_silence_is_what_the_front_end_makes_of_it(task, variables, batch):
     """With bands normalised over an utterance their mean, 0: -13.8 less its mean in float32 is
     1e-6, which the deviation of a band that does not move, 1e-5 ** 0.5, makes 1e-3."""
-    values, lengths, silence = task.inputs["log_mel"].read(
+    values, lengths, silence = task.explanation.inputs["log_mel"].read(
         variables, jax.tree.map(jnp.asarray, batch)
     )
     assert np.abs(silence).max() < 0.01
     assert values.shape == silence.shape
     assert lengths.tolist() == [30, 70]
-    assert list(task.inputs) == ["log_mel", "waveform"]
+    assert list(task.explanation.inputs) == ["log_mel", "waveform"]
 
 
 def test_inputs_replace_what_the_network_sees(task, variables, batch):
     """Given its own features or samples, a target gives its own score; silence gives another."""
     batch = jax.tree.map(jnp.asarray, batch)
-    for name, one in task.inputs.items():
+    for name, one in task.explanation.inputs.items():
         values, _, silence = one.read(variables, batch)
-        target = task.targets["transcript"]
+        target = task.explanation.targets["transcript"]
 
         @jax.jit
         def score(given, target=target, name=name):
@@ -241,7 +241,7 @@ def test_a_target_that_is_not_there(task, name):
 
 def test_a_ctc_model_has_its_own_targets(tmp_path):
     task = tones.make_task(tmp_path, loss="ctc")
-    assert list(task.targets) == ["transcript", "tokens", "words", "channel"]
+    assert list(task.explanation.targets) == ["transcript", "tokens", "words", "channel"]
     assert isinstance(task, asr_task.AsrTask)
     variables = jax.jit(task.init)(jax.random.key(0))
     batch = explaining.trim(tones.make_batch(task.tokenizer, rows=(0, 4)))

@@ -8,6 +8,7 @@ import pytest
 
 from asr import transcribe, transcriber
 from common.audio import io
+from common.data import clips
 
 FOUND = transcriber.Transcript(
     text="A BC D",
@@ -55,7 +56,7 @@ def test_folders_stand_for_what_lies_below(tmp_path):
     (tmp_path / "empty").mkdir()
     failed = []
     names = [str(tmp_path / name) for name in ("c.wav", "in", "empty", "absent.wav")]
-    found = list(transcribe.inputs([*names, "-"], failed.append))
+    found = list(clips.named_files([*names, "-"], failed.append))
     below = [str(tmp_path / "in" / name) for name in ("b.wav", "deep/a.WAV")]
     assert found == [names[0], *below, names[3], "-"]
     assert len(failed) == 1

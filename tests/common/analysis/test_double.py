@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common import errors
 from common.analysis import double
 
 
@@ -68,5 +69,5 @@ def test_what_it_does_not_know_is_said():
     def odd(x):
         return jax.lax.reduce(x, jnp.float32(0), lambda a, b: jnp.sin(a) + b, (0,))
 
-    with jax.enable_x64(True), pytest.raises(NotImplementedError, match="double precision"):
+    with jax.enable_x64(True), pytest.raises(errors.UserError, match="double precision"):
         double.in_double(odd)(jnp.ones(3, jnp.float64))
