@@ -143,8 +143,8 @@ def run(package: Package, context: Context) -> None:
             grids[step] = _evaluate(it, plane, along, program, step, variables)
         log.info("%d compilations took %.0f s.", opened.compiled.count, opened.compiled.seconds)
         if jax.process_index() == 0:
-            some = [it.found.task.best_metric[1]] if options.metric_points else []
-            some += ["eigenvalue_ratio"] if options.curvature_points else []
+            some = {it.found.task.best_metric[1]: scored[0]} if scored else {}
+            some |= {"eigenvalue_ratio": opened.split} if options.curvature_points else {}
             landscape_pictures.draw(folder, plane, marks, grids, some, opened.writer)
     if jax.process_index() == 0:
         print(f"Values and pictures: {folder}")

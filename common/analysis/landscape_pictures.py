@@ -40,12 +40,12 @@ def draw(
     plane: planes.Plane,
     marks: Sequence[surfaces.Mark],
     grids: Mapping[int, grid.Grid],
-    coarse: Sequence[str],
+    coarse: Mapping[str, str],
     writer: writers.Writers,
 ) -> None:
     """All pictures of the grids by step, into `folder` and to the dashboards.
 
-    `coarse`: what there is of some of the points only.
+    `coarse`: what there is of some of the points only, with the split that it is of.
     """
     if len(plane.axes) == 1:
         _lines(folder, plane, marks, grids, coarse, writer)
@@ -53,9 +53,11 @@ def draw(
         _planes(folder, plane, marks, grids, coarse, writer)
 
 
-def _title(plane: planes.Plane, step: int, mark: surfaces.Mark | None, known: grid.Grid) -> str:
+def _title(
+    plane: planes.Plane, step: int, mark: surfaces.Mark | None, known: grid.Grid, split: str = ""
+) -> str:
     about = known.about
-    text = f"step {step}, {about['split']}, batch norm {about['batch_norm']}"
+    text = f"step {step}, {split or about['split']}, batch norm {about['batch_norm']}"
     if mark is not None and step != plane.about["checkpoint"]:
         there = ", ".join(f"{x:.2g}" for x in mark.coordinates)
         centre = plane.about["checkpoint"]
@@ -68,7 +70,7 @@ def _lines(
     plane: planes.Plane,
     marks: Sequence[surfaces.Mark],
     grids: Mapping[int, grid.Grid],
-    coarse: Sequence[str],
+    coarse: Mapping[str, str],
     writer: writers.Writers,
 ) -> None:
     axis, (name,) = plane.axes[0], names(plane)
@@ -77,7 +79,6 @@ def _lines(
         at = {f"step {mark.step}": mark.coordinates[0] for mark in marks}
     last = max(grids)
     about = grids[last].about
-    title = f"{about['split']}, batch norm {about['batch_norm']}"
     for value in (*DRAWN, *coarse):
         curves = {}
         for step, known in grids.items():
@@ -86,6 +87,7 @@ def _lines(
         seen = np.concatenate([np.zeros(0), *(x[np.isfinite(x)] for x in curves.values())])
         if not seen.size:
             continue
+        title = f"{coarse.get(value, about['split'])}, batch norm {about['batch_norm']}"
         log_scale = bool(seen.min() > 0 and seen.max() > 30 * seen.min())
         figure = surfaces.line(
             curves, axis, name, title=title, value=value, marks=at, log=log_scale
@@ -98,7 +100,7 @@ def _planes(
     plane: planes.Plane,
     marks: Sequence[surfaces.Mark],
     grids: Mapping[int, grid.Grid],
-    coarse: Sequence[str],
+    coarse: Mapping[str, str],
     writer: writers.Writers,
 ) -> None:
     labels, by_step = names(plane), {mark.step: mark for mark in marks}
@@ -137,8 +139,8 @@ def _planes(
             for kind, pictures in frames.items():
                 if kind.startswith(("filled", "surface")):
                     video.write(pictures, folder / f"film_{value}_{kind}", fps=_FPS)
-    for name in coarse:
-        _coarse(folder, plane, grids, name, by_step, writer)
+    for name, split in coarse.items():
+        _coarse(folder, plane, grids, name, split, by_step, writer)
 
 
 def _coarse(
@@ -146,6 +148,7 @@ def _coarse(
     plane: planes.Plane,
     grids: Mapping[int, grid.Grid],
     name: str,
+    split: str,
     by_step: Mapping[int, surfaces.Mark],
     writer: writers.Writers,
 ) -> None:
@@ -160,7 +163,7 @@ def _coarse(
             surface,
             axes,
             names(plane),
-            title=_title(plane, step, by_step.get(step), grids[step]),
+            title=_title(plane, step, by_step.get(step), grids[step], split),
             value=name.replace("_", " "),
             low=float(np.nanmin(every)),
             high=float(np.nanmax(every)),
