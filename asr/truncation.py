@@ -224,16 +224,8 @@ def _ranks_within(budget, config, params, maps, frames_per_second) -> dict[str, 
     )
 
 
-def _filter_names(config: contextnet.ContextNetConfig) -> list[str]:
-    return [
-        f"block_{i}/conv_{j}/filter"
-        for i, block in enumerate(config.blocks)
-        for j in range(block.num_convs)
-    ]
-
-
 def _factorize_filters(config, params, rank_fraction, budget, frames_per_second):
-    names = _filter_names(config)
+    names = contextnet.filter_names(config)
     kernels = {name: at(params, name) for name in names}
     most = min(min(kernel["kernel"].shape[:2]) for kernel in kernels.values())
 
@@ -270,7 +262,7 @@ def merge(
         if "v" in values:
             new[name] = lowrank.merge_pointwise(values)
     if config.conv == "spectro_temporal":
-        for name in _filter_names(config):
+        for name in contextnet.filter_names(config):
             new[name] = lowrank.merge_conv(at(params, name), config.rank)
         config = dataclasses.replace(config, conv="dense", rank=1)
     config = dataclasses.replace(config, pointwise_ranks=(), pointwise_rank_fraction=None)
