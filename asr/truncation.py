@@ -182,13 +182,13 @@ def factorize(
         raise LowRankError("factorize: give rank_fraction or a budget, and only one")
     if rank_fraction is not None and not 0 < rank_fraction <= 1:
         raise LowRankError(f"factorize: rank_fraction is {rank_fraction}, it must be in (0, 1]")
+    if config.conv != "separable" and maps is not None:
+        raise LowRankError(
+            "factorize: the convolutions of this encoder are dense or of rank R; the error on "
+            "activations is known of 1x1 maps (conv=separable) alone. Truncate it by weights"
+        )
     config, params = merge(config, params)
     if config.conv == "dense":
-        if maps is not None:
-            raise LowRankError(
-                "factorize: the convolutions of this encoder are dense or of rank R; the error on "
-                "activations is known of 1x1 maps (conv=separable) alone. Truncate it by weights"
-            )
         return _factorize_filters(config, params, rank_fraction, budget, frames_per_second)
     maps = decompositions(config, params) if maps is None else maps
     if rank_fraction is not None:
