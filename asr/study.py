@@ -1,7 +1,7 @@
 """The study of low rank: forms of an encoder x front ends x seeds, trained alike and looked into.
 
     python -m asr.study --config=configs/asr/an4.py --config.data.root=/data/an4/an4.tsv \\
-        --workdir=runs/study [--cells separable/log_mel dense/log_mel ...] [--seeds 3] [--jobs 1]
+        --workdir=runs/study [--cells separable/log_mel dense/log_mel ...] [--seeds 3] [--gpus 0 1]
 
 Every cell is a run of asr.main in a folder of its own, of equal parameters (--equal=macs, none);
 then come landscapes (a film over its checkpoints on one plane), Hessians of each checkpoint,
@@ -115,25 +115,23 @@ def done(cell: Cell) -> list[str]:
 
 
 class Workers:
-    """Processes, `jobs` at once, each on a GPU of its own where there are several."""
+    """Processes, one a slot at once; a slot is what its processes have more in the environment."""
 
-    def __init__(self, jobs: int) -> None:
-        self._slots: queue.Queue[int] = queue.Queue()
+    def __init__(self, slots: Sequence[Mapping[str, str]]) -> None:
+        self._slots: queue.Queue[Mapping[str, str]] = queue.Queue()
         self._running: set[subprocess.Popen] = set()
         self._stopped = threading.Event()
-        self._gpus = jax.device_count() if jax.default_backend() == "gpu" else 0
-        for slot in range(jobs):
+        for slot in slots:
             self._slots.put(slot)
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[dict[str, str]]:
         """The environment of a process that may begin now."""
-        number = self._slots.get()
+        own = self._slots.get()
         try:
-            own = {"CUDA_VISIBLE_DEVICES": str(number % self._gpus)} if self._gpus > 1 else {}
             yield {**os.environ, **own}
         finally:
-            self._slots.put(number)
+            self._slots.put(own)
 
     def call(self, words: Sequence[str], log_file: pathlib.Path, env: Mapping[str, str]) -> int:
         """The exit code of `python -m words`; what it says is appended to a file."""
@@ -219,7 +217,8 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--equal", choices=("params", "macs", "none"), default="params")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at once, a GPU each")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, on the same devices")
+    parser.add_argument("--gpus", nargs="+", type=int, help="numbers: one cell at once on each")
     parser.add_argument("--checkpoints", type=int, default=4, help="of each run, looked at")
     parser.add_argument("--points", type=int, default=11, help="of a landscape's axis")
     parser.add_argument("--batches", type=int, default=2, help="of landscapes and Hessians")
@@ -247,15 +246,17 @@ def _run(args: argparse.Namespace) -> None:
             raise errors.UserError(f"--{name}={getattr(args, name)}: {least} at least.")
     if unknown := [name for name in args.cells if name not in CELLS]:
         raise errors.UserError(f"--cells {unknown[0]}: choose of {', '.join(CELLS)}.")
+    jax.config.update("jax_platforms", "cpu")  # the devices are for the processes
     config = command_line.read_config(args.config, args.settings)
     wanted = cells(folder, list(dict.fromkeys(args.cells)), args.seeds)
     for cell in wanted:  # a form that has no such widths is said before hours of training
         settings(config, cell, args.equal, interval(config, args.checkpoints))
     check(folder, args, config)
-    workers = Workers(args.jobs)
+    slots = [{"CUDA_VISIBLE_DEVICES": str(k)} for k in args.gpus or ()] or [{}] * args.jobs
+    workers = Workers(slots)
     signal.signal(signal.SIGTERM, lambda *_: workers.stop())
     failed = {}
-    with workdir.Lock(folder), concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    with workdir.Lock(folder), concurrent.futures.ThreadPoolExecutor(len(slots)) as pool:
         running = {pool.submit(work, config, cell, args, workers): cell for cell in wanted}
         try:
             for future in concurrent.futures.as_completed(running):

@@ -56,8 +56,8 @@ def sharpness(points: Float[np.ndarray, "n d"], loss: Float[np.ndarray, "n"]) ->
     return float(np.mean(loss[near]) - loss[distance == 0][0]) if near.any() else math.nan
 
 
-def read(folder: pathlib.Path) -> Seed:
-    """What the stages of one run left."""
+def read(folder: pathlib.Path, last: int) -> Seed:
+    """What the stages of one run left; figures are those of step `last`."""
     about = json.loads((folder / "study.json").read_text())
     values: dict[str, float] = {}
     over: dict[str, list[tuple[int, float]]] = {}
@@ -80,7 +80,7 @@ def read(folder: pathlib.Path) -> Seed:
         add("least", found["step"], found["least"][-1])
         add("trace", found["step"], found["trace"])
     over = {name: sorted(dict(rows).items()) for name, rows in over.items()}
-    values |= {name: rows[-1][1] for name, rows in over.items()}
+    values |= {name: rows[-1][1] for name, rows in over.items() if rows[-1][0] == last}
     for path in analysis.glob("responses_*.json"):
         found = json.loads(path.read_text())
         first = found["layers"][0]
@@ -327,15 +327,15 @@ def _pictures(seed: Seed) -> str:
 def page(folder: pathlib.Path, about: dict[str, Any], seeds: Sequence[Seed]) -> str:
     """The whole report."""
     name, count = html.escape(folder.name), len({seed.cell for seed in seeds})
-    equal = (
-        "of the config's own widths" if about["equal"] == "none" else f"equal in {about['equal']}"
-    )
+    equal = f"equal in {about['equal']}" if about["equal"] != "none" else "of the config's widths"
+    looked = f"{about['batches']} batches of the evaluation split"
+    steps, recordings = about["config"]["total_steps"], about["recordings"]
     parts = [
         f"<!doctype html><meta charset='utf-8'><title>{name}</title>",
         f"<style>{_STYLE}</style><h1>Low rank in a recogniser: {name}</h1>",
-        f"<p>{len(seeds)} runs of {count} cells, {steps} steps each, encoders {equal}. Landscapes and "
-        f"Hessians over {looked}, attributions of {recordings} recordings. Means over seeds &plusmn; "
-        "half of Student's 95 % interval.</p>",
+        f"<p>{len(seeds)} runs of {count} cells, {steps} steps each, encoders {equal}. "
+        f"Landscapes and Hessians over {looked}, attributions of {recordings} recordings. "
+        "Means over seeds &plusmn; half of Student's 95 % interval.</p>",
         "<h2>Findings</h2><ul>",
         *(f"<li>{line}</li>" for line in findings(seeds)),
         "</ul>",
@@ -365,15 +365,20 @@ def page(folder: pathlib.Path, about: dict[str, Any], seeds: Sequence[Seed]) -> 
 
 
 def write(folder: pathlib.Path) -> pathlib.Path:
-    """Writes DIR/report.html of what there is, and DIR/runs.json, every figure. Raises UserError."""
+    """Writes DIR/report.html of what there is, and every figure into DIR/runs.json.
+
+    Raises UserError.
+    """
     path = folder / "study.json"
     if not path.exists():
         raise errors.UserError(f"{folder} has no study.json: it is no folder of asr.study.")
-    seeds = [read(path.parent) for path in sorted(folder.glob("*/study.json"))]
+    about = json.loads(path.read_text())
+    last = about["config"]["total_steps"]
+    seeds = [read(path.parent, last) for path in sorted(folder.glob("*/study.json"))]
     order = list(dict.fromkeys(seed.cell for seed in sorted(seeds, key=lambda s: s.seed)))
     seeds.sort(key=lambda s: (order.index(s.cell), s.seed))
     report = folder / "report.html"
-    files.write_text(report, page(folder, json.loads(path.read_text()), seeds))
+    files.write_text(report, page(folder, about, seeds))
     rows = [{"cell": s.cell, "seed": s.seed, **s.values, "over": s.over} for s in seeds]
     files.write_text(folder / "runs.json", json.dumps(rows, indent=2) + "\n")
     return report
