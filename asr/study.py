@@ -235,15 +235,10 @@ def _run(args: argparse.Namespace) -> None:
         return
     if not args.config:
         raise errors.UserError("--config=configs/asr/an4.py says what is trained.")
-    for name, least in (
-        ("seeds", 1),
-        ("jobs", 1),
-        ("points", 3),
-        ("batches", 1),
-        ("recordings", 1),
-    ):
-        if getattr(args, name) < least:
-            raise errors.UserError(f"--{name}={getattr(args, name)}: {least} at least.")
+    for name in ("seeds", "jobs", *KEPT):
+        least = 3 if name == "points" else 1
+        if (value := getattr(args, name)) < least:
+            raise errors.UserError(f"--{name}={value}: {least} at least.")
     if unknown := [name for name in args.cells if name not in CELLS]:
         raise errors.UserError(f"--cells {unknown[0]}: choose of {', '.join(CELLS)}.")
     jax.config.update("jax_platforms", "cpu")  # the devices are for the processes

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy import stats
 
+from asr import widths
 from common import errors, files
 from common.analysis import figures
 
@@ -161,11 +162,14 @@ def correlation(
             return math.nan
         return float(stats.spearmanr(a, b).statistic)
 
+    whole = rho(members)
+    if math.isnan(whole):
+        return None
     rng = np.random.default_rng(0)
     drawn = [rho([members[k] for k in rng.integers(len(names), size=len(names))])
              for _ in range(draws)]  # fmt: skip
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return rho(members), float(low), float(high), len(rows)
+    return whole, float(low), float(high), len(rows)
 
 
 def findings(seeds: Sequence[Seed]) -> list[str]:
@@ -375,8 +379,8 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     about = json.loads(path.read_text())
     last = about["config"]["total_steps"]
     seeds = [read(path.parent, last) for path in sorted(folder.glob("*/study.json"))]
-    order = list(dict.fromkeys(seed.cell for seed in sorted(seeds, key=lambda s: s.seed)))
-    seeds.sort(key=lambda s: (order.index(s.cell), s.seed))
+    forms = list(widths.VARIANTS)
+    seeds.sort(key=lambda s: (forms.index(s.cell.rpartition("/")[0]), s.cell, s.seed))
     report = folder / "report.html"
     files.write_text(report, page(folder, about, seeds))
     rows = [{"cell": s.cell, "seed": s.seed, **s.values, "over": s.over} for s in seeds]

@@ -165,7 +165,7 @@ def test_one_page_with_all_in_it(folder):
     [
         ((), "says what is trained"),
         ((f"--config={CONFIG}", "--cells", "rank_3/log_mel"), "--cells rank_3/log_mel: choose of"),
-        ((f"--config={CONFIG}", "--seeds=0"), "--seeds=0 is too few"),
+        ((f"--config={CONFIG}", "--seeds=0"), "--seeds=0: 1 at least"),
         ((f"--config={CONFIG}", "--config.encoder.blokcs=()"), "blocks"),
         (("--report",), "is no folder of asr.study"),
     ],
