@@ -226,12 +226,12 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
         saver.save(0, state, None, {**changed.checkpoint_meta(), "evaluated": -1}, None)
         saver.close()
         if args.steps is not None:
-            said = {"from": str(folder), "step": found.step, "by": args.by or "weights", **said}
-            _fine_tune(found, changed, state.eval_variables, new, out, args.steps, said)
-    print(
-        f"Evaluate: python -m asr.main --workdir={out} --mode=evaluate\n"
-        f"Train on: python -m asr.main --workdir={out}"
-    )
+            by = (args.by or "weights") if _of_encoder(args) else None
+            said = {"from": str(folder), "step": found.step, "by": by, **said}
+            _fine_tune(found, changed, state.eval_variables, new, out, said, train=args.steps > 0)
+    print(f"Evaluate: python -m asr.main --workdir={out} --mode=evaluate")
+    if not args.steps:
+        print(f"Train on: python -m asr.main --workdir={out}")
 
 
 def _new_config(config: Any, encoder: Any, bank: Any, steps: int | None, words: Any) -> Any:
@@ -262,8 +262,9 @@ def _fine_tune(
     variables: Any,
     config: Any,
     out: pathlib.Path,
-    steps: int,
     said: dict[str, Any],
+    *,
+    train: bool,
 ) -> None:
     """Measures the network before and after the change, trains on, and says it all.
 
@@ -282,13 +283,13 @@ def _fine_tune(
     say("before", "before", _reports(found.task, found.eval_step, found.variables, found.mesh))
     eval_step = evaluation.make_eval_step(task, config, found.mesh)
     say("after the change", "changed", _reports(task, eval_step, variables, found.mesh))
-    if steps:
+    if train:
         task.prepare()
         _, reports = trainer.train(task, config, out, found.mesh)
         if reports is None:
             sys.exit(preemption.EXIT_CODE)
-        said["fine_tuning_steps"] = steps
-        say(f"after {steps} steps", "fine_tuned", reports)
+        said["fine_tuning_steps"] = config.total_steps
+        say(f"after {config.total_steps} steps", "fine_tuned", reports)
     print(f"All of it: {out / 'lowrank.json'}")
 
 

@@ -210,7 +210,7 @@ def _ranks_within(budget, config, params, maps, frames_per_second) -> dict[str, 
     rest = [cost for name, cost in layers.items() if name not in maps]
     fixed = Budget(sum(c.parameters for c in rest), sum(c.macs_per_second for c in rest))
     left = Budget(*(None if all_ is None else all_ - other for all_, other in zip(budget, fixed)))
-    if any(limit is not None and limit <= 0 for limit in left):
+    if any(limit is not None and not limit > 0 for limit in left):  # NaN is not either
         raise LowRankError(
             f"factorize: a budget of {budget.describe()} leaves nothing for the 1x1 maps, the "
             f"other layers have {fixed.describe()}"

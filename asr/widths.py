@@ -95,7 +95,7 @@ def equal(
     base = {"rank": 1, "pointwise_rank_fraction": None, "pointwise_ranks": (), **VARIANTS[name]}
     whole = functools.partial(cost, num_features=num_features, frames_per_second=frames_per_second)
     channels = [block.channels for block in config.blocks]
-    wanted = getattr(whole(config), MEASURES[by])
+    wanted = float(getattr(whole(config), MEASURES[by]))
 
     @functools.cache
     def made(widths: tuple[int, ...]) -> tuple[contextnet.ContextNetConfig, Cost]:
@@ -104,7 +104,7 @@ def equal(
         return new, whole(new)
 
     def measure(widths: Sequence[int]) -> float:
-        return getattr(made(tuple(widths))[1], MEASURES[by])
+        return float(getattr(made(tuple(widths))[1], MEASURES[by]))
 
     nearest = _nearest(channels, measure, wanted)
     if nearest is None:

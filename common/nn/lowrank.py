@@ -174,7 +174,7 @@ def non_orthogonality(factor: Float[Array, "*n c r"]) -> Float[Array, ""]:
     The semi-orthogonal constraint of TDNN-F (Povey et al. 2018, section 2.1) as a penalty.
     """
     gram = jnp.einsum("...ci,...cj->...ij", factor, factor, precision="highest")
-    return jnp.sum(jnp.square(gram - jnp.eye(factor.shape[-1]).reshape(_last(gram))))
+    return jnp.sum(jnp.square(gram - jnp.broadcast_to(jnp.eye(gram.shape[-1]), gram.shape)))
 
 
 def factor_energy(left: Float[Array, "*n c r"], right: Float[Array, "*n r f"]) -> Float[Array, ""]:
@@ -194,11 +194,6 @@ def filter_factors(
     temporal, spectral = params["temporal"], params["spectral"]
     temporal = temporal.reshape(temporal.shape[0], rank, -1).transpose(2, 0, 1)
     return temporal, spectral.reshape(spectral.shape[0], rank, -1).transpose(2, 1, 0)
-
-
-def _last(like: Array) -> tuple[int, ...]:
-    """The shape of a matrix that goes with each of many."""
-    return (1,) * (like.ndim - 2) + like.shape[-2:]
 
 
 def factor_pointwise(params: dict[str, Array], rank: int) -> dict[str, Array]:
