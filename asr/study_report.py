@@ -317,14 +317,16 @@ def _plot(draw: Callable[..., Figure], *args: Any) -> str:
 def _pictures(seed: Seed) -> str:
     """The film, the spectrum and the responses of a run."""
     analysis, shown = seed.folder / "analysis", []
-    for pattern, what in (
-        ("study/film_loss_filled*.gif", "the loss around its checkpoints, on one plane"),
-        ("hessian_*_spectrum.png", "spectrum of the Hessian"),
-        ("responses_*.png", "what its filters listen to"),
+    for patterns, what in (
+        (("study/film_*filled*.gif", "study/*filled*.png"), "the loss around its checkpoints"),
+        (("hessian_*_spectrum.png",), "spectrum of the Hessian"),
+        (("responses_*.png",), "what its filters listen to"),
     ):
-        if found := sorted(analysis.glob(pattern), key=lambda path: (len(path.name), path.name)):
-            kind = found[-1].suffix.removeprefix(".")
-            shown.append(_embedded(kind, found[-1].read_bytes(), f"{seed.cell}: {what}"))
+        found = next(filter(None, (list(analysis.glob(one)) for one in patterns)), None)
+        if found:
+            last = max(found, key=lambda path: (len(path.name), path.name))
+            kind = last.suffix.removeprefix(".")
+            shown.append(_embedded(kind, last.read_bytes(), f"{seed.cell}: {what}"))
     return f'<div class="row">{"".join(shown)}</div>' if shown else ""
 
 
