@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from asr import activations, contextnet, filterbank
+from asr import activations, contextnet, filterbank, penalties
 from asr import task as asr_task
 from asr.costs import FRAMES_PER_SECOND as FRAMES_PER_SECOND
 from asr.costs import LayerCost, format_table, layer_costs, measured
@@ -235,8 +235,13 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
 
 
 def _new_config(config: Any, encoder: Any, bank: Any, steps: int | None, words: Any) -> Any:
-    """The config of the changed network; a fine-tuning warms up for a tenth of its steps."""
+    """The config of the changed network; a fine-tuning warms up for a tenth of its steps.
+
+    Penalties of a run whose network has no low-rank layers any more are left out.
+    """
     new = config.to_dict()
+    if not penalties.any_low_rank(encoder):
+        new["regularize"] = dict.fromkeys(new["regularize"], 0.0)
     new["encoder"].update(settings(encoder))
     if bank:
         new["features"]["rank"] = bank.rank or 0
