@@ -168,7 +168,7 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
     bank = task.model.front_end if config.features.kind == "learned" else None
     frames_per_second = 1000.0 / config.features.hop_ms
 
-    def show(title: str) -> dict[str, float]:
+    def show(title: str) -> dict[str, Any]:
         costs = bank_costs(bank, params["filterbank"]) if bank else []
         of_encoder = layer_costs(encoder, params["encoder"], frames_per_second)
         print(f"{title}\n{format_table(measured([*costs, *of_encoder]))}")
