@@ -107,6 +107,17 @@ def pointwise_names(config: ContextNetConfig) -> tuple[str, ...]:
     return tuple(names)
 
 
+def filter_names(config: ContextNetConfig) -> tuple[str, ...]:
+    """Names of all convolutions over time and channels at once, where `conv` is not separable."""
+    if config.conv == "separable":
+        return ()
+    return tuple(
+        f"block_{i}/conv_{j}/filter"
+        for i, block in enumerate(config.blocks)
+        for j in range(block.num_convs)
+    )
+
+
 def contextnet(
     alpha: float,
     *,

@@ -66,6 +66,8 @@ def default_config() -> ConfigDict:
             "remat": False,  # keep only the outputs of blocks: less memory, one forward pass more
         }
     )
+    # Weights of terms on the factors of low-rank layers of the encoder (asr/penalties.py).
+    config.regularize = ConfigDict({"orthogonality": 0.0, "nuclear_norm": 0.0})
     config.decoder = ConfigDict(
         {
             "loss": "transducer",  # or ctc

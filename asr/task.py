@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asr import ctc, data, filterbank, model, prediction, targets, transducer, wer
+from asr import ctc, data, filterbank, model, penalties, prediction, targets, transducer, wer
 from asr import settings as settings_lib
 from asr import tokenizer as tokenizer_lib
 from common import errors, files, metrics, package, parallel, pictures, sections, state, steps
@@ -173,6 +173,10 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         )
         fastemit = decoder.fastemit if train else 0.0
         terms, sums = self._terms(found, batch, fastemit=fastemit)
+        if train:
+            encoder = variables["params"]["encoder"]
+            settings = self.config.regularize
+            terms |= penalties.terms(settings, self.model.encoder_config, encoder)
         return terms, (sums, new_state)
 
     def eval_step(
@@ -315,6 +319,7 @@ def make_task(config: Any, workdir: pathlib.Path) -> AsrTask:
     """The task of a config; settings that exclude each other are said, no data are opened."""
     model.front_end_config(config)
     check_augment(config)
+    penalties.check(config.regularize, model.encoder_config(config))
     parts = splits.Splits(config, workdir, require_text=True, whole=True)
     return AsrTask(config, workdir, parts)
 
