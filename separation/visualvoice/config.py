@@ -19,8 +19,7 @@ class VisualVoiceConfig:
         lip, face: which cues there are. Without either (audio only) the network cannot know which
             voice is wanted: it gives both, in no order.
         context: the faces and lips of both people go in together, and both masks come out.
-        mixture_share: a mixture is the sum of its parts over this, a voice is not: 2; of the
-            enhancement of speech in noise 3.
+        enhancement: of one voice from noise, which goes into a mixture with a weight of 2.
         lip_front, lip_stages, lip_units, lip_features: channels of the 3-D convolution, channels
             and units of the stages of ShuffleNetV2, and channels after them.
         tcn_channels, tcn_dilations, dropout: the convolutions over video frames.
@@ -44,7 +43,7 @@ class VisualVoiceConfig:
     lip: bool = True
     face: bool = True
     context: bool = False
-    mixture_share: float = 2.0
+    enhancement: bool = False
     lip_front: int = 24
     lip_stages: tuple[int, ...] = (116, 232, 464)
     lip_units: tuple[int, ...] = (4, 8, 4)
@@ -81,6 +80,8 @@ class VisualVoiceConfig:
             raise ValueError(f"lip_stages={self.lip_stages}: even, because units split them")
         if self.context and not (self.lip or self.face):
             raise ValueError("context=True needs lip=True or face=True")
+        if self.context and self.enhancement:
+            raise ValueError("context=True is of two voices, enhancement=True of one")
         if self.attention_heads and self.fused_size % self.attention_heads:
             raise ValueError(
                 f"attention_heads={self.attention_heads} does not divide the {self.fused_size} "
@@ -105,9 +106,24 @@ class VisualVoiceConfig:
         return self.lip * self.tcn_channels + self.face * self.embedding_size
 
     @property
+    def other_weight(self) -> float:
+        """Of what a voice is mixed with; its own is 1."""
+        return 2.0 if self.enhancement else 1.0
+
+    @property
+    def mixture_share(self) -> float:
+        """The networks see the sum of the weighted parts over this: 2, in enhancement 3."""
+        return 1.0 + self.other_weight
+
+    @property
+    def voices(self) -> int:
+        """Wanted of a mixture in training."""
+        return 1 if self.enhancement else 2
+
+    @property
     def together(self) -> int:
         """Voices that one pass of the network separates: 2 with context, and without cues."""
-        return 2 if self.context or not self.cue_size else 1
+        return self.voices if self.context or not self.cue_size else 1
 
     @property
     def fused_size(self) -> int:

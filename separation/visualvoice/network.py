@@ -96,8 +96,8 @@ class VisualVoice(nn.Module):
         """
         config = self.config
         frames = spectra.num_frames(lengths, config)
-        # Two voices of that level, independent, over `mixture_share`.
-        level = spectra.LEVEL * 2**0.5 / config.mixture_share
+        # Of a voice at that level and what it is mixed with, independent of it.
+        level = spectra.LEVEL * (1 + config.other_weight**2) ** 0.5 / config.mixture_share
         spectrum = spectra.analysed(spectra.at_level(mixture, lengths, level), frames, config)
         seen = spectra.parts(spectrum)
         lip = self.lips(mouth, mouth_present, frames, train=train) if config.lip else None

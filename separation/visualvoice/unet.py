@@ -4,7 +4,7 @@ Two convolutions halve time and frequency, blocks of two halve frequency alone, 
 bottleneck, one step for every frame of video, where cues are put beside the channels. Then up
 again, beside what was there on the way down. 46,135,682 parameters, with context 49,088,900.
 
-The way down does not depend on cues, and is gone once, however many voices are wanted.
+The way down does not depend on cues, and is run once, however many voices are wanted.
 """
 
 import functools
@@ -72,13 +72,20 @@ class Doubling(nn.Module):
 
     config: VisualVoiceConfig
     features: int
+    variance: float = 2.0  # of the outputs before training, over the mean square of the inputs
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l f c"]) -> Float[Array, "b m g d"]:
         b, num_frames, num_bins, _ = x.shape
         d = self.features
         x = jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)))
-        conv = conv2d.Conv2D(4 * d, (2, 2), dtype=self.config.compute_dtype, name="conv")
+        conv = conv2d.Conv2D(
+            4 * d,
+            (2, 2),
+            dtype=self.config.compute_dtype,
+            kernel_init=nn.initializers.variance_scaling(self.variance, "fan_in", "normal"),
+            name="conv",
+        )
         y = conv(x).reshape(b, num_frames + 1, num_bins + 1, 2, 2, d)
         # Output 2 i sees inputs i - 1 and i, output 2 i + 1 sees i and i + 1.
         rows = jnp.stack([y[:, :-1, :, 0], y[:, 1:, :, 1]], axis=2)  # [b, l, 2, f + 1, 2, d]
@@ -157,7 +164,9 @@ class UNet(nn.Module):
         norm = layers.batch_norm(config, "doubling1_norm")
         x = jax.nn.relu(norm(x, masks[0], train=train))
         x = jnp.concatenate([x, repeated(skips.pop())], axis=-1)
-        x = Doubling(config, 2 * config.together, name="doubling2")(x)[:, :num_frames]
+        # A small variance, or all masks would begin near +- their limit, without a gradient.
+        double = Doubling(config, 2 * config.together, 0.05, name="doubling2")
+        x = double(x)[:, :num_frames]
         masks = config.mask_limit * jnp.tanh(x.astype(jnp.float32))
         masks = masks.reshape(-1, passes, num_frames, config.num_bins, config.together, 2)
         masks = masks.transpose(0, 1, 4, 2, 3, 5).reshape(-1, s, num_frames, config.num_bins, 2)
