@@ -34,11 +34,11 @@ class LossConfig:
         masks give. Drawn for each row, and for matching and consistency apart.
     """
 
-    mask: float = 1.0
-    matching: float = 0.01
-    consistency: float = 0.01
-    margin: float = 0.5
-    true_share: float = 0.5
+    mask: float | int = 1.0
+    matching: float | int = 0.01
+    consistency: float | int = 0.01
+    margin: float | int = 0.5
+    true_share: float | int = 0.5
 
     def __post_init__(self) -> None:
         if min(self.mask, self.matching, self.consistency) < 0 or not self.mask:
@@ -57,9 +57,9 @@ def terms(
     audio: Float[Array, "b 3 t"],
     lengths: Int[Array, "b"],
     mask: Bool[Array, "b"],
-    mouth: Float[Array, "b p v h w"] | None,
-    mouth_present: Bool[Array, "b p v"] | None,
-    faces: Float[Array, "b s k h w 3"] | None,
+    mouth: Float[Array, "b n v h w"] | None,
+    mouth_present: Bool[Array, "b n v"] | None,
+    faces: Float[Array, "b s k p q 3"] | None,
     face_present: Bool[Array, "b s k"] | None,
     keys: Key[Array, "b"],
     config: LossConfig,

@@ -44,7 +44,7 @@ class VisualVoice(nn.Module):
         return found.reshape(b, s, v, -1)
 
     def faces(
-        self, faces: Float[Array, "b s k h w 3"], present: Bool[Array, "b s k"], *, train: bool
+        self, faces: Float[Array, "b s k p q 3"], present: Bool[Array, "b s k"], *, train: bool
     ) -> Float[Array, "b s d"]:
         """See `faces.FaceNet`."""
         b, s = faces.shape[:2]
@@ -83,7 +83,7 @@ class VisualVoice(nn.Module):
         lengths: Int[Array, "b"],
         mouth: Float[Array, "b s v h w"] | None = None,
         mouth_present: Bool[Array, "b s v"] | None = None,
-        faces: Float[Array, "b s k h w 3"] | None = None,
+        faces: Float[Array, "b s k p q 3"] | None = None,
         face_present: Bool[Array, "b s k"] | None = None,
         *,
         train: bool = False,
@@ -96,6 +96,7 @@ class VisualVoice(nn.Module):
         """
         config = self.config
         frames = spectra.num_frames(lengths, config)
+        mixture = masking.zero_padding(mixture[:, :, None], lengths)[:, :, 0]
         # Of a voice at that level and what it is mixed with, independent of it.
         level = spectra.LEVEL * (1 + config.other_weight**2) ** 0.5 / config.mixture_share
         spectrum = spectra.analysed(spectra.at_level(mixture, lengths, level), frames, config)

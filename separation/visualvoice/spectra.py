@@ -28,8 +28,10 @@ def at_level(
 def analysed(
     audio: Float[Array, "b t"], frames: Int[Array, "b"], config: VisualVoiceConfig
 ) -> Complex[Array, "b l f"]:
-    """The spectrum with all bins; 0 beyond the row's frames."""
-    return masking.zero_padding(stft.stft(audio, config.stft), frames)
+    """The spectrum with all bins; 0 beyond the row's frames. The audio is 0 beyond its length."""
+    spectrum = stft.stft(audio, config.stft)
+    own = masking.length_mask(frames, spectrum.shape[1])
+    return jnp.where(own[:, :, None], spectrum, 0.0)
 
 
 def parts(spectrum: Complex[Array, "*b g"]) -> Float[Array, "*b f 2"]:
@@ -37,8 +39,8 @@ def parts(spectrum: Complex[Array, "*b g"]) -> Float[Array, "*b f 2"]:
     return jnp.stack([spectrum.real, spectrum.imag], axis=-1)[..., :-1, :]
 
 
-def product(one: Float[Array, "*b 2"], other: Float[Array, "*b 2"]) -> Float[Array, "*b 2"]:
-    """Of complex numbers as their parts."""
+def product(one: Float[Array, "*b 2"], other: Float[Array, "*c 2"]) -> Float[Array, "*d 2"]:
+    """Of complex numbers as their parts; axes of one number stand for all."""
     a, b, c, d = one[..., 0], one[..., 1], other[..., 0], other[..., 1]
     return jnp.stack([a * c - b * d, a * d + b * c], axis=-1)
 

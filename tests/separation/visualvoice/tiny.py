@@ -67,15 +67,15 @@ def batch(sizes, rows=2, seed=0):
 
 
 def initialised(sizes, seed=0):
-    """The network and its variables, with statistics and scales that are not 0 and 1."""
+    """The network and its variables, with biases, scales and statistics that are not 0 and 1."""
     net = network.VisualVoice(sizes)
-    people = sizes.together if sizes.together > 1 else 1
-    given = {k: v for k, v in cues(sizes, 1, people).items() if v is not None}
-    arguments = sound(1), jnp.array([SAMPLES]), given
-    variables = jax.jit(lambda key: net.init(key, *arguments[:2], **given))(jax.random.key(seed))
+    given = cues(sizes, 1, sizes.voices)
+    audio, lengths = sound(1), jnp.array([SAMPLES])
+    variables = jax.jit(lambda key: net.init(key, audio, lengths, **given))(jax.random.key(seed))
     rng = np.random.default_rng(seed)
     return net, jax.tree.map(
-        lambda x: x + 0.1 * np.abs(rng.normal(size=x.shape)).astype(np.float32), variables
+        lambda x: x + 0.1 * jnp.asarray(np.abs(rng.normal(size=x.shape)), x.dtype) * (x.ndim == 1),
+        variables,
     )
 
 
@@ -87,9 +87,9 @@ def terms(net, variables, given, row_keys, weights=None, *, train=True):
     """Terms of the loss, and the new statistics."""
     return net.apply(
         variables,
-        *given.values(),
-        row_keys,
-        weights or losses.LossConfig(),
+        **given,
+        keys=row_keys,
+        config=weights or losses.LossConfig(),
         train=train,
         method=losses.terms,
         mutable=["batch_stats"],
