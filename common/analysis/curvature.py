@@ -66,7 +66,7 @@ class Flat(NamedTuple):
         return sum(term.weight * term.total / counts[name] for name, term in terms.items())
 
     def outputs(self, vector: Float[Array, "n"], batch: Any) -> Any:
-        """What the network gives to the loss (`nn.outputs`)."""
+        """What the network gives to the loss (`nn.marks`)."""
         return self.objective.batch_outputs(self._with(vector), batch)
 
     def share_of_outputs(
@@ -101,7 +101,7 @@ def hessian(flat: Flat) -> Product:
 def gauss_newton(flat: Flat) -> Product:
     """v -> J' L'' J v: the Hessian of the loss with the network linearised (Schraudolph 2002).
 
-    J is the derivative of what passes the mark `nn.outputs.Outputs`, L the loss of that. It has no
+    J is the derivative of what passes the mark `nn.marks.Outputs`, L the loss of that. It has no
     negative eigenvalue where L is convex (softmax of logits, squares). Those of CTC and of a
     transducer are not, as they sum over alignments; nor is a product of two marked factors.
     """
@@ -113,7 +113,7 @@ def gauss_newton(flat: Flat) -> Product:
             loss = functools.partial(flat.share_of_outputs, batch=batch, counts=counts)
             found, pull = jax.vjp(network, vector)
             if not found:
-                raise errors.UserError("--gauss_newton: the network marks no outputs (nn.outputs).")
+                raise errors.UserError("--gauss_newton: the network marks no outputs (nn.marks).")
             # J v as the transpose of u -> J' u: layers with a gradient of their own have no jvp.
             _, push = jax.vjp(lambda u: pull(u)[0], found)
             (moved,) = push(v)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from common import metrics, parallel
 from common.analysis import curvature, objective
-from common.nn import outputs
+from common.nn import marks
 from tests.common import toy
 
 N, D, C = 12, 3, 4  # rows of a batch, features, classes
@@ -34,7 +34,7 @@ class Net(nn.Module):
     def __call__(self, x):
         if self.hidden:
             x = jnp.tanh(nn.Dense(self.hidden)(x))
-        return outputs.Outputs()(nn.Dense(self.outputs, use_bias=False)(x))
+        return marks.Outputs()(nn.Dense(self.outputs, use_bias=False)(x))
 
 
 @dataclasses.dataclass(frozen=True)
