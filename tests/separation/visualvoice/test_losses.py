@@ -297,7 +297,6 @@ def test_overfits():
         params, stats, state, means = step(params, stats, state)
         history.append({name: float(x) for name, x in means.items()})
     first, last = history[0], history[-1]
-    print(first, last, history[200], history[300])
-    assert last["mask_loss"] < 0.3 * first["mask_loss"]
+    assert last["mask_loss"] < 0.15 * first["mask_loss"]
     assert last["matching_loss"] < 0.1
     assert last["consistency_loss"] < 0.1
