@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from asr import activations, contextnet, filterbank
+from asr import activations, contextnet, filterbank, penalties
 from asr import task as asr_task
 from asr.costs import FRAMES_PER_SECOND as FRAMES_PER_SECOND
 from asr.costs import LayerCost, format_table, layer_costs, measured
@@ -168,7 +168,7 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
     bank = task.model.front_end if config.features.kind == "learned" else None
     frames_per_second = 1000.0 / config.features.hop_ms
 
-    def show(title: str) -> dict[str, float]:
+    def show(title: str) -> dict[str, Any]:
         costs = bank_costs(bank, params["filterbank"]) if bank else []
         of_encoder = layer_costs(encoder, params["encoder"], frames_per_second)
         print(f"{title}\n{format_table(measured([*costs, *of_encoder]))}")
@@ -235,8 +235,13 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
 
 
 def _new_config(config: Any, encoder: Any, bank: Any, steps: int | None, words: Any) -> Any:
-    """The config of the changed network; a fine-tuning warms up for a tenth of its steps."""
+    """The config of the changed network; a fine-tuning warms up for a tenth of its steps.
+
+    Penalties of a run whose network has no low-rank layers any more are left out.
+    """
     new = config.to_dict()
+    if not penalties.any_low_rank(encoder):
+        new["regularize"] = dict.fromkeys(new["regularize"], 0.0)
     new["encoder"].update(settings(encoder))
     if bank:
         new["features"]["rank"] = bank.rank or 0

@@ -53,13 +53,18 @@ def terms(
     }
 
 
+def any_low_rank(config: contextnet.ContextNetConfig) -> bool:
+    """Whether an encoder has a low-rank layer, on which the terms act."""
+    pointwise = bool(config.pointwise_ranks) or config.pointwise_rank_fraction is not None
+    return config.conv == "spectro_temporal" or pointwise
+
+
 def check(settings: Any, config: contextnet.ContextNetConfig) -> None:
     """Raises UserError for weights that are negative, or without a low-rank layer to act on."""
     for name, weight in settings.items():
         if weight < 0:
             raise errors.UserError(f"config.regularize.{name}={weight}: give 0 (off) or more.")
-        low = config.conv == "spectro_temporal" or config.pointwise_ranks
-        if weight and not (low or config.pointwise_rank_fraction is not None):
+        if weight and not any_low_rank(config):
             raise errors.UserError(
                 f"config.regularize.{name}={weight} acts on low-rank layers, and this encoder has "
                 "none: set config.encoder.pointwise_rank_fraction below 1 or "

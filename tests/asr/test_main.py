@@ -193,12 +193,12 @@ def test_a_work_directory_of_another_task(tmp_path):
 def test_lowrank_truncates_to_a_budget_fine_tunes_and_merges(trained, tmp_path):
     """What the command says of the error rates is what it writes, and what an evaluation says."""
     out, merged = tmp_path / "out", tmp_path / "merged"
-    options = (f"--workdir={trained}", "--budget_params=16000", "--by=activations", "--batches=2")
+    options = (f"--workdir={trained}", "--budget_params=3600", "--by=activations", "--batches=2")
     options += (f"--out={out}", "--steps=2", "--config.optimizer.learning_rate=1e-3")
     done = commands.run("asr.lowrank", *options, "--config.regularize.orthogonality=0.01")
     said = json.loads((out / "lowrank.json").read_text())
     sizes = [said[when]["encoder_parameters"] for when in ("before", "after")]
-    assert sizes[1] <= 16000 < sizes[0]
+    assert sizes[1] <= 3600 < sizes[0]
     assert all(0 < row["share_lost"] < 1 for row in said["maps"].values())
     lines = [line for line in done.stdout.splitlines() if "dev WER" in line]
     assert [line.split(":")[0] for line in lines] == ["before", "after the change", "after 2 steps"]
