@@ -100,7 +100,7 @@ def layer_costs(
 
 
 def bank_costs(config: filterbank.FilterbankConfig, params: Mapping[str, Any]) -> list[LayerCost]:
-    """Those of the learned filter bank, which runs `pooling` times a frame."""
+    """Those of the learned filter bank, which runs `pooling` times a frame; constants after it."""
     taps = [params[name].shape for name in filterbank.FILTERS if name in params]
     size = sum(map(math.prod, taps))
     energies = config.pooling * config.sample_rate_hz / config.hop_samples
@@ -114,7 +114,12 @@ def bank_costs(config: filterbank.FilterbankConfig, params: Mapping[str, Any]) -
         energies * size,
         lambda: filterbank.impulse_responses(params),
     )
-    return [bank, *([_norm_cost("filterbank/norm", params["norm"])] if "norm" in params else [])]
+    costs = [bank]
+    others = sorted(name for name in params if name not in (*filterbank.FILTERS, "norm"))
+    for name in others:
+        size = params[name].size
+        costs.append(LayerCost(f"filterbank/{name}", "constants", (size,), None, size, 0.0))
+    return costs + ([_norm_cost("filterbank/norm", params["norm"])] if "norm" in params else [])
 
 
 def _norm_cost(name: str, layer: Mapping[str, Any]) -> LayerCost:
@@ -428,8 +433,8 @@ def _factored_bank(
         config = dataclasses.replace(config, rank=rank)
     except ValueError as error:
         raise LowRankError(f"--bank_rank: {error}.") from error
-    filterbank.warn_of_constant(np.asarray(filterbank.impulse_responses(params)), rank)
-    return config, filterbank.factor(params, rank)
+    filterbank.say_what_is_kept(np.asarray(filterbank.impulse_responses(params)), config)
+    return config, filterbank.factor(params, config)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -452,7 +457,7 @@ def _run(args: argparse.Namespace) -> None:
         costs += layer_costs(encoder, params["encoder"], 1000.0 / config.features.hop_ms)
         print(f"{title}\n{format_table(measured(costs))}")
         if bank:
-            print(filterbank.describe(params["filterbank"]))
+            print(filterbank.describe(params["filterbank"], bank))
 
     show(f"{folder}, step {found.step}")
     if not changes:
