@@ -224,11 +224,12 @@ class Filterbank(nn.Module):
         audio = frontend.emphasised(audio.astype(jnp.float32), lengths, config.preemphasis)
         y = self._filter(_hops(audio.astype(config.dtype), config, num_frames)).astype(jnp.float32)
         if config.filters == "max_pooled":
-            y = nn.relu(_largest(y, config.pooling, num_frames))
+            frames = y.reshape(y.shape[0], -1, config.pooling, y.shape[2])
+            y = nn.relu(frames[:, :num_frames].max(axis=2))
         else:
             parts = jnp.split(y, config.num_columns // config.num_filters, axis=-1)
             energy = sum(jnp.square(part) for part in parts)
-            y = self._compressed(_pooled(energy, self._weights(), config.pooling, num_frames))
+            y = self._compressed(_pooled(energy, self._weights(), config.pooling))
         true_lengths = masking.fold_row_mask(frame_lengths, mask)
         if config.normalize != "batch":
             return frontend.normalized(y, true_lengths, config.normalize), frame_lengths
@@ -259,11 +260,13 @@ class Filterbank(nn.Module):
         if config.pool == "hann" or config.pooling == 1:
             weights = 1 + np.cos(np.pi * place / config.pooling)
             return jnp.asarray(np.repeat(weights / weights.sum(), config.num_filters, axis=1))
-        width = np.log(pool_widths(config) / config.step)
-        if config.pool == "learned":
-            # A width far below a step would have no gradient.
-            width = self.param("width", lambda key: jnp.asarray(np.maximum(width, math.log(0.5))))
-        width = jnp.asarray(width, jnp.float32)[None, :]
+        widths = pool_widths(config) / config.step
+        if config.pool == "gaussian":
+            weights = np.exp(-0.5 * np.square(place / widths))
+            return jnp.asarray(weights / weights.sum(axis=0), jnp.float32)
+        # A width far below a step would have no gradient.
+        start = jnp.asarray(np.log(np.maximum(widths, 0.5)), jnp.float32)
+        width = self.param("width", lambda key: start)[None, :]
         weights = jnp.exp(-0.5 * jnp.square(place * jnp.exp(-width)))
         return weights / weights.sum(axis=0, keepdims=True)
 
@@ -313,7 +316,8 @@ def pcen(
 def _hops(audio: Array, config: FilterbankConfig, num_frames: int) -> Array:
     """[b, n, step]: what the filters see, from the first energy that the first frame takes in."""
     size, (before, after) = config.step, config.reach
-    energies = (num_frames - 1) * config.pooling + before + 1 + after
+    frames = num_frames + (before + after) // config.pooling
+    energies = frames * config.pooling
     total = energies - 1 - (-config.num_taps // size)
     # Shorter filters lie in the middle of the window.
     early = before * size - (config.window_samples - config.num_taps) // 2
@@ -337,26 +341,22 @@ def _convolved(hops: Float[Array, "b n s"], kernel: Float[Array, "w m"]) -> Floa
     )
 
 
-def _places(y: Float[Array, "b q f"], count: int, pooling: int, num_frames: int) -> list[Array]:
-    """[b, l, f] each: the first, second, ... of the energies that a frame takes in."""
-    last = (num_frames - 1) * pooling + 1
-    return [y[:, k : k + last : pooling] for k in range(count)]
-
-
 def _pooled(
-    energy: Float[Array, "b q f"], weights: Float[Array, "k f"], pooling: int, num_frames: int
+    energy: Float[Array, "b q f"], weights: Float[Array, "k f"], pooling: int
 ) -> Float[Array, "b l f"]:
-    """Low-passed to frames."""
-    places = _places(energy, len(weights), pooling, num_frames)
-    return sum(weight[None, None, :] * place for weight, place in zip(weights, places))
+    """Low-passed to frames, each of which takes in the energies from its first one on.
 
-
-def _largest(y: Float[Array, "b q f"], pooling: int, num_frames: int) -> Float[Array, "b l f"]:
-    places = _places(y, pooling, pooling, num_frames)
-    found = places[0]
-    for place in places[1:]:
-        found = jnp.maximum(found, place)
-    return found
+    Sums over whole frames of energies: strided slices, one for each weight, are as fast forwards,
+    but their gradients are scattered one by one.
+    """
+    count = -(-len(weights) // pooling)
+    weights = jnp.pad(weights, ((0, count * pooling - len(weights)), (0, 0)))
+    weights = weights.reshape(count, pooling, -1)
+    frames = energy.reshape(energy.shape[0], -1, pooling, energy.shape[2])
+    last = frames.shape[1] - count + 1
+    return sum(
+        jnp.sum(frames[:, k : k + last] * weights[k][None, None], axis=2) for k in range(count)
+    )
 
 
 def _product(x: Array, kernel: Array) -> Array:
@@ -379,7 +379,7 @@ def _norms(filters: Float[np.ndarray, "w m"], num_features: int) -> Float[np.nda
 
 
 def _factored(
-    filters: Float[Array, "w m"], config: FilterbankConfig
+    filters: Float[np.ndarray, "w m"], config: FilterbankConfig
 ) -> tuple[Float[Array, "w r"], Float[Array, "r m"]]:
     """The factors of the rank that keep most of every feature's energy, not most of the bank's.
 
@@ -399,7 +399,7 @@ def _factored(
 
 def factor(params: dict[str, Array], config: FilterbankConfig) -> dict[str, Array]:
     """A bank's parameters as those of the bank of `config.rank` (`_factored`)."""
-    basis, mixing = _factored(impulse_responses(params), config)
+    basis, mixing = _factored(np.asarray(impulse_responses(params)), config)
     rest = {name: value for name, value in params.items() if name not in FILTERS}
     return {"basis": basis, "mixing": mixing, **rest}
 
