@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from asr import contextnet, decode, filterbank, prediction, settings
 from common import errors, parallel, sections
 from common.audio import frontend
-from common.nn import masking, outputs
+from common.nn import marks, masking
 
 # Settings of `config.features` that only one kind of front end has.
 LEARNED = ("rank", "filter_ms", "filters", "pooling", "pool", "compression", "start", "rate")
@@ -124,6 +124,8 @@ class Recognizer(nn.Module):
     def setup(self) -> None:
         if isinstance(self.front_end, filterbank.FilterbankConfig):
             self.filterbank = filterbank.Filterbank(self.front_end)
+        else:
+            self.marked = marks.Features()
         self.encoder = contextnet.ContextNet(self.encoder_config)
         if self.loss == "transducer":
             self.prediction = prediction.PredictionNetwork(
@@ -134,7 +136,7 @@ class Recognizer(nn.Module):
             )
         if self.ctc or self.loss == "ctc":
             self.ctc_head = nn.Dense(self.vocab_size, dtype=self.dtype)
-        self.outputs = outputs.Outputs()
+        self.outputs = marks.Outputs()
 
     def features(
         self,
@@ -149,7 +151,7 @@ class Recognizer(nn.Module):
         if isinstance(self.front_end, filterbank.FilterbankConfig):
             return self.filterbank(audio, lengths, train=train, mask=mask)
         audio = masking.zero_padding(audio, lengths)
-        return frontend.log_mel(audio, lengths, self.front_end)
+        return self.marked(frontend.log_mel(audio, lengths, self.front_end))
 
     def encode(
         self,
