@@ -8,7 +8,7 @@ It starts as log-mel: pre-emphasis, sinusoids where the mel bands lie and as wid
 their scale; energies computed several times a frame and low-passed so that a feature sees as much
 time as a frame of log-mel (Zeghidour et al. 2018, arXiv 1711.01161; Gaussians, learned ones too,
 and PCEN are those of LEAF, Zeghidour et al. 2021, arXiv 2101.08596); the floor, the logarithm and
-the normalisation are log-mel's own. What each of these is worth: benchmarks/RESULTS.md.
+the normalisation are log-mel's own. Error rates beside log-mel: benchmarks/RESULTS.md.
 """
 
 import dataclasses

@@ -436,7 +436,7 @@ def test_a_filter_bank_of_an_older_version_is_not_taken_for_one_of_this(tmp_path
     task.check_checkpoint(meta)
     old = {"tokenizer": meta["tokenizer"]}
     for meta in (old, {**old, "pools_energies": True}):
-        with pytest.raises(errors.UserError, match="of an older version.*: train anew"):
+        with pytest.raises(errors.UserError, match=r"of an older version.*: train anew"):
             task.check_checkpoint(meta)
     make_task(tmp_path).check_checkpoint(old)
 
