@@ -29,9 +29,8 @@ from ml_collections import ConfigDict
 from asr import activations, contextnet, filterbank, penalties
 from asr import task as asr_task
 from asr.costs import FRAMES_PER_SECOND as FRAMES_PER_SECOND
-from asr.costs import LayerCost, format_table, layer_costs, measured
+from asr.costs import LayerCost, format_table, layer_costs, measured, norm_cost
 from asr.costs import layer_table as layer_table
-from asr.costs import norm_cost as _norm_cost
 from asr.truncation import LowRankError, decompositions, factorize, merge, settings
 from asr.truncation import choose_ranks as choose_ranks
 from common import (
@@ -54,7 +53,7 @@ BY = ("weights", "activations", "normalized")
 
 
 def bank_costs(config: filterbank.FilterbankConfig, params: Mapping[str, Any]) -> list[LayerCost]:
-    """Those of the learned filter bank, which runs `pooling` times a frame."""
+    """Those of the learned filter bank, which runs `pooling` times a frame; constants after it."""
     taps = [params[name].shape for name in filterbank.FILTERS if name in params]
     size = sum(map(math.prod, taps))
     energies = config.pooling * config.sample_rate_hz / config.hop_samples
@@ -68,7 +67,12 @@ def bank_costs(config: filterbank.FilterbankConfig, params: Mapping[str, Any]) -
         energies * size,
         lambda: filterbank.impulse_responses(params),
     )
-    return [bank, *([_norm_cost("filterbank/norm", params["norm"])] if "norm" in params else [])]
+    costs = [bank]
+    others = sorted(name for name in params if name not in (*filterbank.FILTERS, "norm"))
+    for name in others:
+        size = params[name].size
+        costs.append(LayerCost(f"filterbank/{name}", "constants", (size,), None, size, 0.0))
+    return costs + ([norm_cost("filterbank/norm", params["norm"])] if "norm" in params else [])
 
 
 def main() -> None:
@@ -103,8 +107,8 @@ def _factored_bank(
         config = dataclasses.replace(config, rank=rank)
     except ValueError as error:
         raise LowRankError(f"--bank_rank: {error}.") from error
-    filterbank.warn_of_constant(np.asarray(filterbank.impulse_responses(params)), rank)
-    return config, filterbank.factor(params, rank)
+    filterbank.say_what_is_kept(np.asarray(filterbank.impulse_responses(params)), config)
+    return config, filterbank.factor(params, config)
 
 
 def _check(args: argparse.Namespace, words: Sequence[str]) -> None:
@@ -173,7 +177,7 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
         of_encoder = layer_costs(encoder, params["encoder"], frames_per_second)
         print(f"{title}\n{format_table(measured([*costs, *of_encoder]))}")
         if bank:
-            print(filterbank.describe(params["filterbank"]))
+            print(filterbank.describe(params["filterbank"], bank))
         return {
             "encoder_parameters": sum(cost.parameters for cost in of_encoder),
             "encoder_macs_per_second": sum(cost.macs_per_second for cost in of_encoder),

@@ -13,7 +13,14 @@ from common.audio import frontend
 from common.nn import marks, masking
 
 # Settings of `config.features` that only one kind of front end has.
-OF_KIND = {"compat": "log_mel", "rank": "learned", "pooling": "learned"}
+LEARNED = ("rank", "filter_ms", "filters", "pooling", "pool", "compression", "start", "rate")
+OF_KIND = {"compat": "log_mel"} | dict.fromkeys((*LEARNED, "frozen_steps"), "learned")
+# Settings without effect beside another: (of which, where that is, the settings).
+WITHOUT_EFFECT = (
+    ("compat", "kaldi", ("floor",)),
+    ("filters", "max_pooled", ("pool", "compression", "floor")),
+    ("rate", 0.0, ("frozen_steps",)),
+)
 
 
 def _check_features(config: Any) -> None:
@@ -25,6 +32,17 @@ def _check_features(config: Any) -> None:
                 f"{name}={features[name]!r} has no effect with kind={features.kind!r}, only with "
                 f"kind={kind!r}: leave it at {default[name]!r}"
             )
+    for name, value, others in WITHOUT_EFFECT:
+        for other in others:
+            if features[name] == value and features[other] != default[other]:
+                raise ValueError(
+                    f"{other}={features[other]!r} has no effect with {name}={value!r}: leave it at "
+                    f"{default[other]!r}"
+                )
+    if features.rate < 0 or features.frozen_steps < 0:
+        raise ValueError(
+            f"rate={features.rate} and frozen_steps={features.frozen_steps} cannot be negative"
+        )
     if config.encoder.causal and features.normalize in ("mean", "utterance"):
         raise ValueError(
             f"normalize={features.normalize!r} takes the whole recording, but encoder.causal wants "
@@ -38,12 +56,13 @@ def front_end_config(config: Any) -> frontend.LogMelConfig | filterbank.Filterba
     try:
         _check_features(config)
         if features.kind == "learned":
-            return filterbank.FilterbankConfig(
+            return sections.build(
+                filterbank.FilterbankConfig,
+                features,
                 num_filters=features.num_mels,
                 window_samples=round(features.window_ms * rate / 1000),
                 hop_samples=round(features.hop_ms * rate / 1000),
-                pooling=features.pooling,
-                normalize=features.normalize,
+                taps=round(features.filter_ms * rate / 1000),
                 sample_rate_hz=rate,
                 rank=features.rank or None,
                 axis_name=parallel.AXIS,

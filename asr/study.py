@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 FRONTS: Mapping[str, Mapping[str, Any]] = {
     "log_mel": {"kind": "log_mel"},
     "waveform": {"kind": "learned", "rank": 0},
-    "waveform_low_rank": {"kind": "learned", "rank": 24},
+    # Of pairs of filters there are twice as many, of which rank 24 keeps less.
+    "waveform_low_rank": {"kind": "learned", "rank": 24, "filters": "single", "pooling": 8},
 }
 KEPT = ("checkpoints", "points", "batches", "recordings")  # flags, the same for all cells
 CELLS = tuple(f"{form}/{front}" for form in widths.VARIANTS for front in FRONTS)
