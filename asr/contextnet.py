@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from common.nn import conv, lowrank, masking, norm
+from common.nn import conv, dropout, lowrank, masking, norm
 
 CONV_KINDS = ("separable", "spectro_temporal", "dense")
 
@@ -105,6 +105,17 @@ def pointwise_names(config: ContextNetConfig) -> tuple[str, ...]:
         if block.residual:
             names.append(f"block_{i}/residual/projection")
     return tuple(names)
+
+
+def filter_names(config: ContextNetConfig) -> tuple[str, ...]:
+    """Names of all convolutions over time and channels at once, where `conv` is not separable."""
+    if config.conv == "separable":
+        return ()
+    return tuple(
+        f"block_{i}/conv_{j}/filter"
+        for i, block in enumerate(config.blocks)
+        for j in range(block.num_convs)
+    )
 
 
 def contextnet(
@@ -318,8 +329,8 @@ class ContextNet(nn.Module):
           lengths, ceil(length / stride) for each stride.
         """
         config = self.config
-        dropout = config.dropout_rate if train and not self.is_initializing() else 0.0
-        if dropout and dropout_keys is None:
+        rate = config.dropout_rate if train and not self.is_initializing() else 0.0
+        if rate and dropout_keys is None:
             raise ValueError("ContextNet with dropout_rate > 0 needs dropout_keys when train=True")
         true_lengths = masking.fold_row_mask(lengths, mask)
         x = masking.zero_padding(features.astype(config.dtype), true_lengths)
@@ -338,15 +349,10 @@ class ContextNet(nn.Module):
             x = apply(layer, x, true_lengths, masks[num_frames])
             true_lengths = new_lengths
             lengths = masking.conv_lengths(lengths, block.stride)
-            if dropout:
-                x = drop(x, jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, i), dropout)
+            if rate:
+                keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, i)
+                x = dropout.drop(x, keys, rate)
         return x, lengths
-
-
-def drop(x: Float[Array, "b l d"], keys: Key[Array, "b"], rate: float) -> Float[Array, "b l d"]:
-    """Dropout with one key per row, so that a row's mask depends on neither batch nor device."""
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
-    return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
 def count_parameters(params: Mapping[str, Any]) -> int:

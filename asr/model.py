@@ -10,10 +10,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from asr import contextnet, decode, filterbank, prediction, settings
 from common import errors, parallel, sections
 from common.audio import frontend
-from common.nn import masking, outputs
+from common.nn import marks, masking
 
 # Settings of `config.features` that only one kind of front end has.
-OF_KIND = {"compat": "log_mel", "rank": "learned", "pooling": "learned"}
+LEARNED = ("rank", "filter_ms", "filters", "pooling", "pool", "compression", "start", "rate")
+OF_KIND = {"compat": "log_mel"} | dict.fromkeys((*LEARNED, "frozen_steps"), "learned")
+# Settings without effect beside another: (of which, where that is, the settings).
+WITHOUT_EFFECT = (
+    ("compat", "kaldi", ("floor",)),
+    ("filters", "max_pooled", ("pool", "compression", "floor")),
+    ("rate", 0.0, ("frozen_steps",)),
+)
 
 
 def _check_features(config: Any) -> None:
@@ -25,6 +32,17 @@ def _check_features(config: Any) -> None:
                 f"{name}={features[name]!r} has no effect with kind={features.kind!r}, only with "
                 f"kind={kind!r}: leave it at {default[name]!r}"
             )
+    for name, value, others in WITHOUT_EFFECT:
+        for other in others:
+            if features[name] == value and features[other] != default[other]:
+                raise ValueError(
+                    f"{other}={features[other]!r} has no effect with {name}={value!r}: leave it at "
+                    f"{default[other]!r}"
+                )
+    if features.rate < 0 or features.frozen_steps < 0:
+        raise ValueError(
+            f"rate={features.rate} and frozen_steps={features.frozen_steps} cannot be negative"
+        )
     if config.encoder.causal and features.normalize in ("mean", "utterance"):
         raise ValueError(
             f"normalize={features.normalize!r} takes the whole recording, but encoder.causal wants "
@@ -38,12 +56,13 @@ def front_end_config(config: Any) -> frontend.LogMelConfig | filterbank.Filterba
     try:
         _check_features(config)
         if features.kind == "learned":
-            return filterbank.FilterbankConfig(
+            return sections.build(
+                filterbank.FilterbankConfig,
+                features,
                 num_filters=features.num_mels,
                 window_samples=round(features.window_ms * rate / 1000),
                 hop_samples=round(features.hop_ms * rate / 1000),
-                pooling=features.pooling,
-                normalize=features.normalize,
+                taps=round(features.filter_ms * rate / 1000),
                 sample_rate_hz=rate,
                 rank=features.rank or None,
                 axis_name=parallel.AXIS,
@@ -105,6 +124,8 @@ class Recognizer(nn.Module):
     def setup(self) -> None:
         if isinstance(self.front_end, filterbank.FilterbankConfig):
             self.filterbank = filterbank.Filterbank(self.front_end)
+        else:
+            self.marked = marks.Features()
         self.encoder = contextnet.ContextNet(self.encoder_config)
         if self.loss == "transducer":
             self.prediction = prediction.PredictionNetwork(
@@ -115,7 +136,7 @@ class Recognizer(nn.Module):
             )
         if self.ctc or self.loss == "ctc":
             self.ctc_head = nn.Dense(self.vocab_size, dtype=self.dtype)
-        self.outputs = outputs.Outputs()
+        self.outputs = marks.Outputs()
 
     def features(
         self,
@@ -130,7 +151,7 @@ class Recognizer(nn.Module):
         if isinstance(self.front_end, filterbank.FilterbankConfig):
             return self.filterbank(audio, lengths, train=train, mask=mask)
         audio = masking.zero_padding(audio, lengths)
-        return frontend.log_mel(audio, lengths, self.front_end)
+        return self.marked(frontend.log_mel(audio, lengths, self.front_end))
 
     def encode(
         self,

@@ -28,8 +28,18 @@ def default_config() -> ConfigDict:
             # none, mean, utterance, causal (frames so far); learned: also batch
             "normalize": "utterance",
             "compat": "default",  # log_mel: or kaldi
-            "rank": 0,  # learned: basis filters, 0 = dense
-            "pooling": 4,  # learned: energies a frame that are low-passed to one
+            "preemphasis": 0.97,
+            "floor": 1e-6,  # least energy, before the logarithm
+            # The others: learned. See asr.filterbank.FilterbankConfig.
+            "rank": 0,  # basis filters, 0 = dense
+            "filter_ms": 0.0,  # length of filters, 0 = window_ms
+            "filters": "pairs",  # cosine and sine; single, max_pooled
+            "pooling": 4,  # energies a frame, low-passed to one
+            "pool": "gaussian",  # the low-pass: learned (its widths), hann
+            "compression": "log",  # pcen
+            "start": "mel",  # random
+            "rate": 1.0,  # of the filters, times the learning rate; 0: they stay
+            "frozen_steps": 0,  # so long they stay
         }
     )
     config.augment = ConfigDict(
@@ -66,6 +76,8 @@ def default_config() -> ConfigDict:
             "remat": False,  # keep only the outputs of blocks: less memory, one forward pass more
         }
     )
+    # Weights of terms on the factors of low-rank layers of the encoder (asr/penalties.py).
+    config.regularize = ConfigDict({"orthogonality": 0.0, "nuclear_norm": 0.0})
     config.decoder = ConfigDict(
         {
             "loss": "transducer",  # or ctc

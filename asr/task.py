@@ -10,11 +10,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from asr import ctc, data, filterbank, model, prediction, targets, transducer, wer
+from asr import ctc, data, filterbank, model, penalties, prediction, targets, transducer, wer
 from asr import settings as settings_lib
 from asr import tokenizer as tokenizer_lib
-from common import errors, files, metrics, package, parallel, pictures, sections, state, steps
+from common import (
+    errors,
+    files,
+    metrics,
+    optim,
+    package,
+    parallel,
+    pictures,
+    sections,
+    state,
+    steps,
+)
 from common.audio import augment, frontend, io
 from common.data import records, splits
 from common.nn import masking
@@ -50,8 +62,9 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         texts = self.train_split.texts
         tokenizer_lib.train_tokenizer(texts, wanted, self.workdir / "tokenizer")
         bank = model.front_end_config(self.config)
-        if isinstance(bank, filterbank.FilterbankConfig) and bank.rank:
-            filterbank.warn_of_constant(filterbank.mel_filters(bank), bank.rank)
+        learned = isinstance(bank, filterbank.FilterbankConfig)
+        if learned and bank.rank and bank.start == "mel":
+            filterbank.say_what_is_kept(filterbank.mel_filters(bank), bank)
         self.eval_data()
 
     @property
@@ -76,18 +89,31 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)
 
+    @functools.cached_property
+    def optimizer(self) -> optim.Optimizer:
+        """With the learned filter bank's own rate (`config.features.rate`, `frozen_steps`)."""
+        settings, features = self.config.optimizer, self.config.features
+        slower = features.rate != 1 or features.frozen_steps > 0
+        if features.kind != "learned" or not slower:
+            return optim.make_optimizer(settings, self.config.total_steps, self.sharded)
+        own = (features.rate, features.frozen_steps)
+        filters = ("basis", "mixing") if features.rank else ("kernel",)
+        factors = tuple((f"filterbank/{name}", *own) for name in filters)
+        settings = ConfigDict(
+            {**settings.to_dict(), "rate_factors": (*settings.rate_factors, *factors)}
+        )
+        return optim.make_optimizer(settings, self.config.total_steps, self.sharded)
+
     def checkpoint_meta(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.digest, "pools_energies": True}
+        return {"tokenizer": self.tokenizer.digest, "starts_as_log_mel": True}
 
     def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
         self.tokenizer.check_digest(meta["tokenizer"])
-        features = self.config.features
-        before = (features.pooling, features.normalize) == (1, "batch")
-        if features.kind == "learned" and not (before or meta.get("pools_energies")):
+        if self.config.features.kind == "learned" and not meta.get("starts_as_log_mel"):
             raise errors.UserError(
-                f"The learned filter bank in {self.workdir} is of an older version, which took one "
-                "energy a frame and batch normalisation whatever the settings said. To go on with "
-                'it, set "pooling": 1 and "normalize": "batch" under "features" in its config.json.'
+                f"The learned filter bank in {self.workdir} is of an older version, whose features "
+                "were others: no pre-emphasis, a floor 50 dB higher and another low-pass. "
+                "This version cannot go on with it: train anew, with another --workdir."
             )
 
     def _distortions(self, batch: Batch, key: Any) -> tuple[Any, dict[str, Any]]:
@@ -173,6 +199,10 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
         )
         fastemit = decoder.fastemit if train else 0.0
         terms, sums = self._terms(found, batch, fastemit=fastemit)
+        if train:
+            encoder = variables["params"]["encoder"]
+            settings = self.config.regularize
+            terms |= penalties.terms(settings, self.model.encoder_config, encoder)
         return terms, (sums, new_state)
 
     def eval_step(
@@ -298,11 +328,12 @@ def check_augment(config: Any) -> None:
             f"config.augment.speeds={speeds}: each lies between 0.1 and 10, for instance "
             "(0.9, 1.0, 1.1), or ()."
         )
-    warps, kind = tuple(config.augment.warps), config.features.kind
-    if warps and kind != "log_mel":
+    warps, features = tuple(config.augment.warps), config.features
+    if warps and features.kind == "learned" and features.start != "mel":
         raise errors.UserError(
-            f"config.augment.warps={warps} needs mel bands, but config.features.kind is {kind!r}: "
-            'set --config.augment.warps="()"'
+            f"config.augment.warps={warps} needs bands in the order of their frequencies, but "
+            f"config.features.start is {features.start!r}: set it to 'mel', or "
+            '--config.augment.warps="()"'
         )
     if warps and (len(warps) != 2 or not 0 < warps[0] <= warps[1]):
         raise errors.UserError(
@@ -315,6 +346,7 @@ def make_task(config: Any, workdir: pathlib.Path) -> AsrTask:
     """The task of a config; settings that exclude each other are said, no data are opened."""
     model.front_end_config(config)
     check_augment(config)
+    penalties.check(config.regularize, model.encoder_config(config))
     parts = splits.Splits(config, workdir, require_text=True, whole=True)
     return AsrTask(config, workdir, parts)
 

@@ -1,15 +1,17 @@
 """What products with a Hessian cost, and Lanczos beside them; a peer's figures of the same network.
 
-    python -m benchmarks.hessian [--peer_python=PATH]
+    python -m benchmarks.hessian [--peer_python=PATH] [--workdir=runs/an4]
 
 Small: a tanh network of 85,002 parameters with 2,048 rows; 30 steps of Lanczos with full
 reorthogonalisation, 30 products one after the other in one program, the ratio of a product and a
 gradient. Large: seconds to compile 40 steps for 10 million parameters. Peer: PyHessian in an
 environment of its own (torch), on the same weights and rows in the same run: the largest
-eigenvalue, and the trace.
+eigenvalue, and the trace. With `--workdir`, Lanczos and products of a trained network's
+loss on one batch of its evaluation data.
 """
 
 import argparse
+import importlib
 import itertools
 import json
 import pathlib
@@ -24,8 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from common.analysis import curvature
+from common import app, parameters, trained, workdir
+from common.analysis import curvature, objective
 
+STEPS = 30
 ROUNDS = 7
 
 PEER = """
@@ -89,20 +93,23 @@ def product(params: Any, x: Any, y: Any) -> Callable:
 def lanczos(params: Any, x: Any, y: Any) -> Any:
     size = ravel_pytree(params)[0].size
     start = curvature.signs(jax.random.key(0), size, jnp.float32)
-    return curvature.ends(product(params, x, y), start, steps=30, top=1).values
+    return curvature.ends(product(params, x, y), start, steps=STEPS, top=1).values
 
 
 @jax.jit
 def bare(params: Any, x: Any, y: Any) -> Any:
-    size = ravel_pytree(params)[0].size
+    return one_after_the_other(product(params, x, y), ravel_pytree(params)[0].size)
+
+
+def one_after_the_other(hv: Callable, size: int) -> Any:
+    """STEPS products, each of the one before at unit length."""
     start = curvature.signs(jax.random.key(0), size, jnp.float32) / size**0.5
-    hv = product(params, x, y)
 
     def again(_: Any, v: Any) -> Any:
         v = hv(v)
         return v / jnp.linalg.norm(v)
 
-    return jax.lax.fori_loop(0, 30, again, start)
+    return jax.lax.fori_loop(0, STEPS, again, start)
 
 
 @jax.jit
@@ -123,12 +130,42 @@ def spectrum(params: Any, x: Any, y: Any) -> Any:
     return curvature.quadrature(product(params, x, y), keys, size, steps=2)
 
 
-def seconds(functions: dict[str, Callable], *arguments: Any) -> dict[str, float]:
+def of_run(folder: pathlib.Path) -> None:
+    """The two programs for one batch of a run's evaluation data."""
+    owner, _ = workdir.read_config(folder)
+    found = trained.load(importlib.import_module(f"{owner}.task").PACKAGE, folder)
+    _, batches = objective.batches_of(found.task, "", 1)
+    data = objective.collect(batches, found.mesh, most=1)
+    goal = objective.Objective(found.task, int(found.config.seed), found.step)
+    size = parameters.count(found.variables["params"])
+
+    @jax.jit
+    def lanczos(variables: Any, data: Any) -> Any:
+        hv = curvature.hessian(curvature.Flat(goal, variables, data))
+        start = curvature.signs(jax.random.key(0), size, jnp.float32)
+        return curvature.ends(hv, start, steps=STEPS, top=1).values
+
+    @jax.jit
+    def products(variables: Any, data: Any) -> Any:
+        return one_after_the_other(curvature.hessian(curvature.Flat(goal, variables, data)), size)
+
+    took = seconds({"lanczos": lanczos, "products": products}, found.variables, data, rounds=3)
+    rows = data.groups[0]["mask"].shape[1]
+    print(
+        f"{owner}, {size:,} parameters, a batch of {rows}: {STEPS} Lanczos "
+        f"steps {took['lanczos']:.1f} s, {STEPS} products {took['products']:.1f} s: "
+        f"{took['lanczos'] / took['products']:.3f} x"
+    )
+
+
+def seconds(
+    functions: dict[str, Callable], *arguments: Any, rounds: int = ROUNDS
+) -> dict[str, float]:
     """Medians, the functions taking turns."""
     found: dict[str, list[float]] = {name: [] for name in functions}
     for fn in functions.values():
         jax.block_until_ready(fn(*arguments))
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, fn in functions.items():
             start = time.perf_counter()
             jax.block_until_ready(fn(*arguments))
@@ -140,7 +177,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer_python", type=pathlib.Path, help="has torch and pyhessian")
     parser.add_argument("--million", type=float, default=10.0, help="parameters to compile for")
+    parser.add_argument("--workdir", type=pathlib.Path, help="a trained network, beside the small")
     args = parser.parse_args()
+    app.keep_memory()
     params, x, y = jax.device_put(network([80, 256, 242, 10], 2048))
     size = ravel_pytree(params)[0].size
     took = seconds(
@@ -172,6 +211,8 @@ def main() -> None:
             f"{peer['seconds']:.2f} s), trace {peer['trace']:.4g} ({peer['draws']} draws)"
         )
 
+    if args.workdir:
+        of_run(args.workdir)
     hidden = round((args.million * 1e6 / 2) ** 0.5)
     large, x, y = jax.device_put(network([hidden, hidden, hidden, 10], 64))
     size = ravel_pytree(large)[0].size

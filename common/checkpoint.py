@@ -89,14 +89,16 @@ def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     return lines
 
 
-def check_shapes(found: state.Variables, wanted: state.Variables, folder: pathlib.Path) -> None:
+def check_shapes(
+    found: state.Variables, wanted: state.Variables, folder: pathlib.Path, advice: str
+) -> None:
     """Raises CheckpointError with a line for each array that differs in shape or type."""
     flat = (traverse_util.flatten_dict(dict(tree), sep="/") for tree in (found, wanted))
     if lines := _differences(*flat):
         raise CheckpointError(
             f"The variables in {folder} do not fit this config; these arrays differ:\n"
             + "\n".join(lines[:20])
-            + "\nUse the same model settings, or start without config.init_from."
+            + f"\n{advice}"
         )
 
 

@@ -40,7 +40,8 @@ def default_config() -> ConfigDict:
             "learning_rate": 1e-3,  # the peak, at the end of the warm-up
             "warmup_steps": 1000,
             "final_ratio": 0.01,  # cosine, exponential: last over peak learning rate
-            # (("head", 0.5),): the rate of parameters under "head" is half of that of the others.
+            # (("head", 0.5),): the rate of parameters under "head" is half of that of the others;
+            # (("head", 0.5, 1000),): and 0 in the first 1000 steps.
             "rate_factors": (),
             "boundaries": (),  # steps: where the rate is multiplied by `factor`
             "factor": 0.5,
@@ -168,7 +169,7 @@ def make_optimizer(
         steps.insert(len(steps) - (config.name == "sgd"), decay)
     steps.append(optax.scale_by_learning_rate(lambda count: schedule(count // updates)))
     if config.rate_factors:
-        steps.append(_scale_parts(tuple(config.rate_factors)))
+        steps.append(_scale_parts(tuple(config.rate_factors), updates))
     return Optimizer(optax.chain(*steps), {"learning_rate": schedule})
 
 
@@ -217,26 +218,47 @@ def make_optimizers(
     )
 
 
-def _scale_parts(factors: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
-    """Scales the updates of parameters by the factor of the first prefix that their path has."""
+class _Count(NamedTuple):
+    """Updates so far."""
 
-    def factor(path: Any, update: Any) -> Any:
+    count: Any
+
+
+def _scale_parts(
+    factors: tuple[tuple[Any, ...], ...], updates_per_step: int
+) -> optax.GradientTransformation:
+    """Scales the updates of parameters by the factor of the first prefix that their path has.
+
+    (prefix, factor), or (prefix, factor, first step): before it the factor is 0.
+    """
+    late = any(len(entry) > 2 and entry[2] > 0 for entry in factors)
+
+    def factor(path: Any, update: Any, step: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/") + "/"
-        return update * next((f for prefix, f in factors if name.startswith(f"{prefix}/")), 1.0)
+        for prefix, scale, *first in factors:
+            if name.startswith(f"{prefix}/"):
+                if late and first:
+                    scale = jnp.where(step < first[0], 0.0, scale).astype(update.dtype)
+                return update * scale
+        return update
 
-    def init(params: Any) -> optax.EmptyState:
+    def init(params: Any) -> Any:
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         names = [jax.tree_util.keystr(path, simple=True, separator="/") + "/" for path in paths]
-        for prefix, _ in factors:
+        for prefix, *_ in factors:
             if not any(name.startswith(f"{prefix}/") for name in names):
                 raise errors.UserError(
                     f"optimizer.rate_factors: no parameter lies under {prefix!r}; there are "
                     f"{', '.join(sorted({name.split('/')[0] for name in names}))}."
                 )
-        return optax.EmptyState()
+        return _Count(jnp.zeros((), jnp.int32)) if late else optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        return jax.tree_util.tree_map_with_path(factor, updates), state
+        step = state.count // updates_per_step if late else 0
+        scaled = jax.tree_util.tree_map_with_path(
+            lambda path, update: factor(path, update, step), updates
+        )
+        return scaled, _Count(optax.safe_increment(state.count)) if late else state
 
     return optax.GradientTransformation(init, update)

@@ -24,6 +24,8 @@ from common.task import Task
 
 log = logging.getLogger(__name__)
 
+_ADVICE = "Use the same model settings, or start without config.init_from."
+
 
 def first_state(task: Task, config: Any, mesh: Mesh) -> state.TrainState:
     """The state at step 0, made where it lies. Raises UserError for runs that do not fit."""
@@ -39,7 +41,7 @@ def first_state(task: Task, config: Any, mesh: Mesh) -> state.TrainState:
         def first(found: state.Variables) -> state.Variables:
             return task.adopt(fresh(), found, meta)
 
-        checkpoint.check_shapes(jax.eval_shape(first, found), template, folder)
+        checkpoint.check_shapes(jax.eval_shape(first, found), template, folder, _ADVICE)
         arguments = (found,)
     elif sources:
         loaded = {folder: _load(folder, task, mesh) for folder, _ in sources.values()}
@@ -129,7 +131,7 @@ def _part(
             taken[name] = _under(part, tree)
         if (tree := _at(template.get(name, {}), part)) is not None:
             wanted[name] = _under(part, tree)
-    checkpoint.check_shapes(taken, wanted, checkpoints)
+    checkpoint.check_shapes(taken, wanted, checkpoints, _ADVICE)
     return taken
 
 

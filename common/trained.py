@@ -45,7 +45,8 @@ class Trained:
 def checkpoints(found: Trained) -> Iterator[tuple[int, state.Variables]]:
     """The step and the variables of every checkpoint of the run, oldest first.
 
-    One that a training deletes meanwhile is left out, with a warning.
+    One that a training deletes meanwhile is left out, with a warning. Raises UserError for one of
+    another network.
     """
     loader = checkpoint.Checkpointer(found.folder / "checkpoints", read_only=True)
     try:
@@ -58,6 +59,9 @@ def checkpoints(found: Trained) -> Iterator[tuple[int, state.Variables]]:
                 log.warning("The checkpoint of step %d is gone: a training goes on there.", step)
                 continue
             found.task.check_checkpoint(meta)
+            advice = "It is of another network than the others: move it away."
+            folder = loader.directory / str(step)
+            checkpoint.check_shapes(variables, found.variables, folder, advice)
             yield step, variables
     finally:
         loader.close()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from common import errors, sections
-from common.nn import masking, outputs
+from common.nn import marks, masking
 from separation import causal, cue, quality, voice, voicefilter
 
 KINDS = ("causal", "voicefilter", "quality")
@@ -29,7 +29,7 @@ class SeparationNet(nn.Module):
     def setup(self) -> None:
         self.null = self.param("null_cue", nn.initializers.normal(1.0), (self.cue_size,))
         self.speakers = nn.Dense(self.num_speakers, name="speakers") if self.num_speakers else None
-        self.outputs = outputs.Outputs()
+        self.outputs = marks.Outputs()
 
     def cue(self, enrolment: Float[Array, "b n"], lengths: Int[Array, "b"]) -> Float[Array, "b c"]:
         """What the enrolments say; the null cue where there are none (a length of 0)."""

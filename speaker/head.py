@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from common import errors, parallel
-from common.nn import outputs
+from common.nn import marks
 from speaker import margins
 
 # The collection of AdaCos' scale: replicated, saved and restored with the batch statistics.
@@ -203,7 +203,7 @@ class MarginHead(nn.Module):
             )
             scale = state.value
         adapt = train and not initializing
-        embeddings, weights = outputs.Outputs()((embeddings, weights))
+        embeddings, weights = marks.Outputs()((embeddings, weights))
         kwargs = {"bias": bias, "mask": mask, "num_classes": real, "adapt_scale": adapt}
         if self.num_shards > 1 and not initializing:
             result = sharded_margin_loss(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from common import errors, parallel, sections
 from common.audio import frontend
-from common.nn import masking, norm
+from common.nn import marks, masking, norm
 from speaker import ecapa, head, margins, resnet, xvector
 
 KINDS = ("xvector", "resnet", "ecapa")
@@ -79,6 +79,7 @@ class SpeakerNet(nn.Module):
     def setup(self) -> None:
         if self.running_mean:
             self.centre = norm.RunningMean(axis_name=parallel.AXIS)
+        self.marked = marks.Features()
         self.head = head.MarginHead(self.loss, self.num_classes, self.num_shards)
 
     def embed(
@@ -121,7 +122,7 @@ class SpeakerNet(nn.Module):
             features = masking.zero_padding(inputs, lengths)
             return frontend.normalized(features, lengths, self.front_end.normalize), lengths
         audio = masking.zero_padding(inputs[:, :, None], lengths)[:, :, 0]
-        return frontend.log_mel(audio, lengths, self.front_end)
+        return self.marked(frontend.log_mel(audio, lengths, self.front_end))
 
     def __call__(
         self,

@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from common.nn import conv2d, masking, norm
+from common import sections
+from common.nn import masking, residual
 from speaker import layers, pooling
 
 # Blocks of each stage, and whether they are bottlenecks.
@@ -25,7 +26,6 @@ DEPTHS = {
     221: ((6, 16, 48, 3), True),
     293: ((10, 20, 64, 3), True),
 }
-EXPANSION = 4  # a bottleneck's output channels over its width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,10 @@ class ResNetConfig:
         pooling.check(self.pooling, self.deviation)
 
     @property
+    def blocks(self) -> residual.BlockConfig:
+        return sections.build(residual.BlockConfig, dataclasses.asdict(self))
+
+    @property
     def reduction(self) -> int:
         """Input frames (and features) per output frame (and frequency)."""
         return 2 ** (len(self.num_blocks) - 1)
@@ -85,64 +89,6 @@ def resnet(depth: int, width: int = 32, **options: Any) -> ResNetConfig:
     num_blocks, bottleneck = DEPTHS[depth]
     widths = tuple(width * 2**stage for stage in range(len(num_blocks)))
     return ResNetConfig(num_blocks, widths, bottleneck, **options)
-
-
-class NormalizedConv(nn.Module):
-    """BN(conv(x)), the statistics over true frames and all frequencies."""
-
-    config: ResNetConfig
-    features: int
-    kernel_size: int = 3
-    stride: int = 1
-    last: bool = False  # of a block: starts at 0 if the configuration wants it
-
-    @nn.compact
-    def __call__(self, x: Array, frames: Array, *, train: bool) -> Array:
-        """`frames` is the mask of the output, `[b, n, 1]`."""
-        config = self.config
-        taps = self.kernel_size, self.kernel_size
-        x = conv2d.Conv2D(self.features, taps, self.stride, dtype=config.dtype, name="conv")(x)
-        zero = self.last and config.zero_init_residual
-        batch_norm = norm.MaskedBatchNorm(
-            config.norm_momentum,
-            config.norm_epsilon,
-            config.axis_name,
-            scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
-            name="norm",
-        )
-        return batch_norm(x, frames, train=train)
-
-
-class Block(nn.Module):
-    """relu(F(x) + shortcut(x)): two 3x3 convolutions, or 1x1, 3x3, 1x1 (figure 5 of the paper).
-
-    The stride is that of the first 3x3 convolution. The shortcut is the identity where shapes
-    agree, else a 1x1 convolution with that stride.
-    """
-
-    config: ResNetConfig
-    width: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: Array, before: Array, after: Array, *, train: bool) -> Array:
-        """`before` and `after` are the masks of input and output frames."""
-        config, features = self.config, self.width * (EXPANSION if self.config.bottleneck else 1)
-        if config.bottleneck:
-            rows = ((self.width, 1, 1), (self.width, 3, self.stride), (features, 1, 1))
-        else:
-            rows = ((features, 3, self.stride), (features, 3, 1))
-        y, mask = x, before
-        for i, (channels, kernel_size, stride) in enumerate(rows):
-            last = i == len(rows) - 1
-            mask = after if kernel_size == 3 else mask  # the first 3x3 has the stride
-            layer = NormalizedConv(config, channels, kernel_size, stride, last, name=f"conv{i + 1}")
-            y = layer(y, mask, train=train)
-            y = y if last else nn.relu(y)
-        if self.stride != 1 or x.shape[-1] != features:
-            shortcut = NormalizedConv(config, features, 1, self.stride, name="shortcut")
-            x = shortcut(x, after, train=train)
-        return nn.relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -176,7 +122,7 @@ class ResNet(nn.Module):
         # From here on x is 0 beyond its true ends: normalisation multiplies with the mask, ReLU and
         # sums map 0 to 0. So no convolution has to mask its input.
         frames = masking.float_mask(lengths, x.shape[1])[..., None]
-        stem = NormalizedConv(config, config.widths[0], name="stem")
+        stem = residual.NormalizedConv(config.blocks, config.widths[0], name="stem")
         x = nn.relu(stem(x, frames, train=train))
         for stage, (num_blocks, width) in enumerate(zip(config.num_blocks, config.widths)):
             for i in range(num_blocks):
@@ -184,7 +130,9 @@ class ResNet(nn.Module):
                 if stride > 1:
                     lengths = masking.conv_lengths(lengths, stride)
                     frames = masking.float_mask(lengths, -(-x.shape[1] // stride))[..., None]
-                block = Block(config, width, stride, name=f"stage{stage + 1}_block{i + 1}")
+                block = residual.Block(
+                    config.blocks, width, stride, name=f"stage{stage + 1}_block{i + 1}"
+                )
                 x = block(x, before, frames, train=train)
         pool = pooling.Pooling(
             config.pooling,

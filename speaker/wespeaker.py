@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from common import app, checkpoint, errors, files, torch_file, workdir
 from common import state as state_lib
 from common.data import classes
+from common.nn import residual
 from speaker import model, resnet, settings, task
 
 # In place of the training speakers. No recording's speaker has this name.
@@ -194,7 +195,7 @@ def _correspondence(
                 modules[f"{ours}/shortcut/conv"] = f"{theirs}.shortcut.0"
                 modules[f"{ours}/shortcut/norm"] = f"{theirs}.shortcut.1"
         # Pooled are [channels, frequencies] there, [frequencies, channels] here.
-        channels = net.channels * 8 * (resnet.EXPANSION if bottleneck else 1)
+        channels = net.channels * 8 * (residual.EXPANSION if bottleneck else 1)
         shape = (channels, -(-config.features.num_mels // 8))
         order = np.arange(shape[0] * shape[1]).reshape(shape).T.ravel()
         both = np.concatenate([order, order + len(order)])

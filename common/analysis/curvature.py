@@ -1,8 +1,7 @@
 """The curvature of a loss: products with its Hessian, ends of the spectrum, trace, density.
 
-Lanczos is matfree's (Kraemer et al. 2024), with full reorthogonalisation. Vectors are flat here, of
-all parameters in the order of `jax.flatten_util.ravel_pytree`. Everything is pure and is compiled
-by its callers with variables and data as arguments.
+Vectors are flat here, of all parameters in the order of `jax.flatten_util.ravel_pytree`. Everything
+is pure and is compiled by its callers with variables and data as arguments.
 """
 
 import functools
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
-from matfree import decomp
 
 from common import errors, metrics, state
 from common.analysis import objective as objective_lib
@@ -68,7 +66,7 @@ class Flat(NamedTuple):
         return sum(term.weight * term.total / counts[name] for name, term in terms.items())
 
     def outputs(self, vector: Float[Array, "n"], batch: Any) -> Any:
-        """What the network gives to the loss (`nn.outputs`)."""
+        """What the network gives to the loss (`nn.marks`)."""
         return self.objective.batch_outputs(self._with(vector), batch)
 
     def share_of_outputs(
@@ -103,7 +101,7 @@ def hessian(flat: Flat) -> Product:
 def gauss_newton(flat: Flat) -> Product:
     """v -> J' L'' J v: the Hessian of the loss with the network linearised (Schraudolph 2002).
 
-    J is the derivative of what passes the mark `nn.outputs.Outputs`, L the loss of that. It has no
+    J is the derivative of what passes the mark `nn.marks.Outputs`, L the loss of that. It has no
     negative eigenvalue where L is convex (softmax of logits, squares). Those of CTC and of a
     transducer are not, as they sum over alignments; nor is a product of two marked factors.
     """
@@ -115,7 +113,7 @@ def gauss_newton(flat: Flat) -> Product:
             loss = functools.partial(flat.share_of_outputs, batch=batch, counts=counts)
             found, pull = jax.vjp(network, vector)
             if not found:
-                raise errors.UserError("--gauss_newton: the network marks no outputs (nn.outputs).")
+                raise errors.UserError("--gauss_newton: the network marks no outputs (nn.marks).")
             # J v as the transpose of u -> J' u: layers with a gradient of their own have no jvp.
             _, push = jax.vjp(lambda u: pull(u)[0], found)
             (moved,) = push(v)
@@ -127,16 +125,46 @@ def gauss_newton(flat: Flat) -> Product:
     return product
 
 
-def _factored(product: Product, start: Float[Array, "n"], steps: int) -> Any:
-    """matfree's, in all of float32 on every device; the product keeps its own precision."""
+class _Tridiagonal(NamedTuple):
+    """Orthonormal rows, and the diagonals of the matrix in their terms; `below[-1]` is the
+    coupling to what is not in the basis."""
+
+    basis: Float[Array, "m n"]
+    diagonal: Float[Array, "m"]
+    below: Float[Array, "m"]
+
+
+def _tridiagonal(product: Product, start: Float[Array, "n"], steps: int) -> _Tridiagonal:
+    """Lanczos with full reorthogonalisation (Golub and Van Loan 2013, sections 10.1 and 10.3).
+
+    After the recurrence of three terms what a vector has of the older ones is rounding error, so
+    that one pass over the basis takes it away. Its vectors are rows: a pass then runs along memory,
+    which is what steps cost beside products. All in float32 on every device (in TF32 vectors are
+    not at right angles); the product keeps its own precision.
+    """
     before = jax.config.jax_default_matmul_precision
 
-    def own(v: Float[Array, "n"]) -> Float[Array, "n"]:
+    def step(i: Array, carry: tuple) -> tuple:
+        found, v, last, coupling = carry
+        basis = found.basis.at[i].set(v)
         with jax.default_matmul_precision(before):
-            return product(v)
+            w = product(v)
+        w -= coupling * last
+        along = w @ v
+        w -= along * v
+        w -= (basis @ w) @ basis
+        coupling = jnp.linalg.norm(w)
+        found = _Tridiagonal(
+            basis, found.diagonal.at[i].set(along), found.below.at[i].set(coupling)
+        )
+        return found, w / coupling, v, coupling
 
-    with jax.default_matmul_precision("highest"):  # in TF32 vectors are not at right angles
-        return decomp.hessenberg(steps, reortho="full", custom_vjp=False)(own, start)
+    with jax.default_matmul_precision("highest"):
+        v = start / jnp.linalg.norm(start)
+        zeros = jnp.zeros(steps, v.dtype)
+        empty = _Tridiagonal(jnp.zeros((steps, v.size), v.dtype), zeros, zeros)
+        begin = empty, v, jnp.zeros_like(v), jnp.zeros((), v.dtype)
+        return jax.lax.fori_loop(0, steps, step, begin)[0]
 
 
 class _Krylov(NamedTuple):
@@ -156,14 +184,13 @@ def _lanczos(product: Product, start: Float[Array, "n"], steps: int) -> _Krylov:
     is rounding error: normalised, it is no new direction but one that there is already, or NaN, and
     the tridiagonal matrix with it has eigenvalues of its own (70 for the identity).
     """
-    basis, small, rest, _ = _factored(product, start, steps)
+    basis, along, couplings = _tridiagonal(product, start, steps)
     angles = jnp.matmul(basis, basis.T, precision="highest")
     overlap = jnp.max(jnp.abs(jnp.tril(angles, -1)), axis=1)
     new = overlap < jnp.sqrt(jnp.finfo(start.dtype).eps)  # False for NaN
     alive = jnp.cumprod(new.at[0].set(True)).astype(bool)
     count = jnp.sum(alive)
-    couplings = jnp.append(jnp.diagonal(small, -1), jnp.linalg.norm(rest))
-    diagonal = jnp.where(alive, jnp.diagonal(small), 0.0)
+    diagonal = jnp.where(alive, along, 0.0)
     beside = jnp.where(alive[1:], couplings[:-1], 0.0)
     # Beyond all eigenvalues, so that those that do not count come last.
     size = jnp.maximum(jnp.max(jnp.abs(diagonal)), jnp.max(beside, initial=0.0))

@@ -37,7 +37,8 @@ def make_program(objective: objective_lib.Objective, mesh: Mesh) -> Callable:
     """(parameters, directions, model state, data, points [n, d]) -> name -> [n], compiled.
 
     The points lie over the devices, each of which has all the data: a device goes through its
-    points, and at each through the batches, without the host. Names: "loss", its terms, and what
+    points, and at each through the batches, without the host; features that no parameters change
+    are computed once. Names: "loss", its terms, and what
     the task's loss counts beside ("accuracy").
     """
     work = objective.task.work_metric
@@ -49,6 +50,8 @@ def make_program(objective: objective_lib.Objective, mesh: Mesh) -> Callable:
         data: objective_lib.Data,
         points: Float[Array, "n d"],
     ) -> dict[str, Array]:
+        data = objective.with_features({**model_state, "params": origin}, data)
+
         def one(point: Float[Array, "d"]) -> dict[str, Array]:
             variables = {**model_state, "params": at(origin, directions, point)}
             terms, sums = objective.sums(variables, data)

@@ -265,14 +265,18 @@ def _over(
     name: str,
     at: Callable[[np.ndarray], Mapping[str, float]],
 ) -> None:
-    """Puts what `at` finds at some of the points into the grid, `name` among it."""
+    """Puts what `at` finds at some of the points into the grid, `name` among it.
+
+    NaN is for points to come: what is no number there is kept as infinity.
+    """
     places = grid.coarse(plane.axes, count)
     kept = known.values.get(name, np.full(len(known.points), np.nan))
-    todo = [place for place in places if not np.isfinite(kept[place])]
+    todo = [place for place in places if np.isnan(kept[place])]
     log.info("%s at %d points.", _WORDS.get(name, name), len(todo))
     with it.opened.writer.progress(len(todo)) as bar:
         for number, place in enumerate(todo):
             for key, value in at(np.float32(known.points[place])).items():
+                value = np.inf if np.isnan(value) else value
                 known.values.setdefault(key, np.full(len(known.points), np.nan))[place] = value
             if jax.process_index() == 0:
                 known.save()
@@ -282,6 +286,11 @@ def _over(
                     f"stopped by {signal}: {number + 1} of {len(todo)} points are in {known.path}. "
                     "The same command goes on."
                 )
+    if failed := int(np.sum(np.isinf(known.values[name][places]))):
+        log.warning(
+            "%s is no number at %d of %d points; they stay white.",
+            *(_WORDS.get(name, name), failed, len(places)),
+        )
 
 
 def _measure(

@@ -65,6 +65,11 @@ def _title(
     return text
 
 
+def _numbers(values: np.ndarray) -> np.ndarray:
+    """NaN where a metric was no number, which a grid keeps as infinity."""
+    return np.where(np.isinf(values), np.nan, values)
+
+
 def _lines(
     folder: pathlib.Path,
     plane: planes.Plane,
@@ -83,7 +88,7 @@ def _lines(
         curves = {}
         for step, known in grids.items():
             if value in known.values:
-                curves[f"step {step}"] = known.values[value]
+                curves[f"step {step}"] = _numbers(known.values[value])
         seen = np.concatenate([np.zeros(0), *(x[np.isfinite(x)] for x in curves.values())])
         if not seen.size:
             continue
@@ -154,10 +159,12 @@ def _coarse(
 ) -> None:
     cut = {}
     for step, known in grids.items():
-        surface = known.surface(name)
+        surface = _numbers(known.surface(name))
         rows, columns = (np.flatnonzero(np.isfinite(surface).any(axis=k)) for k in (1, 0))
         cut[step] = surface[np.ix_(rows, columns)], (plane.axes[0][rows], plane.axes[1][columns])
     every = np.concatenate([surface.ravel() for surface, _ in cut.values()])
+    if not np.isfinite(every).any():
+        return
     for step, (surface, axes) in cut.items():
         figure = surfaces.coarse(
             surface,

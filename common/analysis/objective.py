@@ -21,12 +21,13 @@ from jaxtyping import Array, Float
 
 from common import errors, metrics, parallel, state
 from common.data import buckets, pipeline
-from common.nn import norm, outputs
+from common.nn import marks, norm
 from common.task import Batch, Metrics, Task
 
 log = logging.getLogger(__name__)
 
 SHAPES = 3  # of repacked batches: each is compiled
+_FEATURES = "features of the front end"  # in batches
 TRAIN = "train"  # the name of the first batches of training, among the splits
 
 
@@ -176,10 +177,10 @@ class Objective:
         return _alone(loss)(variables, batch)
 
     def batch_outputs(self, variables: state.Variables, batch: Batch) -> list[Any]:
-        """What the network gives to the loss (`nn.outputs`), with running averages."""
+        """What the network gives to the loss (`nn.marks`), with running averages."""
 
         def network(variables: state.Variables, batch: Batch) -> list[Any]:
-            with outputs.captured() as found:
+            with marks.captured(marks.Outputs) as found:
                 self._loss(variables, batch)
             return found
 
@@ -191,7 +192,7 @@ class Objective:
         """The terms of the loss of these outputs."""
 
         def loss(variables: state.Variables, batch: Batch, found: list[Any]) -> Any:
-            with outputs.given(found):
+            with marks.given(marks.Outputs, found):
                 return self._loss(variables, batch)[0]
 
         return _alone(loss)(variables, batch, found)
@@ -199,7 +200,26 @@ class Objective:
     def _loss(self, variables: state.Variables, batch: Batch) -> Any:
         key = state.stream_key(self.seed, "analysis", self.step)
         batch = {**batch, "row": jnp.arange(batch["mask"].shape[0], dtype=jnp.int32)}
-        return self.task.loss(variables, batch, key, jnp.int32(self.step), train=False)
+        with contextlib.ExitStack() as stack:
+            if features := batch.pop(_FEATURES, None):
+                stack.enter_context(marks.given(marks.Features, features))
+            return self.task.loss(variables, batch, key, jnp.int32(self.step), train=False)
+
+    def with_features(self, variables: state.Variables, data: Data) -> Data:
+        """The data with what front ends without parameters make of them (`nn.marks.Features`).
+
+        For many losses of the same data: it is then not computed at each.
+        """
+
+        def features(variables: state.Variables, batch: Batch) -> list[Any]:
+            with marks.captured(marks.Features) as found:
+                self._loss(variables, batch)
+            return found
+
+        def one(batch: Batch) -> Batch:
+            return {**batch, _FEATURES: _alone(features)(variables, batch)}
+
+        return Data(tuple(jax.lax.map(one, group) for group in data.groups))
 
     def sums(
         self, variables: state.Variables, data: Data

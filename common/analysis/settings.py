@@ -29,7 +29,9 @@ class LandscapeOptions:
     batches: int = option(0, "how many of the split; 0: all", least=0)
     to: int = option(-1, "with --along=between: the step of the other checkpoint (-1: the first)")
     film: bool = option(False, "the same plane around every checkpoint of the run")
-    metric_points: int = option(0, "on each axis, for the task's own metric; 0: none")
+    metric_points: int = option(
+        0, "on each axis, for the task's own metric (running averages or recalibrated); 0: none"
+    )
     curvature_points: int = option(0, "on each axis, for |least / largest eigenvalue|; 0: none")
     seed: int = option(0, "of random directions", least=0)
     name: str = option("", "of the folder in analysis/ (default: by --along and --dims)")

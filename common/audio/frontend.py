@@ -123,7 +123,7 @@ def log_mel(
     if config.compat == "kaldi":
         features, frame_lengths = kaldi.fbank(audio, lengths, config.kaldi())
     else:
-        audio = _emphasised(audio.astype(jnp.float32), lengths, config.preemphasis)
+        audio = emphasised(audio.astype(jnp.float32), lengths, config.preemphasis)
         frames = framing.frame(
             audio,
             window_size=config.window_size,
@@ -189,7 +189,7 @@ def normalized(
     return masking.zero_padding(features, lengths)
 
 
-def _emphasised(
+def emphasised(
     audio: Float[Array, "b t"], lengths: Int[Array, "b"], coefficient: float
 ) -> Float[Array, "b t"]:
     """`y[n] = x[n] - c x[n-1]` over the true samples, zeros beyond; `x[-1] = x[0]`, no click."""

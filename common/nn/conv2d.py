@@ -182,6 +182,10 @@ def three_by_three(
     return y[:, :num_frames, :num_bins]
 
 
+# He et al. (2015), equation 14: the variance of the gradients is kept through ReLUs.
+KEEP_GRADIENTS = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
 class Conv2D(nn.Module):
     """A convolution of `taps` in time and frequency; see the head of this file."""
 
@@ -191,13 +195,12 @@ class Conv2D(nn.Module):
     dilation: int = 1  # of the taps in time
     use_bias: bool = False
     dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = KEEP_GRADIENTS
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l f c"]) -> Float[Array, "b n g d"]:
-        # He et al. (2015), equation 14: the variance of the gradients is kept through ReLUs.
-        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         shape = (*self.taps, x.shape[-1], self.features)
-        kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         y = conv2d(x.astype(self.dtype), kernel, self.stride, self.dilation)
         if not self.use_bias:
             return y

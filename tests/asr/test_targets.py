@@ -9,7 +9,7 @@ import pytest
 
 from asr import task as asr_task
 from common import errors, parallel
-from common.analysis import attribution, explaining, recordings
+from common.analysis import attribution, explaining, objective, recordings
 from tests.asr import test_task as tones
 
 ROWS = 8
@@ -64,6 +64,24 @@ def check_linearity(task, variables, first, second, batch, name="log_mel"):
     scale = np.abs(f).max() + np.abs(g).max()
     assert min(np.abs(f).max(), np.abs(g).max()) > 0
     np.testing.assert_allclose(mixed, 2 * f - g, atol=2e-5 * scale)
+
+
+def test_features_that_no_parameters_change_stand_in_for_the_audio(task, variables):
+    """The loss with them is the same, at other parameters too, and does not read the audio."""
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    data = objective.collect([tones.make_batch(task.tokenizer, rows=(4, 7))], mesh)
+    goal = objective.Objective(task, 0, 0)
+    given = jax.jit(lambda *args: goal.with_features(*args))(variables, data)
+    (group,) = given.groups
+    silent = objective.Data(({**group, "audio": jnp.zeros_like(group["audio"])},))
+    moved = {**variables, "params": jax.tree.map(lambda x: 1.1 * x, variables["params"])}
+    loss = jax.jit(lambda *args: goal(*args))
+    wanted = float(loss(moved, data))
+    assert float(loss(moved, silent)) == pytest.approx(wanted, rel=1e-6)
+    without = objective.Data(
+        tuple({**one, "audio": jnp.zeros_like(one["audio"])} for one in data.groups)
+    )
+    assert float(loss(moved, without)) != pytest.approx(wanted, rel=1e-3)
 
 
 def test_it_is_linear(task, variables, batch):

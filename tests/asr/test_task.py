@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asr import data
+from asr import data, model
 from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
 from common import checkpoint, errors, evaluation, flops, metrics, parallel, trainer, workdir
@@ -385,11 +385,30 @@ def test_it_learns_eight_utterances_by_heart(tmp_path, loss):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"features.kind": "learned", "augment.warps": (0.8, 1.25)}, "needs mel bands"),
+        (
+            {"features.kind": "learned", "features.start": "random", "augment.warps": (0.8, 1.25)},
+            "needs bands in the order of their frequencies",
+        ),
         ({"augment.warps": (0.8,)}, "lowest and the highest"),
         ({"augment.warps": (1.25, 0.8)}, "lowest and the highest"),
         ({"features.rank": 24}, "features: rank=24 has no effect with kind='log_mel'"),
         ({"features.pooling": 2}, "features: pooling=2 has no effect with kind='log_mel'"),
+        ({"features.rate": 0.1}, "features: rate=0.1 has no effect with kind='log_mel'"),
+        ({"features.compat": "kaldi", "features.floor": 1e-5}, "no effect with compat='kaldi'"),
+        (
+            {
+                "features.kind": "learned",
+                "features.filters": "max_pooled",
+                "features.compression": "pcen",
+            },
+            "compression='pcen' has no effect with filters='max_pooled'",
+        ),
+        (
+            {"features.kind": "learned", "features.rate": 0.0, "features.frozen_steps": 9},
+            "frozen_steps=9 has no effect with rate=0.0",
+        ),
+        ({"features.kind": "learned", "features.rate": -1.0}, "cannot be negative"),
+        ({"features.kind": "learned", "features.filter_ms": 30.0}, "exceed the window of 400"),
         ({"features.normalize": "batch"}, "features: normalize='batch'"),
         (
             {"features.kind": "learned", "features.compat": "kaldi"},
@@ -416,11 +435,45 @@ def test_a_filter_bank_of_an_older_version_is_not_taken_for_one_of_this(tmp_path
     meta = task.checkpoint_meta()
     task.check_checkpoint(meta)
     old = {"tokenizer": meta["tokenizer"]}
-    with pytest.raises(errors.UserError, match='"pooling": 1 and "normalize": "batch"'):
-        task.check_checkpoint(old)
-    config.features.update({"pooling": 1, "normalize": "batch"})
-    task_of(config, tmp_path).check_checkpoint(old)
+    for meta in (old, {**old, "pools_energies": True}):
+        with pytest.raises(errors.UserError, match=r"of an older version.*: train anew"):
+            task.check_checkpoint(meta)
     make_task(tmp_path).check_checkpoint(old)
+
+
+@pytest.mark.parametrize("rank", [0, 12])
+def test_the_filters_have_a_rate_of_their_own(tmp_path, rank):
+    """Frozen they stay to the bit; the widths beside them and the encoder move."""
+    config = quickstart.get_config("debug")
+    features = {"kind": "learned", "pool": "learned", "rank": rank, "num_mels": 40}
+    config.features.update({**features, "rate": 0.5, "frozen_steps": 2})
+    config.optimizer.warmup_steps = 1
+    task = task_of(config, tmp_path)
+    params = jax.jit(task.init)(jax.random.key(0))["params"]
+    gradients = jax.tree.map(jnp.ones_like, params)
+    tx, state = task.optimizer.tx, task.optimizer.tx.init(params)
+    step = jax.jit(tx.update)
+    for i in range(4):
+        updates, state = step(gradients, state, params)
+        bank = updates["filterbank"]
+        rates = {name: float(jnp.abs(update).max()) for name, update in bank.items()}
+        width = rates.pop("width")
+        assert (width > 0) == (i > 0)
+        for rate in rates.values():
+            if i < 2:
+                assert rate == 0.0
+            else:
+                # Weight decay, of matrices alone, is 1e-3 of the step here at most.
+                assert rate == pytest.approx(0.5 * width, rel=0.02)
+
+
+def test_warps_behind_the_bank_have_the_bands_of_log_mel(tmp_path):
+    config = quickstart.get_config("debug")
+    bands = model.front_end_config(config).centres_hz()
+    config.features.kind = "learned"
+    config.augment.warps = (0.8, 1.25)
+    task = task_of(config, tmp_path)
+    np.testing.assert_allclose(task.model.front_end.centres_hz(), bands)
 
 
 @pytest.mark.parametrize("kind", ["log_mel", "learned"])

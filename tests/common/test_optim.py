@@ -135,6 +135,18 @@ def test_rate_factors_name_what_there_is(problem):
         tx.init(problem[0])
 
 
+def test_a_part_begins_late(problem):
+    """Before its first step it stays; then its moments are those of all gradients so far."""
+    params, gradients = problem
+    late = run(config(rate_factors=(("head", 1.0, 3),)), params, gradients)
+    always = run(config(), params, gradients)
+    before = run(config(), params, gradients[:3])
+    np.testing.assert_array_equal(late["body"]["kernel"], always["body"]["kernel"])
+    last = always["head"]["weights"] - before["head"]["weights"]
+    np.testing.assert_allclose(late["head"]["weights"], params["head"]["weights"] + last, atol=1e-5)
+    assert float(jnp.abs(last).max()) > 1e-4
+
+
 def test_a_group_is_optimized_as_if_it_were_alone(problem):
     """And one whose gradients do not come in a call does not move, nor its moments or schedule."""
     params, gradients = problem

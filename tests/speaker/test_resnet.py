@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.nn import conv2d
+from common.nn import conv2d, residual
 from speaker import resnet
 from tests.speaker import encoders
 
@@ -35,7 +35,7 @@ def test_published_counts():
 
 
 def test_zero_init_makes_blocks_their_shortcuts():
-    block = resnet.Block(SMALL, 4, 1)
+    block = residual.Block(SMALL.blocks, 4, 1)
     x, frames = jax.random.normal(jax.random.key(0), (1, 5, 6, 4)), jnp.ones((1, 5, 1))
     variables = block.init(jax.random.key(1), x, frames, frames, train=False)
     y = block.apply(variables, x, frames, frames, train=False)
@@ -58,7 +58,7 @@ def naive_conv(x, kernel, stride):
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_block_against_numpy(bottleneck):
     """A row of 7 of 9 frames and 5 frequencies through a block of stride 2."""
-    block = resnet.Block(dataclasses.replace(SMALL, bottleneck=bottleneck), 3, 2)
+    block = residual.Block(dataclasses.replace(SMALL.blocks, bottleneck=bottleneck), 3, 2)
     row = np.random.default_rng(0).standard_normal((7, 5, 4)).astype(np.float32)
     x = jnp.pad(jnp.asarray(row)[None], ((0, 0), (0, 2), (0, 0), (0, 0)))
     before = (jnp.arange(9) < 7).astype(jnp.float32).reshape(1, 9, 1)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from matfree import decomp
 from scipy import stats
 
 from common import metrics, parallel
 from common.analysis import curvature, objective
-from common.nn import outputs
+from common.nn import marks
 from tests.common import toy
 
 N, D, C = 12, 3, 4  # rows of a batch, features, classes
@@ -33,7 +34,7 @@ class Net(nn.Module):
     def __call__(self, x):
         if self.hidden:
             x = jnp.tanh(nn.Dense(self.hidden)(x))
-        return outputs.Outputs()(nn.Dense(self.outputs, use_bias=False)(x))
+        return marks.Outputs()(nn.Dense(self.outputs, use_bias=False)(x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +227,21 @@ def test_ends_of_a_large_spectrum_and_their_residuals():
         assert gap == pytest.approx(float(residual), rel=1e-2, abs=1e-3)
     with pytest.raises(ValueError, match="2 x 4 eigenvalues of 6 steps"):
         curvature.ends(lambda v: a @ v, start, steps=6, top=4)
+
+
+def test_the_steps_are_those_of_another_lanczos():
+    """matfree's, which is an Arnoldi iteration with two passes of Gram and Schmidt."""
+    a = symmetric(np.concatenate([10.0 ** np.linspace(2, -2, 40), np.linspace(-1, 1, 160)]))
+    start = curvature.signs(jax.random.key(0), 200, jnp.float32)
+    ours = curvature._tridiagonal(lambda v: a @ v, start, 60)
+    theirs = decomp.tridiag_sym(60, reortho="full")(lambda v: a @ v, start)
+    np.testing.assert_allclose(ours.basis @ ours.basis.T, np.eye(60), atol=1e-5)
+    exact = np.linalg.eigvalsh(theirs.J_small)
+    small = np.diag(ours.diagonal) + np.diag(ours.below[:-1], 1) + np.diag(ours.below[:-1], -1)
+    np.testing.assert_allclose(np.linalg.eigvalsh(small)[-8:], exact[-8:], rtol=1e-5)
+    rest = a @ ours.basis[-1] - ours.diagonal[-1] * ours.basis[-1]
+    rest -= ours.below[-2] * ours.basis[-2]
+    np.testing.assert_allclose(ours.below[-1], jnp.linalg.norm(rest), rtol=1e-3)
 
 
 @pytest.mark.parametrize("double", [False, True])

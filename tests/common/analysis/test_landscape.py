@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from common import errors, metrics, parallel, trained
+from common import checkpoint, errors, metrics, parallel, trained
 from common.analysis import directions, grid, landscape, objective, planes
 from common.analysis.settings import LandscapeOptions
 from common.nn import norm
@@ -301,6 +301,41 @@ def test_other_lines_and_planes(workdir, tmp_path, caplog, options, text):
 def test_flags_that_cannot_be(workdir, options, message):
     with pytest.raises(errors.UserError, match=message):
         run(workdir, **options)
+
+
+def test_a_checkpoint_of_another_network_among_the_others(workdir, tmp_path):
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    task = toy.ToyTask(toy.make_config())
+    variables = task.init(jax.random.key(0))
+    narrow = {**variables["params"], "Dense_0": {"kernel": jnp.zeros((toy.DIM, 5))}}
+    saver = checkpoint.Checkpointer(tmp_path / "checkpoints", keep_last=9)
+    train_state = task.create_state({**variables, "params": narrow})
+    placed = parallel.place(train_state, parallel.make_mesh())
+    saver.save(23, placed, None, {**task.checkpoint_meta(), "evaluated": -1}, None)
+    saver.close()
+    with pytest.raises(errors.UserError, match=r"(?s)23 do not fit.*Dense_0.*of another network"):
+        run(tmp_path, points=3, film=True)
+
+
+def test_a_metric_that_is_no_number_is_not_computed_again(workdir, tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    evaluate, calls = landscape.evaluation.evaluate, []
+
+    def without(*args):
+        found = evaluate(*args)
+        calls.append(found)
+        if len(calls) == 2:
+            found.scalars["error"] = float("nan")
+        return found
+
+    monkeypatch.setattr(landscape.evaluation, "evaluate", without)
+    for dims in (1, 2):
+        calls.clear()
+        options = {"points": 3, "dims": dims, "metric_points": 3, "name": f"{tmp_path.name}_{dims}"}
+        run(workdir, **options)
+        assert f"error is no number at 1 of {3**dims} points" in caplog.text
+        run(workdir, **options)
+        assert len(calls) == 3**dims
 
 
 def test_a_folder_without_checkpoints(tmp_path):

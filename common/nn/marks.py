@@ -1,4 +1,4 @@
-"""A mark on what a network gives to its loss, for tools that take the two apart."""
+"""Marks on a network's way from sound to loss, for tools that take its parts apart."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,17 +15,25 @@ class Outputs(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, outputs: Any) -> Any:
-        return outputs
+    def __call__(self, tree: Any) -> Any:
+        return tree
+
+
+class Features(nn.Module):
+    """The identity on what a front end gives that no parameters change."""
+
+    @nn.compact
+    def __call__(self, tree: Any) -> Any:
+        return tree
 
 
 @contextmanager
-def captured() -> Iterator[list[Any]]:
+def captured(mark: type[nn.Module]) -> Iterator[list[Any]]:
     """Within it, what passes the mark is put into the list. One trace: no scan may lie between."""
     found: list[Any] = []
 
     def keep(following: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, Outputs) and context.method_name == "__call__":
+        if isinstance(context.module, mark) and context.method_name == "__call__":
             found.append(args[0])
         return following(*args, **kwargs)
 
@@ -34,12 +42,12 @@ def captured() -> Iterator[list[Any]]:
 
 
 @contextmanager
-def given(outputs: list[Any]) -> Iterator[None]:
+def given(mark: type[nn.Module], trees: list[Any]) -> Iterator[None]:
     """Within it, the mark gives these, in their order, in place of what it is called with."""
-    left = iter(outputs)
+    left = iter(trees)
 
     def put(following: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, Outputs) and context.method_name == "__call__":
+        if isinstance(context.module, mark) and context.method_name == "__call__":
             return next(left)
         return following(*args, **kwargs)
 
