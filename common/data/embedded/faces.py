@@ -11,6 +11,7 @@ same everywhere (+, -, *, /, square roots, comparisons); chance is Python's `ran
 Coordinates: half of a face's width is 1, x to the right, y down, the eyes near y = 0.
 """
 
+import copy
 import dataclasses
 import math
 import random
@@ -219,7 +220,7 @@ class _Canvas:
     """Pixels with their place in face coordinates."""
 
     def __init__(self, window: tuple[float, float, float, float], size: int, channels: int):
-        left, top, right, bottom = window
+        left, top, right, _ = window  # a square
         step = (right - left) / size
         self.per_unit = np.float32(1 / step)
         x = left + step * (np.arange(size, dtype=np.float32) + np.float32(0.5))
@@ -242,6 +243,15 @@ class _Canvas:
     def paint(self, coverage: Float[np.ndarray, "h w"], colour: Sequence[float]) -> None:
         for plane, value in zip(self._pixels, colour):
             plane += coverage * (np.float32(value) - plane)
+
+    def like(self) -> "_Canvas":
+        """Another one at the same place, with nothing on it yet."""
+        other = copy.copy(self)
+        other._pixels = np.empty_like(self._pixels)
+        return other
+
+    def lay(self, coverage: Float[np.ndarray, "h w"], other: "_Canvas") -> None:
+        self._pixels += coverage * (other._pixels - self._pixels)
 
     def shade(self, factor: Float[np.ndarray, "h w"]) -> None:
         self._pixels *= factor
@@ -290,14 +300,16 @@ def _draw_lower(
         np.float32(0.5) * canvas.ellipse(turn, chin - 0.16, 0.17, 0.09, 0.12), colours["shine"]
     )
     if face.beard:
-        ring = canvas.ellipse(0, middle + 0.12 + 0.1 * opening, 0.62, 0.55 + 0.1 * opening, 0.18)
+        ring = canvas.ellipse(0.0, middle + 0.12 + 0.1 * opening, 0.62, 0.55 + 0.1 * opening, 0.18)
         inner = canvas.soft(y - np.float32(middle - 0.28), 0.1)
         canvas.paint(np.float32(0.8) * ring * (1 - inner), colours["beard"])
     base = 0.30 + 0.1 * face.nose
     for side in (-1, 1):
         # From the wings of the nose to beside the mouth: the fold grows with a spread mouth.
-        fold = x - np.float32(side * (0.36 + 0.05 * mouth[1])) - np.float32(side * 0.28) * (
-            y - np.float32(middle - 0.18)
+        fold = (
+            x
+            - np.float32(side * (0.36 + 0.05 * mouth[1]))
+            - np.float32(side * 0.28) * (y - np.float32(middle - 0.18))
         )
         seen = canvas.soft(np.abs(fold) - np.float32(0.01), 0.03) * canvas.soft(
             np.abs(y - np.float32(middle - 0.12)) - np.float32(0.13), 0.1
@@ -329,7 +341,7 @@ def _draw_lips(
     root = np.sqrt(arch)
     mix = np.float32(0.35 + 0.5 * rounding)
     bow = arch + mix * (root - arch)  # round mouths are ellipses, others almonds
-    curve = np.float32((0.05 * (face.mouth_curve - 0.4) + 0.03 * width))
+    curve = np.float32(0.05 * (face.mouth_curve - 0.4) + 0.03 * width)
     line = canvas.y - np.float32(middle) + curve * squares
     cupid = np.maximum(1 - squares * np.float32(30), 0) * np.float32(0.3 * full)
     tops = -np.float32(upper) * bow
@@ -373,12 +385,12 @@ def _draw_all(
     chin, jaw = _chin_y(face, mouth[0]), 0.6 + 0.3 * face.jaw
     canvas.fill(colours["ground"])
     long = 0.2 + 1.3 * face.hair_length
-    back = canvas.ellipse(0, -0.25, 1.14, 1.12)
+    back = canvas.ellipse(0.0, -0.25, 1.14, 1.12)
     fall = canvas.soft(np.abs(x) - np.float32(1.14)) * canvas.soft(
         np.abs(y - np.float32(long / 2 - 0.25)) - np.float32(long / 2)
     )
     canvas.paint(np.maximum(back, fall), colours["hair"])
-    canvas.paint(canvas.ellipse(0, 2.25, 1.5, 0.75), colours["shirt"])
+    canvas.paint(canvas.ellipse(0.0, 2.25, 1.5, 0.75), colours["shirt"])
     neck = canvas.soft(np.abs(x) - np.float32(0.42 + 0.15 * face.jaw)) * canvas.soft(
         np.abs(y - np.float32(1.1)) - np.float32(0.6)
     )
@@ -394,12 +406,11 @@ def _draw_all(
         * np.sqrt(np.maximum(1 - np.square(np.square(np.square(below))), 0)),
     )
     head = canvas.soft(np.abs(x) - half) * canvas.soft(y - np.float32(chin), 0.03)
-    under = _Canvas.__new__(_Canvas)
-    under.__dict__.update(canvas.__dict__)
-    under._pixels = np.empty_like(canvas._pixels)
+    head = head * canvas.soft(np.float32(-1.12) - y)  # above it the half axis is 0, not the head
+    under = canvas.like()
     under.fill(colours["skin"])
     _draw_lower(under, face, colours, mouth, pose)
-    canvas._pixels += head * (under._pixels - canvas._pixels)
+    canvas.lay(head, under)
     apart, size = 0.36 + 0.1 * face.eye_distance, 0.13 + 0.07 * face.eyes
     for side in (-1, 1):
         at = side * apart + turn
@@ -417,7 +428,7 @@ def _draw_all(
         brow = brow * canvas.soft(np.abs(x - np.float32(at)) - np.float32(0.22))
         canvas.paint(np.float32(0.9) * brow, colours["hair"])
         if face.glasses:
-            rim = canvas.ellipse(at, 0, 0.31, 0.25) - canvas.ellipse(at, 0, 0.275, 0.215)
+            rim = canvas.ellipse(at, 0.0, 0.31, 0.25) - canvas.ellipse(at, 0.0, 0.275, 0.215)
             canvas.paint(np.clip(rim, 0, 1), colours["black"])
     if face.glasses:
         bridge = canvas.soft(np.abs(x - np.float32(turn)) - np.float32(apart - 0.28))
@@ -428,8 +439,10 @@ def _draw_all(
     canvas.paint(np.float32(0.45) * ridge, colours["shade"])
     # The fringe leaves the forehead free to one side of the parting.
     part = 1.2 * face.parting - 0.6
-    fringe = np.float32(-0.52) + np.float32(0.22) * np.square(x - np.float32(part)) - np.float32(
-        0.16
-    ) * np.sqrt(np.maximum(1 - np.abs(x - np.float32(part)), 0))
-    top = canvas.ellipse(0, -0.1, 1.1, 1.2) * canvas.soft(y - fringe)
+    fringe = (
+        np.float32(-0.52)
+        + np.float32(0.22) * np.square(x - np.float32(part))
+        - np.float32(0.16) * np.sqrt(np.maximum(1 - np.abs(x - np.float32(part)), 0))
+    )
+    top = canvas.ellipse(0.0, -0.1, 1.1, 1.2) * canvas.soft(y - fringe)
     canvas.paint(top, colours["hair"])

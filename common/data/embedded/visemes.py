@@ -1,4 +1,4 @@
-"""From eSpeak NG's phonemes and their times to a mouth: the shapes that lips take one after another.
+"""From eSpeak NG's phonemes and their times to a mouth: the shapes that lips take in turn.
 
 A shape has five numbers (`SHAPE`): how far the lips are apart (0 closed, 1 wide), how far the
 corners are drawn apart (-1 to 1), how round and protruded they are, how much of the upper teeth and
