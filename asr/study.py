@@ -112,7 +112,10 @@ def stages(config: Any, cell: Cell, args: argparse.Namespace) -> list[Stage]:
 def done(cell: Cell) -> list[str]:
     """The stages that are behind it."""
     path = cell.folder / "study.json"
-    return json.loads(path.read_text())["done"] if path.exists() else []
+    if not path.exists():
+        return []
+    with study_report.reading(path):
+        return json.loads(path.read_text())["done"]
 
 
 class Workers:
@@ -197,7 +200,8 @@ def check(folder: pathlib.Path, args: argparse.Namespace, config: Any) -> None:
     }
     path = folder / "study.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        with study_report.reading(path):
+            before = dict(json.loads(path.read_text()))
         differ = [name for name in about if before.get(name) != json.loads(json.dumps(about))[name]]
         if differ:
             raise errors.UserError(

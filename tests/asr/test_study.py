@@ -163,6 +163,18 @@ def test_one_page_with_all_in_it(folder):
 
 
 @pytest.mark.parametrize(
+    "name", ["study.json", "metrics.jsonl", "analysis/study/30.npz", "analysis/hessian_x.json"]
+)
+def test_a_damaged_file_costs_its_run_alone(folder, name, caplog):
+    path = folder / "rank_1_log_mel.2" / name
+    path.write_bytes(path.read_bytes()[:20])
+    text = study_report.write(folder).read_text()
+    assert f"A run is left out: {path} cannot be read" in text
+    assert f"{path} cannot be read" in caplog.text
+    assert "11 runs of 4 cells" in text
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ((), "says what is trained"),
