@@ -45,13 +45,17 @@ def test_checkpoints_end_with_the_last_step():
 class Workers(study.Workers):
     """Writes what was to be called into a list; one word fails."""
 
-    def __init__(self, fail=""):
+    def __init__(self, fail="", empty=False):
         super().__init__([{}])
-        self.calls, self.fail = [], fail
+        self.calls, self.fail, self.empty = [], fail, empty
 
     def call(self, words, log_file, env):
         self.calls.append(" ".join(words))
         log_file.write_text("first line\nthe reason\n")
+        if "--mode=attribution" in words and not self.empty:
+            table = log_file.parent / "analysis" / "attribution_30_transcript.json"
+            table.parent.mkdir(exist_ok=True)
+            table.write_text("[]")
         return 1 if self.fail and self.fail in self.calls[-1] else 0
 
 
@@ -65,12 +69,14 @@ def test_stages_are_done_once(tmp_path):
     assert len(first.calls) == 3
     assert f"--config={CONFIG}" in first.calls[0]
     assert "--config.encoder.rank=2" in first.calls[0]
-    # A map that does not add up is no failure.
+    # A map that does not add up is no failure, but no map at all is one.
+    problem = study.work(config, cell, arguments(), Workers("--mode=attribution", empty=True))
+    assert problem.startswith("attribution ended with 1:")
     second = Workers(fail="--mode=attribution")
     assert study.work(config, cell, arguments(), second) is None
     names = ["train", "landscape", "hessian_15", "hessian_30", "attribution", "responses"]
     assert study.done(cell) == names
-    assert len(second.calls) == 4
+    assert len(second.calls) == 2
     third = Workers()
     assert study.work(config, cell, arguments(), third) is None
     assert third.calls == []
