@@ -28,11 +28,8 @@ from ml_collections import ConfigDict
 
 from asr import activations, contextnet, filterbank, penalties
 from asr import task as asr_task
-from asr.costs import FRAMES_PER_SECOND as FRAMES_PER_SECOND
 from asr.costs import LayerCost, format_table, layer_costs, measured, norm_cost
-from asr.costs import layer_table as layer_table
 from asr.truncation import LowRankError, decompositions, factorize, merge, settings
-from asr.truncation import choose_ranks as choose_ranks
 from common import (
     app,
     checkpoint,

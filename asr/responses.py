@@ -12,18 +12,20 @@ responses is the frequency response. Into DIR/analysis/: responses_<step>.json, 
 import argparse
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from asr import costs, filterbank
+from asr import contextnet, costs, filterbank
 from asr import task as asr_task
 from common import app, files, parameters, trained
 from common.analysis import figures
+from common.nn import lowrank
 
 POINTS = 129  # of a modulation response, from 0 Hz to half the frame rate
 
@@ -59,11 +61,15 @@ def layer(name: str, filters: Float[np.ndarray, "f k c"], frames_per_second: flo
         weights.mean(axis=0),
         float(np.mean(1 / np.square(weights).sum(axis=1))),
         float(np.mean(energy[:, 0] / whole)),
-        float(np.mean(whole / np.maximum(energy[:, 0], np.finfo(float).tiny))),
+        float(np.mean(lowrank.stable_rank(jnp.asarray(singular)))),
     )
 
 
-def of_encoder(config: Any, params: Mapping[str, Any], frames_per_second: float) -> list[Layer]:
+def of_encoder(
+    config: contextnet.ContextNetConfig,
+    table: Sequence[costs.LayerCost],
+    frames_per_second: float,
+) -> list[Layer]:
     """Every convolution over time and channels, from the first to the last."""
     rates = {}
     for i, block in enumerate(config.blocks):
@@ -71,7 +77,7 @@ def of_encoder(config: Any, params: Mapping[str, Any], frames_per_second: float)
             rates[f"block_{i}/conv_{j}"] = frames_per_second
         frames_per_second /= block.stride
     found = []
-    for cost in costs.layer_costs(config, params):
+    for cost in table:
         name = cost.name.removesuffix("/filter")
         if cost.matrices is not None and name in rates:
             found.append(layer(name, np.asarray(cost.matrices()), rates[name]))
@@ -176,17 +182,14 @@ def _run(args: argparse.Namespace) -> None:
     folder: pathlib.Path = args.workdir.expanduser().resolve()
     found = trained.load(asr_task.PACKAGE, folder, step=args.checkpoint)
     config, params = found.config, jax.device_get(found.variables["params"])
-    layers = of_encoder(
-        found.task.model.encoder_config, params["encoder"], 1000.0 / config.features.hop_ms
-    )
+    encoder, rate = found.task.model.encoder_config, 1000.0 / config.features.hop_ms
+    table = costs.layer_costs(encoder, params["encoder"], rate)
+    layers = of_encoder(encoder, table, rate)
     bank = None
     if "filterbank" in params:
         filters = np.asarray(filterbank.impulse_responses(params["filterbank"]))
         bank = bands(filters, config.data.sample_rate_hz)
     stem = folder / "analysis" / f"responses_{found.step}"
-    table = costs.layer_costs(
-        found.task.model.encoder_config, params["encoder"], 1000.0 / config.features.hop_ms
-    )
     about = {
         "step": found.step,
         "parameters": parameters.count(params),

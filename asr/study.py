@@ -14,6 +14,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from ml_collections import FrozenConfigDict
 
 from asr import study_report, widths
 from common import app, command_line, errors, files, workdir
@@ -76,11 +78,17 @@ def interval(config: Any, checkpoints: int) -> int:
     return max(1, -(-config.total_steps // checkpoints))
 
 
+@functools.cache
+def encoder_settings(config: FrozenConfigDict, form: str, equal: str) -> Mapping[str, Any]:
+    """Those of a form; the search for its widths takes seconds, and cells share it."""
+    if equal == "none":
+        return widths.VARIANTS[form]
+    return widths.settings(widths.of_config(config, form, equal))
+
+
 def settings(config: Any, cell: Cell, equal: str, every: int) -> list[str]:
     """The settings that make the cell of a config. Raises UserError where widths do not go."""
-    encoder: dict[str, Any] = dict(widths.VARIANTS[cell.form])
-    if equal != "none":
-        encoder = widths.settings(widths.of_config(config, cell.form, equal))
+    encoder = encoder_settings(config, cell.form, equal)
     changes = {f"encoder.{name}": value for name, value in encoder.items()}
     changes |= {f"features.{name}": value for name, value in FRONTS[cell.front].items()}
     changes |= {f"{name}_every": every for name in ("checkpoint", "keep", "evaluate")}

@@ -18,7 +18,6 @@ from common import errors, files, parallel, trained, writers
 from common.analysis import (
     attribution,
     attribution_figures,
-    directions,
     explaining,
     figures,
     judging,
@@ -183,7 +182,6 @@ def _film(
     """The maps of every checkpoint, in one colour range, of what the chosen checkpoint decided."""
     maps, made = {}, setup.explainer
     for step, variables in trained.checkpoints(loaded):
-        directions.check_same_network(variables["params"], loaded.variables["params"])
         maps[step] = setup.maps(variables)
     if len(maps) < 2:
         log.warning("A film of one checkpoint stands still (config.keep_every keeps more).")

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from asr import contextnet, lowrank, settings
+from asr import contextnet, costs, settings
 from asr import model as asr_model
 
 SMALL = ((1, 16, 1), (2, 16, 2), (2, 24, 2))
@@ -52,7 +52,7 @@ def test_parameters_and_macs_of_the_published_sizes(alpha, encoder, gmacs):
     assert count == encoder
     assert config.reduction == 8
     assert (
-        round(sum(c.macs_per_second for c in lowrank.layer_costs(config, params)) / 1e9, 2) == gmacs
+        round(sum(c.macs_per_second for c in costs.layer_costs(config, params)) / 1e9, 2) == gmacs
     )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asr import contextnet, lowrank
+from asr import contextnet, costs, truncation
 
 TABLE = ((1, 16, 1), (2, 24, 2))
 
@@ -40,24 +40,24 @@ def encode(config, params, variables, batch):
 )
 def test_table_adds_up(batch, options):
     config, variables = trained(batch, **options)
-    table = lowrank.layer_table(config, variables["params"])
+    table = costs.layer_table(config, variables["params"])
     total = contextnet.count_parameters(variables["params"])
     assert sum(row.parameters for row in table) == total
-    macs = sum(c.macs_per_second for c in lowrank.layer_costs(config, variables["params"]))
+    macs = sum(c.macs_per_second for c in costs.layer_costs(config, variables["params"]))
     assert sum(row.macs_per_second for row in table) == pytest.approx(macs)
     for row in table:
         if row.stable_rank is not None:
             assert 1.0 <= row.stable_rank <= row.entropy_rank + 1e-3 <= row.rank + 2e-3
-    text = lowrank.format_table(table)
+    text = costs.format_table(table)
     assert text.splitlines()[-1] == f"total: {total:,d} parameters, {macs / 1e9:.3f} GMAC/s"
 
 
 def test_rank_fraction_gives_the_configured_shapes(batch):
     config, variables = trained(batch)
-    new, params = lowrank.factorize(config, variables["params"], rank_fraction=0.25)
+    new, params = truncation.factorize(config, variables["params"], rank_fraction=0.25)
     _, expected = trained(batch, pointwise_rank_fraction=0.25)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected["params"])
-    merged_config, merged = lowrank.merge(new, params)
+    merged_config, merged = truncation.merge(new, params)
     assert merged_config == config
     a, b = encode(new, params, variables, batch), encode(config, merged, variables, batch)
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -66,11 +66,11 @@ def test_rank_fraction_gives_the_configured_shapes(batch):
 def test_full_rank_changes_nothing(batch):
     config, variables = trained(batch)
     before = encode(config, variables["params"], variables, batch)
-    new, params = lowrank.factorize(config, variables["params"], rank_fraction=1.0)
+    new, params = truncation.factorize(config, variables["params"], rank_fraction=1.0)
     after = encode(new, params, variables, batch)
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
     dense, variables = trained(batch, conv="dense")
-    new, params = lowrank.factorize(dense, variables["params"], rank_fraction=1.0)
+    new, params = truncation.factorize(dense, variables["params"], rank_fraction=1.0)
     assert (new.conv, new.rank) == ("spectro_temporal", 5)
     before = encode(dense, variables["params"], variables, batch)
     after = encode(new, params, variables, batch)
@@ -85,7 +85,7 @@ def test_budget_is_kept_and_more_is_better(batch, kind):
     reference = encode(config, params, variables, batch)
     errors = []
     for share in (0.7, 1.0):
-        new, smaller = lowrank.factorize(config, params, budget_params=int(share * total))
+        new, smaller = truncation.factorize(config, params, budget_params=int(share * total))
         assert contextnet.count_parameters(smaller) <= share * total
         errors.append(float(jnp.abs(encode(new, smaller, variables, batch) - reference).mean()))
     assert errors[0] > errors[1]
@@ -98,19 +98,19 @@ def test_greedy_choice_by_hand():
     """Two 4 x 6 maps: a component costs 10, the dense map 24; the last offer costs 4."""
     spectra = {"a": np.array([3.0, 1.0, 0.1, 0.0]), "b": np.array([1.0, 0.99, 0.98, 0.97])}
     shapes = {"a": (4, 6), "b": (4, 6)}
-    assert lowrank.choose_ranks(spectra, shapes, 20) == {"a": 1, "b": 1}
-    assert lowrank.choose_ranks(spectra, shapes, 30) == {"a": 1, "b": 2}
-    assert lowrank.choose_ranks(spectra, shapes, 34) == {"a": 1}
-    assert lowrank.choose_ranks(spectra, shapes, 44) == {"a": 2}
-    assert lowrank.choose_ranks(spectra, shapes, 48) == {}
+    assert truncation.choose_ranks(spectra, shapes, 20) == {"a": 1, "b": 1}
+    assert truncation.choose_ranks(spectra, shapes, 30) == {"a": 1, "b": 2}
+    assert truncation.choose_ranks(spectra, shapes, 34) == {"a": 1}
+    assert truncation.choose_ranks(spectra, shapes, 44) == {"a": 2}
+    assert truncation.choose_ranks(spectra, shapes, 48) == {}
     with pytest.raises(ValueError, match="below rank 1"):
-        lowrank.choose_ranks(spectra, shapes, 19)
+        truncation.choose_ranks(spectra, shapes, 19)
 
 
 def test_factorize_wants_one_target(batch):
     config, variables = trained(batch)
     for options in ({}, {"rank_fraction": 0.5, "budget_params": 10}):
         with pytest.raises(ValueError, match="only one"):
-            lowrank.factorize(config, variables["params"], **options)
+            truncation.factorize(config, variables["params"], **options)
     with pytest.raises(ValueError, match="leaves nothing"):
-        lowrank.factorize(config, variables["params"], budget_params=10)
+        truncation.factorize(config, variables["params"], budget_params=10)

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from asr import lowrank, model
+from asr import costs, model
 from common import preemption, workdir
 from common.analysis import directions
 from common.audio import io
@@ -371,7 +371,7 @@ def test_low_rank_layers_move_by_their_composed_filters(tmp_path, kind):
 
     jax.eval_shape(loss, variables, None)
     space = directions.Space(directions.flat(params), found)
-    layers = lowrank.layer_costs(model.encoder_config(config), params["encoder"])
+    layers = costs.layer_costs(model.encoder_config(config), params["encoder"])
     names = {"pointwise": "pointwise", "spectro_temporal": "spectro_temporal"}
     wanted = {f"encoder/{x.name}" for x in layers if x.kind == names.get(kind)}
     # A map that is named dense in the table has no factors.
