@@ -63,11 +63,12 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A command of a cell. `codes` are exit codes with which it is done."""
+    """A command of a cell. `codes` are exit codes with which it is done, if it `leaves` a file."""
 
     name: str
     words: tuple[str, ...]
     codes: tuple[int, ...] = (0,)
+    leaves: str = "*"
 
 
 def interval(config: Any, checkpoints: int) -> int:
@@ -104,7 +105,8 @@ def stages(config: Any, cell: Cell, args: argparse.Namespace) -> list[Stage]:
     found += [Stage(f"hessian_{k}", (*ends, f"--checkpoint={k}")) for k in steps(config, every)]
     maps = ("--mode=attribution", f"--n={args.recordings}", "--target=transcript", "--judge", last)
     # A map that does not add up is in its table as such.
-    found.append(Stage("attribution", (*main, *maps, "--max_nodes=512"), (0, 1)))
+    table = "analysis/attribution_*_transcript.json"
+    found.append(Stage("attribution", (*main, *maps, "--max_nodes=512"), (0, 1), table))
     found.append(Stage("responses", ("asr.responses", run, last)))
     return found
 
@@ -112,7 +114,10 @@ def stages(config: Any, cell: Cell, args: argparse.Namespace) -> list[Stage]:
 def done(cell: Cell) -> list[str]:
     """The stages that are behind it."""
     path = cell.folder / "study.json"
-    return json.loads(path.read_text())["done"] if path.exists() else []
+    if not path.exists():
+        return []
+    with study_report.reading(path):
+        return json.loads(path.read_text())["done"]
 
 
 class Workers:
@@ -172,7 +177,7 @@ def work(config: Any, cell: Cell, args: argparse.Namespace, workers: Workers) ->
             code = workers.call(stage.words, log_file, env)
             if workers.stopped:
                 return None
-            if code not in stage.codes:
+            if code not in stage.codes or not any(cell.folder.glob(stage.leaves)):
                 last = log_file.read_text(errors="replace").splitlines()[-TAIL:]
                 return f"{stage.name} ended with {code}:\n  " + "\n  ".join(last)
             about = {"cell": cell.name, "seed": cell.seed, "done": [*behind, stage.name]}
@@ -197,7 +202,8 @@ def check(folder: pathlib.Path, args: argparse.Namespace, config: Any) -> None:
     }
     path = folder / "study.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        with study_report.reading(path):
+            before = dict(json.loads(path.read_text()))
         differ = [name for name in about if before.get(name) != json.loads(json.dumps(about))[name]]
         if differ:
             raise errors.UserError(

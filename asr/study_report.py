@@ -5,13 +5,16 @@ Student's t of 95 %; where it holds 0 a difference is called not told apart.
 """
 
 import base64
+import contextlib
 import dataclasses
 import html
 import io
 import json
+import logging
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,8 @@ from scipy import stats
 from asr import widths
 from common import errors, files
 from common.analysis import figures
+
+log = logging.getLogger(__name__)
 
 RADIUS = 0.5  # of the points around a checkpoint over which sharpness is the mean
 REFERENCE = "separable"
@@ -57,9 +62,24 @@ def sharpness(points: Float[np.ndarray, "n d"], loss: Float[np.ndarray, "n"]) ->
     return float(np.mean(loss[near]) - loss[distance == 0][0]) if near.any() else math.nan
 
 
+class Damaged(errors.UserError):
+    """A file of a stage that cannot be read."""
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """What goes wrong with a file's content comes as Damaged, with its name."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise Damaged(f"{path} cannot be read ({error}): move it away.") from error
+
+
 def read(folder: pathlib.Path, last: int) -> Seed:
-    """What the stages of one run left; figures are those of step `last`."""
-    about = json.loads((folder / "study.json").read_text())
+    """What the stages of one run left; figures are those of step `last`. Raises Damaged."""
+    with reading(folder / "study.json"):
+        about = json.loads((folder / "study.json").read_text())
+        cell, seed = str(about["cell"]), int(about["seed"])
     values: dict[str, float] = {}
     over: dict[str, list[tuple[int, float]]] = {}
 
@@ -68,42 +88,46 @@ def read(folder: pathlib.Path, last: int) -> Seed:
             over.setdefault(name, []).append((step, float(value)))
 
     if (path := folder / "metrics.jsonl").exists():
-        for line in map(json.loads, path.read_text().splitlines()):
-            if "wer" in line:
-                add("wer", line["step"], 100 * line["wer"])
+        with reading(path):
+            for line in map(json.loads, path.read_text().splitlines()):
+                if "wer" in line:
+                    add("wer", line["step"], 100 * line["wer"])
     analysis = folder / "analysis"
     for path in analysis.glob("study/[0-9]*.npz"):
-        with np.load(path) as grid:
+        with reading(path), path.open("rb") as file, np.load(file) as grid:
             add("sharpness", int(path.stem), sharpness(grid["points"], grid["values/loss"]))
     for path in analysis.glob("hessian_*.json"):
-        found = json.loads(path.read_text())
-        add("largest", found["step"], found["largest"][0])
-        add("least", found["step"], found["least"][-1])
-        add("trace", found["step"], found["trace"])
+        with reading(path):
+            found = json.loads(path.read_text())
+            add("largest", found["step"], found["largest"][0])
+            add("least", found["step"], found["least"][-1])
+            add("trace", found["step"], found["trace"])
     over = {name: sorted(dict(rows).items()) for name, rows in over.items()}
     values |= {name: rows[-1][1] for name, rows in over.items() if rows[-1][0] == last}
     for path in analysis.glob("responses_*.json"):
-        found = json.loads(path.read_text())
-        first = found["layers"][0]
-        values |= {
-            "parameters": found["parameters"],
-            "encoder_parameters": found["encoder_parameters"],
-            "mmacs": found["encoder_macs_per_second"] / 1e6,
-            "stable_rank": found["stable_rank"],
-            "rank_1_share": found["rank_1_share"],
-            "modulation_hz": first["modulation_mean_hz"],
-            "channels_used": first["channels_used"],
-        }
+        with reading(path):
+            found = json.loads(path.read_text())
+            first = found["layers"][0]
+            values |= {
+                "parameters": found["parameters"],
+                "encoder_parameters": found["encoder_parameters"],
+                "mmacs": found["encoder_macs_per_second"] / 1e6,
+                "stable_rank": found["stable_rank"],
+                "rank_1_share": found["rank_1_share"],
+                "modulation_hz": first["modulation_mean_hz"],
+                "channels_used": first["channels_used"],
+            }
     for path in analysis.glob("attribution_*_transcript.json"):
-        rows = json.loads(path.read_text())
-        values["explained"] = float(np.mean([row["converged"] for row in rows]))
-        for kind in ("deletion", "insertion"):
-            for order in ("attribution", "energy", "random"):
-                areas = [row.get(f"{kind}_{order}") for row in rows if row["converged"]]
-                areas = [area for area in areas if area is not None]
-                if areas:
-                    values[f"{kind}_{order}"] = float(np.mean(areas))
-    return Seed(about["cell"], about["seed"], folder, values, over)
+        with reading(path):
+            rows = json.loads(path.read_text())
+            values["explained"] = float(np.mean([row["converged"] for row in rows]))
+            for kind in ("deletion", "insertion"):
+                for order in ("attribution", "energy", "random"):
+                    areas = [row.get(f"{kind}_{order}") for row in rows if row["converged"]]
+                    areas = [area for area in areas if area is not None]
+                    if areas:
+                        values[f"{kind}_{order}"] = float(np.mean(areas))
+    return Seed(cell, seed, folder, values, over)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -330,8 +354,13 @@ def _pictures(seed: Seed) -> str:
     return f'<div class="row">{"".join(shown)}</div>' if shown else ""
 
 
-def page(folder: pathlib.Path, about: dict[str, Any], seeds: Sequence[Seed]) -> str:
-    """The whole report."""
+def page(
+    folder: pathlib.Path,
+    about: dict[str, Any],
+    seeds: Sequence[Seed],
+    left_out: Sequence[str] = (),
+) -> str:
+    """The whole report; `left_out` are messages of runs that could not be read."""
     name, count = html.escape(folder.name), len({seed.cell for seed in seeds})
     equal = f"equal in {about['equal']}" if about["equal"] != "none" else "of the config's widths"
     looked = f"{about['batches']} batches of the evaluation split"
@@ -342,6 +371,7 @@ def page(folder: pathlib.Path, about: dict[str, Any], seeds: Sequence[Seed]) -> 
         f"<p>{len(seeds)} runs of {count} cells, {steps} steps each, encoders {equal}. "
         f"Landscapes and Hessians over {looked}, attributions of {recordings} recordings. "
         "Means over seeds &plusmn; half of Student's 95 % interval.</p>",
+        *(f"<p>A run is left out: {html.escape(text)}</p>" for text in left_out),
         "<h2>Findings</h2><ul>",
         *(f"<li>{line}</li>" for line in findings(seeds)),
         "</ul>",
@@ -378,13 +408,20 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     path = folder / "study.json"
     if not path.exists():
         raise errors.UserError(f"{folder} has no study.json: it is no folder of asr.study.")
-    about = json.loads(path.read_text())
-    last = about["config"]["total_steps"]
-    seeds = [read(path.parent, last) for path in sorted(folder.glob("*/study.json"))]
+    with reading(path):
+        about = json.loads(path.read_text())
+        last = about["config"]["total_steps"]
+    seeds, left_out = [], []
+    for run in sorted(folder.glob("*/study.json")):
+        try:
+            seeds.append(read(run.parent, last))
+        except Damaged as damaged:
+            log.warning("A run is left out: %s", damaged)
+            left_out.append(str(damaged))
     forms = list(widths.VARIANTS)
     seeds.sort(key=lambda s: (forms.index(s.cell.rpartition("/")[0]), s.cell, s.seed))
     report = folder / "report.html"
-    files.write_text(report, page(folder, about, seeds))
+    files.write_text(report, page(folder, about, seeds, left_out))
     rows = [{"cell": s.cell, "seed": s.seed, **s.values, "over": s.over} for s in seeds]
     files.write_text(folder / "runs.json", json.dumps(rows, indent=2) + "\n")
     return report

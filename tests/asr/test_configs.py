@@ -63,10 +63,11 @@ def test_low_rank_experiments_change_the_size_of_the_network_as_they_say(tmp_pat
         _, state = full_size(tmp_path, *experiment)
         return sum(leaf.size for leaf in jax.tree.leaves(state.params["encoder"]))
 
-    found = {name: size("librispeech_lowrank", name) for name in ("wave", "filter4", "pointwise")}
+    names = ("wave", "original2", "filter4", "pointwise")
+    found = {name: size("librispeech_lowrank", name) for name in names}
     whole = size("librispeech", "s")
     assert found["wave"] == whole  # the front end is no part of the encoder
-    assert found["filter4"] > whole > found["pointwise"]
+    assert found["filter4"] > found["original2"] > whole > found["pointwise"]
 
 
 @pytest.mark.slow

@@ -45,13 +45,17 @@ def test_checkpoints_end_with_the_last_step():
 class Workers(study.Workers):
     """Writes what was to be called into a list; one word fails."""
 
-    def __init__(self, fail=""):
+    def __init__(self, fail="", empty=False):
         super().__init__([{}])
-        self.calls, self.fail = [], fail
+        self.calls, self.fail, self.empty = [], fail, empty
 
     def call(self, words, log_file, env):
         self.calls.append(" ".join(words))
         log_file.write_text("first line\nthe reason\n")
+        if "--mode=attribution" in words and not self.empty:
+            table = log_file.parent / "analysis" / "attribution_30_transcript.json"
+            table.parent.mkdir(exist_ok=True)
+            table.write_text("[]")
         return 1 if self.fail and self.fail in self.calls[-1] else 0
 
 
@@ -65,12 +69,14 @@ def test_stages_are_done_once(tmp_path):
     assert len(first.calls) == 3
     assert f"--config={CONFIG}" in first.calls[0]
     assert "--config.encoder.rank=2" in first.calls[0]
-    # A map that does not add up is no failure.
+    # A map that does not add up is no failure, but no map at all is one.
+    problem = study.work(config, cell, arguments(), Workers("--mode=attribution", empty=True))
+    assert problem.startswith("attribution ended with 1:")
     second = Workers(fail="--mode=attribution")
     assert study.work(config, cell, arguments(), second) is None
     names = ["train", "landscape", "hessian_15", "hessian_30", "attribution", "responses"]
     assert study.done(cell) == names
-    assert len(second.calls) == 4
+    assert len(second.calls) == 2
     third = Workers()
     assert study.work(config, cell, arguments(), third) is None
     assert third.calls == []
@@ -160,6 +166,18 @@ def test_one_page_with_all_in_it(folder):
     rows = json.loads((folder / "runs.json").read_text())
     assert len(rows) == 12
     assert rows[0]["wer"] == pytest.approx(19.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["study.json", "metrics.jsonl", "analysis/study/30.npz", "analysis/hessian_x.json"]
+)
+def test_a_damaged_file_costs_its_run_alone(folder, name, caplog):
+    path = folder / "rank_1_log_mel.2" / name
+    path.write_bytes(path.read_bytes()[:20])
+    text = study_report.write(folder).read_text()
+    assert f"A run is left out: {path} cannot be read" in text
+    assert f"{path} cannot be read" in caplog.text
+    assert "11 runs of 4 cells" in text
 
 
 @pytest.mark.parametrize(

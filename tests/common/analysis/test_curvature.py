@@ -381,10 +381,10 @@ def test_the_mark_changes_nothing():
     marked, plain = (net.init(jax.random.key(0), x) for net in (Net(C), Plain()))
     assert jax.tree.structure(marked) == jax.tree.structure(plain)
     np.testing.assert_array_equal(Net(C).apply(marked, x), Plain().apply(plain, x))
-    with outputs.captured() as seen:
+    with marks.captured(marks.Outputs) as seen:
         y = Net(C).apply(marked, x)
     np.testing.assert_array_equal(seen[0], y)
-    with outputs.given([jnp.zeros((2, C))]):
+    with marks.given(marks.Outputs, [jnp.zeros((2, C))]):
         assert not Net(C).apply(marked, x).any()
 
 
