@@ -13,15 +13,26 @@ def track(*names, each=120.0, **options):
     return visemes.mouth_track(phones, each * len(names), **options)
 
 
-@pytest.mark.parametrize("name", ["p", "b", "m"])
-def test_lips_meet_in_the_middle_of_a_bilabial(name):
+@pytest.mark.parametrize(
+    ("name", "start", "end"), [("p", 155, 200), ("b", 155, 200), ("m", 205, 395)]
+)
+def test_lips_meet_at_a_bilabial(name, start, end):
+    """Through a nasal; of a stop before its event, which is the release."""
     found = track("a:", name, "a:", each=200.0)
     time = 40 * (np.arange(len(found)) + 0.5)
-    closed = (time > 240) & (time < 360)
+    closed = (time >= start) & (time <= end)
     assert closed.any()
     assert (found[closed, OPENING] == 0).all()
     vowels = (np.abs(time - 100) < 40) | (np.abs(time - 500) < 40)
     assert (found[vowels, OPENING] > 0.4).all()
+
+
+def test_stops_begin_before_their_events_and_nothing_else_does():
+    phones = [(0.0, "p"), (90.0, "'a"), (200.0, "t"), (210.0, "d"), (300.0, "tS"), (400.0, "m")]
+    assert visemes.spans(phones, 500.0) == [
+        *((0.0, 5.0, "p"), (90.0, 150.0, "'a"), (150.0, 160.0, "t"), (160.0, 215.0, "d")),
+        *((300.0, 400.0, "tS"), (400.0, 500.0, "m")),
+    ]
 
 
 def test_round_and_spread_vowels():

@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tqdm
@@ -156,18 +156,17 @@ class _Worker:
             env=environment,
         )
 
-    def run(self, path: pathlib.Path, utterances: Sequence[Utterance]) -> list[dict]:
-        """Renders into a file of int16 samples; returns samples and phones of each utterance."""
-        job = {"path": str(path.absolute()), "utterances": [item.job() for item in utterances]}
+    def run(self, job: dict) -> list[dict]:
+        """Does what worker.py calls a job; returns what it answers for each utterance or face."""
         try:
             print(json.dumps(job), file=self._process.stdin, flush=True)
             answer = json.loads(self._process.stdout.readline() or "{}")
         except BrokenPipeError:
             answer = {}
-        if "utterances" not in answer:
+        if "done" not in answer:
             ended = f"a rendering process ended unexpectedly (status {self._process.poll()})"
             raise RenderError(f"rendering failed: {answer.get('error', ended)}")
-        return answer["utterances"]
+        return answer["done"]
 
     def stop(self) -> None:
         self._process.kill()
@@ -191,23 +190,35 @@ def _workers(count: int) -> Iterator[queue.SimpleQueue]:
             worker.stop()
 
 
-def _run_jobs(
-    jobs: Sequence[tuple[pathlib.Path, Sequence[Utterance]]], num_workers: int, progress: bool
+def speech_job(path: pathlib.Path, utterances: Sequence[Utterance]) -> dict:
+    """The job to speak into a file of int16 samples."""
+    return {"path": str(path.absolute()), "utterances": [item.job() for item in utterances]}
+
+
+def run_jobs(
+    jobs: Sequence[dict],
+    num_workers: int,
+    progress: bool,
+    *,
+    title: str = "rendering speech",
+    unit: str = "utterances",
 ) -> list[list[dict]]:
-    """Renders all jobs, each by the next idle worker; returns the answers in the order of jobs."""
-    total = sum(len(utterances) for _, utterances in jobs)
+    """Does all jobs, each by the next idle worker; returns the answers in the order of jobs.
+
+    Raises:
+      RenderError: a job failed; the others are stopped.
+    """
+    total = sum(len(job[unit]) for job in jobs)
     with (
-        tqdm.tqdm(
-            total=total, desc="rendering speech", unit=" utterances", disable=not progress
-        ) as bar,
+        tqdm.tqdm(total=total, desc=title, unit=f" {unit}", disable=not progress) as bar,
         concurrent.futures.ThreadPoolExecutor(num_workers) as pool,
         _workers(num_workers) as idle,  # stopped first, so that no thread waits for one
     ):
 
-        def run(job: tuple[pathlib.Path, Sequence[Utterance]]) -> list[dict]:
+        def run(job: dict) -> list[dict]:
             worker = idle.get()
             try:
-                return worker.run(*job)
+                return worker.run(job)
             finally:
                 idle.put(worker)
 
@@ -228,10 +239,10 @@ def speak(
     size = -(-len(utterances) // num_workers)
     parts = [utterances[i : i + size] for i in range(0, len(utterances), max(size, 1))]
     with tempfile.TemporaryDirectory(prefix="speech") as folder:
-        jobs = [(pathlib.Path(folder, f"{i}.i16"), part) for i, part in enumerate(parts)]
+        jobs = [speech_job(pathlib.Path(folder, f"{i}.i16"), part) for i, part in enumerate(parts)]
         spoken = []
-        for (path, _), answers in zip(jobs, _run_jobs(jobs, num_workers, False)):
-            samples = np.fromfile(path, np.int16)
+        for job, answers in zip(jobs, run_jobs(jobs, num_workers, False)):
+            samples = np.fromfile(job["path"], np.int16)
             ends = np.cumsum([answer["samples"] for answer in answers])
             pieces = np.split(samples, ends[:-1])
             spoken += [
@@ -258,23 +269,40 @@ def render(
     """
     settings = settings or CorpusSettings()
     root = pathlib.Path(cache or cache_lib.folder()) / "embedded"
-    final = root / settings.key()
-    if (final / "corpus.json").is_file():
+
+    def write(folder: pathlib.Path) -> None:
+        check_space(root, settings)
+        render_into(folder, settings, num_workers or os.cpu_count() or 1, progress)
+
+    return write_once(root / settings.key(), "corpus.json", write, progress)
+
+
+def write_once(
+    final: pathlib.Path, last: str, write: Callable[[pathlib.Path], None], progress: bool
+) -> pathlib.Path:
+    """Has `write` fill the folder `final`, whole or not at all, unless it holds the file `last`.
+
+    Only one process writes, the others wait for it.
+
+    Raises:
+      RenderError: the folder cannot be written; or what `write` raises.
+    """
+    if (final / last).is_file():
         return final
+    root = final.parent
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = locks.Lock(root / f"{final.name}.lock")
         with lock.held(math.inf, _say_waiting if progress else None) as alone:
-            if (final / "corpus.json").is_file():  # rendered while this process waited
+            if (final / last).is_file():  # written while this process waited
                 return final
             # Their writers are dead: we hold the lock.
             for stale in root.glob(f"{final.name}.tmp-*") if alone else ():
                 shutil.rmtree(stale)
-            check_space(root, settings)
             temporary = root / f"{final.name}.tmp-{secrets.token_hex(4)}"
             temporary.mkdir()
             try:
-                render_into(temporary, settings, num_workers or os.cpu_count() or 1, progress)
+                write(temporary)
                 temporary.rename(final)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -314,7 +342,8 @@ def render_into(
             part = utterances[start : start + _UTTERANCES_PER_JOB]
             places.append((split, start // _UTTERANCES_PER_JOB))
             jobs.append((folder / split / f"audio-{places[-1][1]:05d}.i16", part))
-    answers = _run_jobs(jobs, min(num_workers, len(jobs)), progress)
+    spoken_jobs = [speech_job(*job) for job in jobs]
+    answers = run_jobs(spoken_jobs, min(num_workers, len(jobs)), progress)
     totals = {split: {"utterances": 0, "seconds": 0.0} for split in SPLITS}
     with contextlib.ExitStack() as stack:
         files = {
@@ -396,6 +425,10 @@ class EmbeddedCorpus:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def entry(self, index: int) -> dict:
+        """An utterance's line of `records.jsonl`, without its samples."""
+        return self._records[index]
 
     def __getitem__(self, index: int) -> dict:
         record = self._records[index]

@@ -19,8 +19,12 @@ from jaxtyping import Float
 FRAMES_PER_SECOND = 25
 SHAPE = ("opening", "width", "rounding", "teeth", "tongue")
 BILABIAL = frozenset("pbm")
+STOPS = frozenset("pbtdkg")
+_AFFRICATES = ("tS", "dZ")
 
 _MARKS = "',%=-#[2;"  # stress and variants of a phoneme: the mouth is the same
+# The event of a stop is its burst. Before it the sound is 30 dB down for as long (measured).
+_HOLD_MS, _BURST_MS = 50.0, 5.0
 _NEAR_MS = 35.0  # of a phoneme, at least: lips are slow
 _CLOSING_MS, _RESTING_MS = 45.0, 120.0  # that lips take to meet, and to come to rest
 
@@ -81,7 +85,7 @@ def shapes_of(phoneme: str) -> tuple[_Wish, ...]:
     name = phoneme.strip(_MARKS).replace(":", "")
     if name.startswith("_"):
         return (_REST,)
-    if name[:2] in ("tS", "dZ"):
+    if name[:2] in _AFFRICATES:
         name = name[1:]
     return tuple(_KNOWN[letter] for letter in name if letter in _KNOWN) or (_KNOWN["?"],)
 
@@ -89,6 +93,28 @@ def shapes_of(phoneme: str) -> tuple[_Wish, ...]:
 def num_frames(samples: int, rate_hz: int) -> int:
     """Pictures of so many samples: the last one may stand for less than 40 ms."""
     return -(-samples * FRAMES_PER_SECOND // rate_hz)
+
+
+def spans(
+    phones: Sequence[tuple[float, str]], milliseconds: float
+) -> list[tuple[float, float, str]]:
+    """(start, end, mnemonic) in ms of what the mouth does for each phoneme, in order.
+
+    From one event to the next, but for a stop: its closure comes before its event, which is the
+    release, and takes that time from the phoneme before; what follows the burst is the opening.
+    """
+    found: list[tuple[float, float, str]] = []
+    following = [ms for ms, _ in phones[1:]] + [milliseconds]
+    for (start, phone), end in zip(phones, following):
+        name = phone.strip(_MARKS)
+        if name[:1] in STOPS and name[:2] not in _AFFRICATES:
+            release, floor = start, found[-1][0] + 1 if found else 0.0
+            start = min(max(start - _HOLD_MS, floor), release)
+            if found:
+                found[-1] = found[-1][0], min(found[-1][1], start), found[-1][2]
+            end = min(release + _BURST_MS, end)
+        found.append((start, max(end, start + 1), phone))
+    return found
 
 
 def mouth_track(
@@ -100,13 +126,12 @@ def mouth_track(
     `phones`: (ms at which it starts, mnemonic), as the worker gives them. `strength` scales how far
     the lips go apart. Before the first and after the last phoneme the mouth rests, closed.
     """
-    starts = np.array([ms for ms, _ in phones] + [milliseconds], np.float64)
-    ends = np.maximum(starts[1:], starts[:-1] + 1)
+    stretches = spans(phones, milliseconds)
     count = num_frames(round(milliseconds * 16), 16_000)
     time = 1000 / FRAMES_PER_SECOND * (np.arange(count) + 0.5)
     total, weight = np.zeros((count, 5)), np.full((count, 5), 1e-6)
     gate = np.ones(count)
-    for (_, phone), start, end in zip(phones, starts[:-1], ends):
+    for start, end, phone in stretches:
         wishes = shapes_of(phone)
         length = (end - start) / len(wishes)
         louder = 1.1 if phone[:1] == "'" else 1.0 if phone[:1] == "," else 0.9
@@ -122,7 +147,7 @@ def mouth_track(
             gate = np.minimum(gate, _away(time, start + 5, end - 5) / _CLOSING_MS)
         elif wishes == (_REST,):
             gate = np.minimum(gate, _away(time, start + _RESTING_MS, end) / _RESTING_MS)
-    first = starts[0] if len(phones) else milliseconds
+    first = stretches[0][0] if stretches else milliseconds
     gate = np.minimum(gate, np.maximum(time - first + 40.0, 0.0) / 80.0)
     gate = np.minimum(gate, np.maximum(milliseconds - time, 0.0) / 80.0)
     track = total / weight

@@ -6,9 +6,12 @@ from one sentence to the next (flutter, noise, echo, some variants' tempo), so e
 spoken by a fork of a worker that has spoken nothing else: its samples depend on voice and text
 alone, whatever was rendered before, and on how many workers.
 
-A job: {"path": absolute path of the file to write, "utterances": [{"text", "voice", "pitch",
-"rate_wpm", "range", "level_dbfs"}, ...]}. An answer: {"utterances": [{"samples", "phones":
-[[ms, mnemonic], ...]}, ...]} or {"error": message}.
+A job to speak: {"path": absolute path of the file to write, "utterances": [{"text", "voice",
+"pitch", "rate_wpm", "range", "level_dbfs"}, ...]}; its answer: {"done": [{"samples", "phones":
+[[ms, mnemonic], ...]}, ...]}. A job to draw, for which eSpeak NG is not loaded: {"path", "films":
+[{"id", "speaker", "samples", "phones"}, ...]}; its answer: {"done": [{"frames"}, ...]}; or
+{"path", "films": [{"speaker"}, ...], "portraits": true}; its answer: {"done": [factors, ...]}.
+Either fails with {"error": message}.
 """
 
 import ctypes
@@ -185,6 +188,15 @@ def _work(espeak: Espeak, job: dict) -> list[dict]:
     return done
 
 
+def _draw(job: dict) -> list[dict]:
+    # Only here: a worker that speaks needs none of it.
+    from common.data.embedded import talking
+
+    data = pathlib.Path(espeakng_loader.get_data_path()).absolute()
+    write = talking.write_portraits if job.get("portraits") else talking.write_mouths
+    return write(pathlib.Path(job["path"]), job["films"], data)
+
+
 def main() -> None:
     """Answers jobs until stdin closes, which also happens when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
@@ -193,8 +205,13 @@ def main() -> None:
         espeak = None
         for line in sys.stdin:
             try:
-                espeak = espeak or Espeak()
-                answer = {"utterances": _work(espeak, json.loads(line))}
+                job = json.loads(line)
+                if "films" in job:
+                    done = _draw(job)
+                else:
+                    espeak = espeak or Espeak()
+                    done = _work(espeak, job)
+                answer = {"done": done}
             except (RuntimeError, OSError, AttributeError) as error:
                 answer = {"error": str(error)}
             try:

@@ -1,0 +1,268 @@
+"""The embedded corpus with its faces: for each utterance a mouth film, for each voice portraits.
+
+`TalkingFaces("train")` draws what the cache does not hold yet, beside the corpus that
+`EmbeddedCorpus` reads and without a change to it. In a folder named by the corpus's key and the
+version of the drawings each split has
+
+    mouths-*.npz     by utterance id: uint8[n, 96, 96], 25 a second, grey
+    portraits-*.npz  by speaker: uint8[5, 224, 224, 3], RGB
+    faces.jsonl      a line a speaker: what the voice has, and every factor of the face (faces.py)
+
+Frame k shows the middle of the samples from 640 k to 640 (k + 1) at 16 kHz; the last frame may
+stand for fewer. Drawings, not people: results on them have to be labelled so.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from common.data import embedded
+from common.data.embedded import faces, visemes, voices
+
+# Part of the folder's name: raise it whenever the same corpus gives other pictures.
+_DRAW_VERSION = 1
+_VOICES_PER_JOB = 16
+_SAMPLES_PER_FRAME = embedded.SAMPLE_RATE_HZ // visemes.FRAMES_PER_SECOND
+_BYTES_PER_SECOND, _BYTES_PER_SPEAKER = 50_000, 80_000  # measured: 39,000 and 55,000
+_LAST = "faces.json"
+
+
+def voice_factors(voice: voices.Voice, data: pathlib.Path) -> tuple[float, float]:
+    """Mean fundamental frequency (Hz) and the mean of formants 1 and 2 (%, the plain voice: 100).
+
+    As the voice asks for them in its variant's file in eSpeak NG's folder `data`; what is heard
+    also depends on the accent and the sentence.
+    """
+    names = (voice.variant.replace("_", " "), voice.variant)
+    paths = [data / "voices" / "!v" / name for name in names]
+    text = next((path.read_text(errors="replace") for path in paths if path.is_file()), None)
+    if text is None:
+        raise RuntimeError(f"eSpeak NG's data in {data} have no voice variant {voice.variant}")
+    found = re.search(r"^\s*pitch\s+(\d+)\s+(\d+)", text, re.MULTILINE)
+    low, high = map(int, found.groups()) if found else (82, 118)
+    formants = dict(re.findall(r"^\s*formant\s+([12])\s+(\d+)", text, re.MULTILINE))
+    percent = (float(formants.get("1", 100)) + float(formants.get("2", 100))) / 2
+    return round((low + high) / 2 * 2 ** ((voice.pitch - 50) / 50), 2), percent
+
+
+def face_of(speaker: str, data: pathlib.Path) -> faces.Face:
+    """The face of a voice, given its id."""
+    return faces.make_face(speaker, *voice_factors(voices.parse_voice(speaker), data))
+
+
+def write_mouths(path: pathlib.Path, films: Sequence[dict], data: pathlib.Path) -> list[dict]:
+    """Draws the mouths of utterances into one file; returns how many frames each has."""
+    drawn = {}
+    for film in films:
+        face = face_of(film["speaker"], data)
+        milliseconds = film["samples"] * 1000 / embedded.SAMPLE_RATE_HZ
+        phones = [(float(ms), phone) for ms, phone in film["phones"]]
+        track = visemes.mouth_track(phones, milliseconds, strength=face.strength)
+        drawn[film["id"]] = faces.draw_mouths(face, track, film["id"])
+    np.savez_compressed(path, **drawn)
+    return [{"frames": len(mouths)} for mouths in drawn.values()]
+
+
+def write_portraits(path: pathlib.Path, films: Sequence[dict], data: pathlib.Path) -> list[dict]:
+    """Draws the portraits of voices into one file; returns the lines of `faces.jsonl`."""
+    lines, drawn = [], {}
+    for film in films:
+        speaker = film["speaker"]
+        pitch_hz, percent = voice_factors(voices.parse_voice(speaker), data)
+        face = faces.make_face(speaker, pitch_hz, percent)
+        drawn[speaker] = faces.draw_portraits(face, speaker)
+        lines.append(
+            {
+                "speaker": speaker,
+                "pitch_hz": pitch_hz,
+                "formants_percent": percent,
+                "factors": face.factors(),
+            }
+        )
+    np.savez_compressed(path, **drawn)
+    return lines
+
+
+def cut_frames(
+    frames: UInt8[np.ndarray, "n ..."], start: int, samples: int
+) -> UInt8[np.ndarray, "m ..."]:
+    """The frames of `samples` samples from `start` on, where audio at 16 kHz is cut so.
+
+    Off by at most half a frame where `start` is no multiple of 640. Raises ValueError for samples
+    that the frames do not reach.
+    """
+    count = visemes.num_frames(samples, embedded.SAMPLE_RATE_HZ)
+    first = (start + _SAMPLES_PER_FRAME // 2) // _SAMPLES_PER_FRAME
+    if start < 0 or samples < 1 or start + samples > len(frames) * _SAMPLES_PER_FRAME:
+        raise ValueError(
+            f"samples {start} to {start + samples} are not within {len(frames)} frames"
+            f" ({len(frames) * _SAMPLES_PER_FRAME} samples)"
+        )
+    return frames[np.minimum(np.arange(first, first + count), len(frames) - 1)]
+
+
+def _check_space(folder: pathlib.Path, seconds: float, num_speakers: int) -> None:
+    needed = seconds * _BYTES_PER_SECOND + num_speakers * _BYTES_PER_SPEAKER
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise embedded.RenderError(
+            f"the faces of {seconds / 3600:.3g} hours of speech need {needed / 2**30:.1f} GiB and"
+            f" {folder.parent} has {free / 2**30:.1f} GiB free; ask for fewer hours or set"
+            " SPEECH_CACHE elsewhere"
+        )
+
+
+def _draw_into(
+    folder: pathlib.Path, corpus: pathlib.Path, num_workers: int, progress: bool
+) -> None:
+    """Draws all faces of a rendered corpus into an empty folder, `faces.json` last."""
+    jobs, speakers = [], {}
+    for split in embedded.SPLITS:
+        (folder / split).mkdir()
+        with (corpus / split / "records.jsonl").open() as lines:
+            records = [json.loads(line) for line in lines]
+        speakers[split] = list(dict.fromkeys(record["speaker"] for record in records))
+        shards: dict[int, list[dict]] = {}
+        for record in records:
+            film = {key: record[key] for key in ("id", "speaker", "samples", "phones")}
+            shards.setdefault(record["shard"], []).append(film)
+        for shard, films in shards.items():
+            path = folder / split / f"mouths-{shard:05d}.npz"
+            jobs.append({"path": str(path.absolute()), "films": films})
+    portraits = []
+    seconds = sum(
+        film["samples"] / embedded.SAMPLE_RATE_HZ for job in jobs for film in job["films"]
+    )
+    _check_space(folder, seconds, sum(map(len, speakers.values())))
+    for split, some in speakers.items():
+        for start in range(0, len(some), _VOICES_PER_JOB):
+            path = folder / split / f"portraits-{start // _VOICES_PER_JOB:05d}.npz"
+            films = [{"speaker": speaker} for speaker in some[start : start + _VOICES_PER_JOB]]
+            portraits.append((split, start // _VOICES_PER_JOB))
+            jobs.append({"path": str(path.absolute()), "films": films, "portraits": True})
+    answers = embedded.run_jobs(
+        jobs, min(num_workers, len(jobs)), progress, title="drawing faces", unit="films"
+    )
+    drawn: dict[str, list[dict]] = {split: [] for split in embedded.SPLITS}
+    for (split, shard), lines in zip(portraits, answers[len(jobs) - len(portraits) :]):
+        drawn[split] += [line | {"shard": shard} for line in lines]
+    for split, lines in drawn.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / split / "faces.jsonl").write_text(text)
+    about = {
+        "pictures": "drawn, no people",
+        "version": _DRAW_VERSION,
+        "corpus": corpus.name,
+        "frames_per_second": visemes.FRAMES_PER_SECOND,
+        "follow_the_voice": list(faces.VOICED),
+        "do_not": list(faces.FREE),
+    }
+    (folder / _LAST).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def draw(
+    corpus: pathlib.Path, *, num_workers: int | None = None, progress: bool = True
+) -> pathlib.Path:
+    """Draws the faces of a corpus that `embedded.render` made, beside it, unless they are there.
+
+    Returns their folder, which appears whole or not at all.
+
+    Raises:
+      RenderError: they cannot be written.
+    """
+    workers = num_workers or os.cpu_count() or 1
+    final = corpus.with_name(f"{corpus.name}-faces{_DRAW_VERSION}")
+    return embedded.write_once(
+        final, _LAST, lambda folder: _draw_into(folder, corpus, workers, progress), progress
+    )
+
+
+class TalkingFaces:
+    """One split of the embedded corpus with its faces, a random-access source of records.
+
+    Records are those of `EmbeddedCorpus` and have besides `video`, the mouth (uint8[n, 96, 96],
+    frame k at samples 640 k to 640 (k + 1)), `face`, portraits of the speaker (uint8[5, 224, 224,
+    3]), and `factors`, of the face by name (`faces.VOICED` follow the voice, `faces.FREE` do not).
+    It pickles as two paths. The constructor renders and draws what is not in the cache yet.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        settings: embedded.CorpusSettings | None = None,
+        cache: pathlib.Path | None = None,
+        *,
+        num_workers: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.speech = embedded.EmbeddedCorpus(
+            split, settings, cache, num_workers=num_workers, progress=progress
+        )
+        corpus = self.speech.folder.parent
+        self.folder = draw(corpus, num_workers=num_workers, progress=progress) / split
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"the talking faces of {self.speech.name}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the samples or the pictures do."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    def __getstate__(self) -> dict:
+        return {"speech": self.speech, "folder": self.folder}
+
+    @functools.cached_property
+    def _faces(self) -> dict[str, dict]:
+        with (self.folder / "faces.jsonl").open() as lines:
+            return {line["speaker"]: line for line in map(json.loads, lines)}
+
+    @property
+    def speakers(self) -> dict[str, dict]:
+        """By speaker: `pitch_hz` and `formants_percent` of the voice, and the face's `factors`."""
+        return {
+            speaker: {key: line[key] for key in ("pitch_hz", "formants_percent", "factors")}
+            for speaker, line in self._faces.items()
+        }
+
+    def portraits(self, speaker: str) -> UInt8[np.ndarray, "k 224 224 3"]:
+        """Pictures of a speaker; KeyError for one who is not in this split."""
+        shard = self._faces[speaker]["shard"]
+        return self._read(f"portraits-{shard:05d}.npz", speaker)
+
+    def mouths(self, index: int) -> UInt8[np.ndarray, "n 96 96"]:
+        """The mouth of an utterance."""
+        record = self.speech.entry(index)
+        return self._read(f"mouths-{record['shard']:05d}.npz", record["id"])
+
+    def _read(self, name: str, key: str) -> np.ndarray:
+        path = self.folder / name
+        try:
+            with path.open("rb") as file, np.load(file) as arrays:
+                return arrays[key]
+        except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+            raise OSError(
+                f"{path} is damaged: delete {self.folder.parent} to draw it again"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.speech)
+
+    def __getitem__(self, index: int) -> dict:
+        record = self.speech[index]
+        speaker = record["speaker"]
+        return record | {
+            "video": self.mouths(index),
+            "face": self.portraits(speaker),
+            "factors": self._faces[speaker]["factors"],
+        }
