@@ -4,7 +4,7 @@
         --workdir=runs/study [--cells separable/log_mel dense/log_mel ...] [--seeds 3] [--gpus 0 1]
 
 Every cell is a run of asr.main in a folder of its own, of equal parameters (--equal=macs, none);
-then come landscapes (a film over its checkpoints on one plane), Hessians of each checkpoint,
+when all are trained come landscapes (a film over its checkpoints on one plane), Hessians of each checkpoint,
 attributions with their deletion curves, and responses of its filters. What is done is not done
 again: the same command goes on where it was, with more cells or seeds too. DIR/report.html is the
 result, whole in one file (asr/study_report.py); --report writes it anew from what there is.
@@ -172,11 +172,11 @@ class Workers:
         return self._stopped.is_set()
 
 
-def work(config: Any, cell: Cell, args: argparse.Namespace, workers: Workers) -> str | None:
-    """All stages of a cell that are not done; what went wrong, or None."""
+def work(cell: Cell, wanted: Sequence[Stage], workers: Workers) -> str | None:
+    """Those stages of a cell that are not done; what went wrong, or None."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     with workers.slot() as env:
-        for stage in stages(config, cell, args):
+        for stage in wanted:
             behind = done(cell)
             if stage.name in behind or workers.stopped:
                 continue
@@ -267,18 +267,23 @@ def _run(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: workers.stop())
     failed = {}
     with workdir.Lock(folder), concurrent.futures.ThreadPoolExecutor(len(slots)) as pool:
-        running = {pool.submit(work, config, cell, args, workers): cell for cell in wanted}
-        try:
-            for future in concurrent.futures.as_completed(running):
-                cell = running[future]
-                if problem := future.result():
-                    failed[cell] = problem
-                    log.error("%s, seed %d: %s", cell.name, cell.seed, problem)
-                if not workers.stopped:
-                    study_report.write(folder)
-        except KeyboardInterrupt:
-            workers.stop()
-            raise
+        for part in (slice(1), slice(1, None)):  # error rates of all come before looks into any
+            running = {
+                pool.submit(work, cell, stages(config, cell, args)[part], workers): cell
+                for cell in wanted
+                if cell not in failed
+            }
+            try:
+                for future in concurrent.futures.as_completed(running):
+                    cell = running[future]
+                    if problem := future.result():
+                        failed[cell] = problem
+                        log.error("%s, seed %d: %s", cell.name, cell.seed, problem)
+                    if not workers.stopped:
+                        study_report.write(folder)
+            except KeyboardInterrupt:
+                workers.stop()
+                raise
     print(f"The report: {study_report.write(folder)}")
     if workers.stopped:
         raise errors.UserError("stopped: what is done stays. The same command goes on.")
