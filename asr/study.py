@@ -4,10 +4,11 @@
         --workdir=runs/study [--cells separable/log_mel dense/log_mel ...] [--seeds 3] [--gpus 0 1]
 
 Every cell is a run of asr.main in a folder of its own, of equal parameters (--equal=macs, none);
-when all are trained come landscapes (a film over its checkpoints on one plane), Hessians of each checkpoint,
-attributions with their deletion curves, and responses of its filters. What is done is not done
-again: the same command goes on where it was, with more cells or seeds too. DIR/report.html is the
-result, whole in one file (asr/study_report.py); --report writes it anew from what there is.
+when all are trained come landscapes (a film over its checkpoints on one plane), Hessians of each
+checkpoint, attributions with their deletion curves, and responses of its filters. What is done is
+not done again: the same command goes on where it was, with more cells or seeds too.
+DIR/report.html is the result, whole in one file (asr/study_report.py); --report writes it anew from
+what there is.
 """
 
 import argparse

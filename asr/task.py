@@ -356,7 +356,7 @@ def close(task: AsrTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -
     for split, report in reports.items():
         print("\n".join(report.lines))
         print(f"  all utterances: {workdir / 'results' / f'{files.safe_name(split)}.tsv'}")
-    if task.config.data.kind == "embedded":
+    if task.config.data.kind in splits.EMBEDDED:
         print("These are synthetic voices: the figures say nothing about real speech.")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
     print(f"Next: python -m asr.transcribe --workdir={workdir} YOUR_FILES.wav")

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from common.audio import stft
 from common.nn import products
-from separation import spectra
+from separation import sight, spectra
 
 MAX_WINDOW_MS = 32.0
 
@@ -133,6 +133,7 @@ class CausalExtractor(nn.Module):
         cue: Float[Array, "b c"],
         *,
         train: bool,
+        motion: sight.Motion | None = None,
     ) -> Float[Array, "b t"]:
         """The extracted voice, on time. `mixture` is 0 beyond its lengths, the output is not."""
         del lengths, train
@@ -140,18 +141,30 @@ class CausalExtractor(nn.Module):
         missing = late + -(num_samples + late) % hop
         mixture = jnp.pad(mixture, ((0, 0), (0, missing)))
         state = self.with_cue(self.initial_state(mixture.shape[0]), cue)
-        _, audio = self.step(state, mixture)
+        known = None
+        if motion is not None:
+            count = mixture.shape[1] // hop
+            known = motion.at_hops(count, hop, self.config.sample_rate_hz)
+        _, audio = self.step(state, mixture, known)
         return audio[:, late : late + num_samples]
 
     @nn.compact
     def step(
-        self, state: CausalState, chunk: Float[Array, "b t"]
+        self,
+        state: CausalState,
+        chunk: Float[Array, "b t"],
+        motion: Float[Array, "b k d"] | None = None,
     ) -> tuple[CausalState, Float[Array, "b t"]]:
-        """The next k * `hop_size` samples of a stream; out come as many, `delay_samples` late."""
+        """The next k * `hop_size` samples of a stream; out come as many, `delay_samples` late.
+
+        `motion`: what is known of the lips at the end of each hop, in networks that see them.
+        """
         config, dense = self.config, self._dense
         samples, spectrum = stft.stft_step(state.samples, chunk, config.stft)
         x = jnp.concatenate(spectra.compressed(spectrum, config.power), axis=-1)
         x = dense(config.features, "input")(x)
+        if motion is not None:
+            x = x + dense(config.features, "motion")(motion)
         layers = []
         for i, before in enumerate(state.layers):
             factor, offset = jnp.split(state.films[:, i, None, :], 2, axis=-1)

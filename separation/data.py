@@ -10,10 +10,15 @@ import numpy as np
 
 from common import errors, sections
 from common.data import buckets, pipeline, speech, splits
-from separation import fixed, mixing, modes
+from separation import films, fixed, mixing, modes, sight
 from separation import surroundings as surroundings_lib
 
 log = logging.getLogger(__name__)
+
+# What has a frame for each 40 ms of a mixture; the last two in evaluation alone.
+FILMED = tuple(
+    f"{whose}mouth{what}" for whose in ("", "other_", "strange_") for what in ("", "_seen")
+)
 
 
 def surroundings(config: Any, workdir: pathlib.Path) -> surroundings_lib.Surroundings | None:
@@ -40,8 +45,13 @@ def mixtures(
     """The mixtures of a split: one for each recording, in evaluation at most so many."""
     data, rate = config.data, config.data.sample_rate_hz
     labels = np.unique(splits.speakers_of(split), return_inverse=True)[1].astype(np.int32)
+    seen = None
+    if sight.wanted(config):
+        seen = films.Films(split.source, rate, config.sight.pictures)
     crops = speech.SpeechCrops(
-        split.source, split.index, labels, rate, channel=splits.channel(data)
+        *(split.source, split.index, labels, rate),
+        channel=splits.channel(data),
+        grain=seen.grain if seen else 1,
     )
     places = np.arange(len(split.index))
     if not train and 0 < data.max_eval_mixtures < len(places):
@@ -58,6 +68,7 @@ def mixtures(
         around,
         speeds=tuple(config.augment.speeds) if train else (1.0,),
         num_speakers=int(labels.max()) + 1,
+        films=seen,
     )
 
 
@@ -95,6 +106,9 @@ def train_batches(
     )
     lengths = {"sources": found.num_samples, "enrolment": found.num_enrolment}
     lengths["other_enrolment"] = found.num_enrolment
+    if found.films:
+        frames = found.films.frames(found.num_samples)
+        lengths |= dict.fromkeys(FILMED[:4], frames)
     return pipeline.train_batches(
         found,
         (buckets.Bucket(data.batch_rows, lengths),),
@@ -120,7 +134,7 @@ def full(
             *(split.source, split.index, labels.astype(np.int32), rate),
             channel=splits.channel(config.data),
         ),
-        "noisy" in config.modes,
+        "noisy" in modes.table(config),
         tuple(config.mixing.enrolment_snr_db),
         config.seed,
         around,
@@ -141,7 +155,10 @@ def eval_batches(
     data, found = config.data, evaluated(split, config, around)
     enrolments = np.full(len(found), found.num_enrolment)
     sizes = {"sources": found.lengths, "enrolment": enrolments}
-    if in_full and "noisy" in config.modes:
+    if sight.wanted(config):
+        frames = np.array([found.films.frames(int(n)) for n in found.lengths])
+        sizes |= dict.fromkeys(FILMED, frames)
+    if in_full and "noisy" in modes.table(config):
         sizes["disturbed"] = enrolments
     shapes = buckets.choose_buckets(
         sizes,

@@ -16,6 +16,7 @@ from separation import fixed, judges, modes
 
 # What the report takes from the batch as it is.
 GIVEN = ("present", "noisy", "snr_db", "target_index", "enrolment_index", "interferer_index")
+_COLUMNS = ("si_sdr", "si_sdri", "wrong_speaker")  # of each mode
 BSS = ("sdr", "sir", "sar")
 _SNR_EDGES = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
 _SNR_RANGES = (
@@ -26,7 +27,10 @@ _SNR_RANGES = (
 
 
 def summarise(
-    split: str, outputs: Sequence[Mapping[str, np.ndarray]], part: splits.Split
+    split: str,
+    outputs: Sequence[Mapping[str, np.ndarray]],
+    part: splits.Split,
+    known: Mapping[str, modes.Mode] = modes.MODES,
 ) -> Report:
     """Scalars, lines and <split>.csv with a row for every mixture.
 
@@ -34,7 +38,7 @@ def summarise(
     what was extracted is nearer, by SI-SDR, to an interferer than to the target. All of it also by
     SNR, by the genders of the voices where the data name them, and by enrolments with and without
     noise, in lines and in <split>_groups.csv. Intervals: 95 %,
-    over speakers of the targets, whose mixtures fail together. Each mode (`modes.MODES`) that was
+    over speakers of the targets, whose mixtures fail together. Each of the `known` modes that was
     measured has a line, and columns; where nothing says whom to extract, the loudest voice is the
     target, of all mixtures. Where the target is absent, the level of the output against that of
     the mixture counts.
@@ -47,12 +51,11 @@ def summarise(
     targets = [part.written_at(int(i)) for i in rows["target_index"]]
     speakers = np.array([row["speaker"] for row in targets])
     present, others = rows["present"], rows["interferer_index"].shape[1]
-    measured = [name for name, (prefix, _) in modes.MODES.items() if f"{prefix}si_sdr" in rows]
-    columns = {}
+    measured = [mode for mode in known.values() if f"{mode.prefix}si_sdr" in rows]
+    columns, first = {}, np.zeros(len(targets), int)
     for mode in measured:
-        wanted = rows["loudest"] if mode in modes.BLIND else np.zeros(len(targets), int)
-        prefix, _ = modes.MODES[mode]
-        columns |= _columns(prefix, rows, wanted, others)
+        wanted = {"loudest": rows["loudest"], "target": first, "other": first + 1}[mode.wanted]
+        columns |= _columns(mode.prefix, rows, wanted, others)
     scalars, lines = {"mixtures": float(len(targets))}, []
 
     def say(name: str, values: np.ndarray, among: np.ndarray, how: Any) -> str:
@@ -69,8 +72,8 @@ def summarise(
     improved = columns["si_sdri"]
     everything = np.ones(len(targets), bool)
     for mode in measured:
-        prefix, words = modes.MODES[mode]
-        among = everything if mode in modes.BLIND else present
+        prefix, words = mode.prefix, mode.words
+        among = present if mode.wanted == "target" else everything
         gains, failed = columns[f"{prefix}si_sdri"], columns[f"{prefix}si_sdri"] < 0
         median = say(f"{prefix}si_sdri_median", gains, among, np.median)
         mean = say(f"{prefix}si_sdri_mean", gains, among, np.mean)
@@ -109,7 +112,7 @@ def summarise(
         lines.append(f"{split}: {part.note}")
     lines += [f"{split} {kind} {label}: {figures}" for kind, label, figures in groups]
     name = files.safe_name(split)
-    table = _table(rows, columns, targets, speakers, genders, part)
+    table = _table(rows, columns, measured, targets, speakers, genders, part)
     return Report(
         scalars, lines, files={f"{name}.csv": table, f"{name}_groups.csv": _group_table(groups)}
     )
@@ -206,6 +209,7 @@ def _group_table(groups: Sequence[tuple[str, str, _Figures]]) -> str:
 def _table(
     rows: Mapping[str, np.ndarray],
     columns: Mapping[str, np.ndarray],
+    measured: Sequence[modes.Mode],
     targets: Sequence[Mapping[str, Any]],
     speakers: np.ndarray,
     genders: np.ndarray,
@@ -217,12 +221,13 @@ def _table(
     head = ["mixture", "target", "speaker", "enrolment", "noisy", "interferers", "genders"]
     head += ["seconds", "snr_db", "present"]
     bss = [name for name in BSS if name in rows]
-    told = {name: columns[name] for name in ("si_sdr", "si_sdri", "wrong_speaker")}
+    told = {name: columns[name] for name in _COLUMNS}
     told = {"mixture_si_sdr": rows["mixture_si_sdr"][:, 0], **told}
     told |= {name: rows[name] for name in bss}
-    told |= {n: x for n, x in columns.items() if n.startswith("noisy_") and n != "noisy_si_sdr"}
-    blind = {n: x for n, x in columns.items() if n.startswith(("blind_", "self_"))}
-    blind = {n: x for n, x in blind.items() if not n.endswith("si_sdr")}
+    blind = {}  # what has a meaning in mixtures without their target too
+    for mode in (mode for mode in measured if mode.prefix):
+        kept = told if mode.wanted == "target" else blind
+        kept |= {f"{mode.prefix}{n}": columns[f"{mode.prefix}{n}"] for n in _COLUMNS[1:]}
     if "own_seconds" in rows:
         blind["self_enrolment_seconds"] = rows["own_seconds"]
     told, blind = ({n: np.asarray(x, float) for n, x in one.items()} for one in (told, blind))

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from common import errors
 from common.data import examples, speech
+from separation import films as films_lib
 from separation import signals, surroundings
 
 
@@ -68,6 +69,11 @@ class Mixtures:
     speaker, or where there is no other one of another stretch of the same. Interferers are
     different speakers.
 
+    With `films` there is beside it what is seen of the target while it is heard: "mouth": u8[v, 96,
+    96] and "mouth_seen": bool[v], of each 40 ms, and "face": u8[k, 224, 224, 3] and "face_seen":
+    bool[k]; of the first interferer "other_mouth" and so on; and in evaluation "strange_mouth" and
+    "strange_mouth_seen", of a speaker who is not heard, if there is one, or of another one.
+
     In training (`paired`) the first interferer has an enrolment too, "other_enrolment", and
     "other_speaker", so that a mixture has two voices to extract. Voices are played at one of
     `speeds`, a voice at speed k being another speaker: label + k * `num_speakers`.
@@ -86,8 +92,14 @@ class Mixtures:
     paired: bool = False
     speeds: tuple[float, ...] = (1.0,)
     num_speakers: int = 0
+    films: films_lib.Films | None = None
 
     def __post_init__(self) -> None:
+        if self.films and self.speeds != (1.0,):
+            raise errors.UserError(
+                f"config.augment.speeds={self.speeds}: what is seen of a speaker does not go with "
+                "another speed. Leave it at (1.0,)."
+            )
         needed = 1 + self.config.interferers[1]
         if len(self._members) < needed:
             raise errors.UserError(
@@ -100,7 +112,8 @@ class Mixtures:
         """Which recordings, and what is made of them."""
         how = (self.config, self.num_samples, self.num_enrolment, self.places.tolist())
         around = self.around.identity if self.around else {}
-        return {**self.crops.identity, "mixing": repr(how), **around}
+        seen = {"films": repr(self.films.pictures)} if self.films else {}
+        return {**self.crops.identity, "mixing": repr(how), **around, **seen}
 
     @functools.cached_property
     def _members(self) -> tuple[Int[np.ndarray, "n"], ...]:
@@ -148,13 +161,15 @@ class Mixtures:
         room = around is not None and around.has_room(examples.own_stream(rng, "room"))
         sources = np.zeros((len(target["audio"]), 1 + most + (around is not None)), np.float32)
         sources[:, 0], late = self._heard(target["audio"], room, rng, "target room")
-        heard, known = np.full(most, -1, np.int32), []
+        heard, known, seen = np.full(most, -1, np.int32), [], {}
         for k, speaker in enumerate(others):
             stream = examples.own_stream(rng, f"interferer {k}")
             members = self._members[speaker]
-            voice, *enrolments = self._interferer(sources, 1 + k, members, stream, room)
+            begin, voice, *enrolments = self._interferer(sources, 1 + k, members, stream, room)
             heard[k] = voice["index"]
             known += enrolments
+            if not k and self.films:
+                seen = self._seen("other_", voice, begin, len(sources), rng)
         if around is not None:
             sources[:, -1] = around.noise(sources[:, 0], target, rng)
         rest = sources[:, 1:].sum(1) + late
@@ -178,6 +193,10 @@ class Mixtures:
             "interferer_index": heard,
             "id": target["id"],
         }
+        if self.films:
+            row |= self._seen("", target, 0, len(sources), rng) | seen
+        if self.films and not self.paired:
+            row |= self._strange(target, heard, rng)
         if self.paired:
             rng = examples.own_stream(rng, "other noisy enrolment")
             row["other_enrolment"] = self._shown(known[0], int(others[0]), rng)[0]
@@ -237,13 +256,48 @@ class Mixtures:
         whole = crops.draw(place, None, {})
         audio = whole["audio"]
         count = min(most, len(audio) // 2)
-        start = int(choice.integers(len(audio) - count + 1))
+        start = self._grained(choice, len(audio) - count)
         before, after = audio[:start], audio[start + count :]
         # The larger part, of which that is taken which is farther away.
         far = before[: self.num_enrolment]
         if len(after) > len(before):
             far = after[-self.num_enrolment :]
-        return {**whole, "audio": audio[start : start + count]}, {**whole, "audio": far}
+        stretch = {**whole, "audio": audio[start : start + count], "start": np.int32(start)}
+        return stretch, {**whole, "audio": far}
+
+    def _grained(self, rng: np.random.Generator, most: int) -> int:
+        """From 0 to `most`, where a film can be cut."""
+        return self.crops.grain * int(rng.integers(most // self.crops.grain + 1))
+
+    def _seen(
+        self, name: str, voice: Mapping[str, Any], begin: int, samples: int, rng: Any
+    ) -> dict[str, np.ndarray]:
+        """What is seen of a voice that is heard from `begin` on, over a mixture."""
+        films, position = self.films, int(voice["index"])
+        mouth = np.zeros((films.frames(samples), *films_lib.MOUTH), np.uint8)
+        there, first = np.zeros(len(mouth), bool), begin // films.grain
+        film, known = films.mouth(position, int(voice["start"]), len(voice["audio"]))
+        mouth[first : first + len(film)], there[first : first + len(film)] = film, known
+        drawn = examples.own_stream(rng, f"{name}face") if self.paired else None
+        face, face_there = films.face(position, drawn)
+        found = {"mouth": mouth, "mouth_seen": there, "face": face, "face_seen": face_there}
+        return {f"{name}{key}": value for key, value in found.items()}
+
+    def _strange(
+        self, target: Mapping[str, Any], heard: Int[np.ndarray, "n"], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """The mouth of somebody else, who is not in the mixture either where there is one."""
+        drawn, positions = examples.own_stream(rng, "strange"), self.crops.index.positions
+        here = np.searchsorted(positions, [int(target["index"]), *heard[heard >= 0]])
+        speakers = self._speaker[here]
+        others = np.flatnonzero(~np.isin(self._speaker, speakers))
+        if not len(others):
+            others = np.flatnonzero(self._speaker != speakers[0])
+        place = int(others[drawn.integers(len(others))])
+        samples = len(target["audio"])
+        start = self._grained(drawn, max(0, int(self.crops.index.lengths[place]) - samples))
+        mouth, there = self.films.mouth(int(positions[place]), start, samples)
+        return {"strange_mouth": mouth, "strange_mouth_seen": there}
 
     def _interferer(
         self,
@@ -252,10 +306,10 @@ class Mixtures:
         members: Int[np.ndarray, "n"],
         rng: np.random.Generator,
         room: bool,
-    ) -> tuple[dict[str, Any], ...]:
+    ) -> tuple[Any, ...]:
         """Puts a voice into a column, scaled against the target.
 
-        What it was, and for the first one in training what it may be known by.
+        Where it begins, what it was, and for the first one in training what it may be known by.
         """
         snr, overlap = rng.uniform(*self.config.snr_db), rng.uniform(*self.config.overlap)
         place = int(members[rng.integers(len(members))])
@@ -265,7 +319,7 @@ class Mixtures:
         else:
             drawn = (self.crops.draw(place, rng, {"audio": most}),)
         audio = drawn[0]["audio"]
-        start = int(rng.integers(len(sources) - len(audio) + 1))
+        start = self._grained(rng, len(sources) - len(audio))
         audio = sum(self._heard(audio, room, rng, "room"))
         sources[start : start + len(audio), column] = signals.at_ratio(audio, sources[:, 0], snr)
-        return drawn
+        return start, *drawn

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from common import errors, sections
 from common.nn import marks, masking
-from separation import causal, cue, quality, voice, voicefilter
+from separation import causal, cue, films, quality, sight, voice, voicefilter
 
 KINDS = ("causal", "voicefilter", "quality")
 
@@ -25,6 +25,8 @@ class SeparationNet(nn.Module):
     extractor: nn.Module
     cue_size: int
     num_speakers: int
+    lips: sight.LipEncoder | None = None
+    faces: sight.FaceEncoder | None = None
 
     def setup(self) -> None:
         self.null = self.param("null_cue", nn.initializers.normal(1.0), (self.cue_size,))
@@ -41,12 +43,16 @@ class SeparationNet(nn.Module):
         mixture: Float[Array, "b t"],
         lengths: Int[Array, "b"],
         cue: Float[Array, "b c"],
+        motion: sight.Motion | None = None,
         *,
         train: bool = False,
     ) -> Float[Array, "b t"]:
-        """The voice of each cue; 0 beyond the lengths."""
+        """The voice of each cue; 0 beyond the lengths. Without a `motion` no lips are seen."""
         mixture = masking.zero_padding(mixture[:, :, None], lengths)[:, :, 0]
-        audio = self.extractor(mixture, lengths, cue, train=train)
+        seen = {}
+        if self.lips is not None:
+            seen["motion"] = self.lips.nothing(len(mixture)) if motion is None else motion
+        audio = self.extractor(mixture, lengths, cue, train=train, **seen)
         return masking.zero_padding(audio[:, :, None], lengths)[:, :, 0]
 
     def with_cue(self, state: Any, cue: Float[Array, "b c"]) -> Any:
@@ -54,8 +60,12 @@ class SeparationNet(nn.Module):
         return self.extractor.with_cue(state, cue)
 
     def step(self, state: Any, chunk: Float[Array, "b t"]) -> tuple[Any, Float[Array, "b t"]]:
-        """See `causal.CausalExtractor.step`."""
-        return self.extractor.step(state, chunk)
+        """See `causal.CausalExtractor.step`. No lips are seen."""
+        if self.lips is None:
+            return self.extractor.step(state, chunk)
+        hop, rate = self.extractor.hop_size, self.extractor.config.sample_rate_hz
+        motion = self.lips.nothing(len(chunk)).at_hops(chunk.shape[1] // hop, hop, rate)
+        return self.extractor.step(state, chunk, motion)
 
     def __call__(
         self,
@@ -67,11 +77,12 @@ class SeparationNet(nn.Module):
         train: bool,
         mask: Bool[Array, "b"],
         hidden: Bool[Array, "b"] | None = None,
+        seen: sight.Seen | None = None,
     ) -> tuple[Float[Array, "b t"], Float[Array, "b s"] | None]:
         """The voices, and in training what the enrolments say of the speaker (logits).
 
-        Of `hidden` rows the enrolment is not shown to the extractor. Rows that are not real
-        (`mask`) have no part in statistics, and are 0.
+        Of `hidden` rows the enrolment is not shown to the extractor; `seen` is what else is, to a
+        network that sees. Rows that are not real (`mask`) have no part in statistics, and are 0.
         """
         lengths = masking.fold_row_mask(lengths, mask)
         known = self.cue(enrolment, enrolment_lengths)
@@ -80,7 +91,12 @@ class SeparationNet(nn.Module):
             logits = self.speakers(known)
         if hidden is not None:
             known = jnp.where(hidden[:, None], cue.unit(self.null[None, :]), known)
-        return self.outputs((self.extract(mixture, lengths, known, train=train), logits))
+        motion = None
+        if seen is not None and self.faces is not None:
+            known = known + self.faces(seen.face, seen.face_seen)
+        if seen is not None and self.lips is not None:
+            motion = self.lips(seen.mouth, seen.mouth_seen)
+        return self.outputs((self.extract(mixture, lengths, known, motion, train=train), logits))
 
 
 def make_model(
@@ -114,11 +130,23 @@ def make_model(
         encoder = cue.CueEncoder(cues)
     else:
         encoder = cue.FrozenEncoder(known.embed, known.fresh, cues.size)
-    return SeparationNet(encoder, extractor, cues.size, num_speakers)
+    seen = sections.build(sight.SightConfig, config.sight)
+    if seen.lips and model.kind != "causal":
+        raise errors.UserError(
+            f"config.sight.lips=True goes with config.model.kind=causal, not {model.kind}."
+        )
+    return SeparationNet(
+        *(encoder, extractor, cues.size, num_speakers),
+        sight.LipEncoder(seen) if seen.lips else None,
+        sight.FaceEncoder(seen, cues.size) if seen.face else None,
+    )
 
 
 def init(model: SeparationNet, key: Key[Array, ""]) -> dict[str, Any]:
     """Fresh variables of the network."""
     audio, lengths = jnp.zeros((1, 8000)), jnp.full((1,), 8000, jnp.int32)
-    mask = jnp.ones((1,), bool)
-    return dict(model.init(key, audio, lengths, audio, lengths, train=False, mask=mask))
+    mask, there = jnp.ones((1,), bool), jnp.ones((1, 1), bool)
+    pictures = (jnp.zeros((1, 1, *size), jnp.uint8) for size in (films.MOUTH, films.FACE))
+    mouth, face = pictures
+    seen = sight.Seen(mouth, there, face, there)
+    return dict(model.init(key, audio, lengths, audio, lengths, train=False, mask=mask, seen=seen))

@@ -12,25 +12,52 @@ from common import errors
 from common.data import speech
 from separation import signals, surroundings
 
-# Each with what stands before its figures' names, and in the words of a report.
-MODES = {
-    "given": ("", "with an enrolment"),
-    "noisy": ("noisy_", "with another voice or noise in the enrolment"),
-    "none": ("blind_", "without one, of the loudest voice"),
-    "self": ("self_", "self-enrolled, of the loudest voice"),
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """`prefix` of its figures' names; `words` of a report; whose voice is `wanted`.
+
+    "target", "other", the first interferer, or "loudest", where nothing says whom. `shows` are the
+    cues of networks that see: voice, lips, face.
+    """
+
+    prefix: str
+    words: str
+    wanted: str = "target"
+    shows: tuple[str, ...] = ()
+
+
+MODES: Mapping[str, Mode] = {
+    "given": Mode("", "with an enrolment"),
+    "noisy": Mode("noisy_", "with another voice or noise in the enrolment"),
+    "none": Mode("blind_", "without one, of the loudest voice", "loudest"),
+    "self": Mode("self_", "self-enrolled, of the loudest voice", "loudest"),
 }
-BLIND = ("none", "self")  # nothing says whom: the loudest voice is wanted
-IN_TRAINING = ("given", "none")
+SEEN: Mapping[str, Mode] = {
+    "given": Mode("", "with all cues", shows=("voice", "lips", "face")),
+    "lips": Mode("lips_", "by lips alone", shows=("lips",)),
+    "face": Mode("face_", "by a face alone", shows=("face",)),
+    "voice": Mode("voice_", "with an enrolment alone", shows=("voice",)),
+    "none": Mode("blind_", "without any cue, of the loudest voice", "loudest"),
+    "shuffled": Mode("shuffled_", "by the lips of somebody else", shows=("lips",)),
+    "swapped": Mode("swapped_", "by the other's lips, of the other", "other", ("lips",)),
+}
+IN_TRAINING = ("given", "none", "lips")
 
 
-def check(names: tuple[str, ...]) -> None:
-    """Raises UserError for a mode that there is not, or without those that training has."""
-    unknown = [name for name in names if name not in MODES]
-    if unknown or not set(IN_TRAINING) <= set(names):
+def table(config: Any) -> Mapping[str, Mode]:
+    """Those that the network of a config has. Raises UserError for names that are none of them."""
+    found, seen = MODES, config.sight
+    if seen.lips or seen.face:
+        cues = {"voice", *(["lips"] if seen.lips else ()), *(["face"] if seen.face else ())}
+        found = {n: m for n, m in SEEN.items() if n == "given" or set(m.shows) <= cues}
+    names = tuple(config.modes)
+    least = [name for name in ("given", "none") if name not in names]
+    if names and (least or any(name not in found for name in names)):
         raise errors.UserError(
-            f"config.modes={tuple(names)}: of {', '.join(MODES)}, {' and '.join(IN_TRAINING)} at "
-            "least."
+            f"config.modes={names}: of {', '.join(found)}, given and none at least; () is all."
         )
+    return {name: mode for name, mode in found.items() if not names or name in names}
 
 
 @dataclasses.dataclass(frozen=True)

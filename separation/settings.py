@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from common import optim, trainer
 from common.data import splits
-from separation import causal, cue, losses, mixing, modes, quality, voicefilter
+from separation import causal, cue, losses, mixing, quality, sight, voicefilter
 
 
 def _section(cls: type) -> dict:
@@ -48,6 +48,8 @@ def default_config() -> ConfigDict:
     config.cue.workdir = ""
     # The share of training rows whose enrolment is not shown: the loudest voice is their target.
     config.cue.dropout = 0.1
+    # Lips and faces as further cues, of data that have them (kind=embedded_faces).
+    config.sight = ConfigDict(_section(sight.SightConfig))
     config.model = ConfigDict(
         {
             "kind": "causal",  # or voicefilter, quality; each has a section of its own
@@ -57,11 +59,13 @@ def default_config() -> ConfigDict:
         }
     )
     config.loss = ConfigDict(_section(losses.LossConfig))
-    # What --mode=evaluate measures, each on a line of its own: mixtures with their enrolments, with
-    # another voice or noise in those, with none, and with what comes out by none (all of the
-    # mixture once more, as `separation.enhance --self-enroll` has it without --stream). An
-    # evaluation in training has the first and the third.
-    config.modes = tuple(modes.MODES)
+    # What --mode=evaluate measures, each on a line of its own (separation/modes.py); (): all that
+    # there are. given, noisy, none, self: mixtures with their enrolments, with another voice or
+    # noise in those, with none, and with what comes out by none (all of the mixture once more, as
+    # `separation.enhance --self-enroll` has it without --stream). Of networks that see: with all
+    # cues, with each alone, with none, with the lips of somebody else (which should not help), and
+    # with those of the other speaker (whose voice should come out). In training some of them.
+    config.modes = ()
     # Who else judges in --mode=evaluate, before and after: measures whose packages are installed,
     # at 0.1 s of a core for each second of a mixture; a recogniser and a speaker network by their
     # work directories.

@@ -28,6 +28,7 @@ from separation import (
     model,
     modes,
     self_enrolment,
+    sight,
     signals,
     surroundings,
     targets,
@@ -187,12 +188,16 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         sources, mask = batch["sources"], batch["mask"]
         lengths = masking.fold_row_mask(batch["sources_lengths"], mask)
         present, hidden = batch["present"], None
-        wanted = jnp.zeros(mask.shape, jnp.int32)
-        if train and self.config.cue.dropout:
+        wanted, seen, blind = jnp.zeros(mask.shape, jnp.int32), seen_in(batch), None
+        if train and (self.config.cue.dropout or seen is not None):
             keys = parallel.row_keys(key, batch["row"])
-            hidden = jax.vmap(jax.random.uniform)(keys) < self.config.cue.dropout
-            wanted = jnp.where(hidden, loudest(voices(batch)), wanted)
-            present = present | hidden
+            hidden = blind = jax.vmap(jax.random.uniform)(keys) < self.config.cue.dropout
+        if train and seen is not None:
+            seen = self._dropped(seen, key, batch["row"])
+            blind = hidden & ~jnp.any(seen.mouth_seen, 1) & ~jnp.any(seen.face_seen, 1)
+        if blind is not None:
+            wanted = jnp.where(blind, loudest(voices(batch)), wanted)
+            present = present | blind
         (estimate, logits), new_state = self.model.apply(
             variables,
             jnp.sum(sources, axis=2),
@@ -202,6 +207,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             train=train,
             mask=mask,
             hidden=hidden,
+            seen=seen,
             mutable=[name for name in variables if name != "params"],
         )
         target = jnp.take_along_axis(sources, wanted[:, None, None], axis=2)[:, :, 0]
@@ -212,6 +218,13 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             terms["speaker_loss"] = losses.speaker_term(logits, batch["speaker"], mask, weight)
         return terms, (sums, new_state)
 
+    def _dropped(self, seen: sight.Seen, key: Any, rows: Any) -> sight.Seen:
+        """What is shown in training: each cue may be missing. Those the network has not are."""
+        config = self.config.sight
+        keys = parallel.row_keys(jax.random.fold_in(key, 1), rows)
+        coins = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys) < config.dropout
+        return seen.without(coins[:, 0] | (not config.lips), coins[:, 1] | (not config.face))
+
     def eval_step(
         self, variables: state.Variables, batch: Batch
     ) -> tuple[Metrics, Mapping[str, Any]]:
@@ -220,9 +233,11 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         lengths = masking.fold_row_mask(batch["sources_lengths"], mask)
         mixture = jnp.sum(sources, axis=2)
 
-        def extracted(audio: jax.Array, audio_lengths: jax.Array) -> jax.Array:
-            shown = audio, audio_lengths
-            return self.model.apply(variables, mixture, lengths, *shown, train=False, mask=mask)[0]
+        def extracted(
+            audio: jax.Array, audio_lengths: jax.Array, seen: sight.Seen | None = None
+        ) -> jax.Array:
+            shown = mixture, lengths, audio, audio_lengths
+            return self.model.apply(variables, *shown, train=False, mask=mask, seen=seen)[0]
 
         def ratios(signal: jax.Array) -> jax.Array:
             """SI-SDR against each source."""
@@ -230,13 +245,19 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             return jnp.stack([one(target=sources[:, :, s]) for s in range(sources.shape[2])], 1)
 
         given, zero = batch["enrolment"], jnp.zeros_like(batch["enrolment_lengths"])
-        found = {
-            "given": extracted(given, batch["enrolment_lengths"]),
-            "none": extracted(given, zero),
-        }
+        found, table = {}, modes.table(self.config)
+        for name, mode in table.items():
+            seen = seen_in(batch, {"shuffled": "strange_", "swapped": "other_"}.get(name, ""))
+            if name in ("noisy", "self") or not ("full" in batch or name in modes.IN_TRAINING):
+                continue
+            if seen is not None:
+                seen = seen.without("lips" not in mode.shows, "face" not in mode.shows)
+            by_voice = name == "given" or "voice" in mode.shows
+            size = batch["enrolment_lengths"] if by_voice else zero
+            found[name] = extracted(given, size, seen)
         if "disturbed" in batch:
             found["noisy"] = extracted(batch["disturbed"], batch["disturbed_lengths"])
-        if "full" in batch and "self" in self.config.modes:
+        if "full" in batch and "self" in table:
             rate = self.config.data.sample_rate_hz
             own, sizes = self_enrolment.enrolments(
                 found["none"], mixture, lengths, rate, given.shape[1]
@@ -246,7 +267,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         power = [jnp.sum(jnp.square(x), axis=1) for x in (with_cue, mixture)]
         outputs = {
             "mixture_si_sdr": ratios(mixture),
-            **{f"{modes.MODES[name][0]}si_sdr": ratios(x) for name, x in found.items()},
+            **{f"{table[name].prefix}si_sdr": ratios(x) for name, x in found.items()},
             "loudest": loudest(voices(batch)),
             "level_db": 10 * (jnp.log10(power[0] + 1e-12) - jnp.log10(power[1] + 1e-12)),
             "seconds": lengths / self.config.data.sample_rate_hz,
@@ -346,7 +367,7 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         Pictures: mixture, target and what was extracted below each other.
         """
         part, rate = self.part(split), self.config.data.sample_rate_hz
-        found = evaluation.summarise(split, outputs, part)
+        found = evaluation.summarise(split, outputs, part, modes.table(self.config))
         audio, images = {}, {}
         for number, example in enumerate(examples):
             sounds = {n: example[n][: int(example["lengths"])] for n in judges.SIGNALS}
@@ -373,8 +394,18 @@ def of_both(batch: Batch) -> dict[str, jax.Array]:
         "present": jnp.ones_like(batch["present"]),
         "row": 2 * batch["row"] + 1,
     }
+    if "other_mouth" in batch:
+        other |= {name: batch[f"other_{name}"] for name in sight.Seen._fields}
     first = {**batch, "row": 2 * batch["row"]}
     return {name: jnp.concatenate([first[name], other[name]]) for name in batch}
+
+
+def seen_in(batch: Batch, whose: str = "") -> sight.Seen | None:
+    """What a batch shows of its targets, or of others; of somebody strange the mouth alone."""
+    if "mouth" not in batch:
+        return None
+    fields = {name: batch.get(f"{whose}{name}", batch[name]) for name in sight.Seen._fields}
+    return sight.Seen(**fields)
 
 
 def voices(batch: Batch) -> jax.Array:
@@ -393,7 +424,12 @@ def make_task(config: Any, workdir: pathlib.Path) -> SeparationTask:
     sections.build(losses.LossConfig, config.loss)
     sections.build(mixing.MixingConfig, config.mixing)
     lists_lib.named(config.data.lists)
-    modes.check(tuple(config.modes))
+    modes.table(config)
+    if sight.wanted(config) and config.data.lists:
+        raise errors.UserError(
+            "config.data.lists names recordings without films: a network that sees (config.sight) "
+            "is evaluated on splits."
+        )
     return SeparationTask(config, workdir, splits.Splits(config, workdir, require_text=False))
 
 
@@ -401,7 +437,7 @@ def close(task: SeparationTask, workdir: pathlib.Path, reports: Mapping[str, Rep
     """The last words of a run: figures, and where things lie."""
     for report in reports.values():
         print("\n".join(report.lines))
-    if task.config.data.kind == "embedded" and not set(reports) <= set(task.lists):
+    if task.config.data.kind in splits.EMBEDDED and not set(reports) <= set(task.lists):
         print("These are synthetic voices: the figures say nothing about real speech.")
     if reports:
         print(f"  figures and mixtures: {workdir / 'results'}")

@@ -296,7 +296,7 @@ def close(task: SpeakerTask, workdir: pathlib.Path, reports: Mapping[str, Report
     """The last words of a run: error rates, and where things lie."""
     for report in reports.values():
         print("\n".join(report.lines))
-    if task.config.data.kind == "embedded":
+    if task.config.data.kind in splits.EMBEDDED:
         print("These are synthetic voices: the figures say nothing about real speech.")
     if reports:
         print(f"  figures and scores: {workdir / 'results'}")

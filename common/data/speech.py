@@ -84,6 +84,9 @@ class SpeechCrops:
     bandwidth extension for deep speaker embedding, Interspeech 2019). In evaluation it begins at
     the start. With a `detector` the whole file is read, what `vad.keep_speech` does not keep is cut
     out, and what is left cropped; raises `io.AudioError` also for one that holds no speech.
+
+    With a `grain` above 1 stretches begin at a multiple of so many samples of what is read, and
+    rows say at which, "start": i32, so that films can be cut with them.
     """
 
     source: records.Source
@@ -94,6 +97,7 @@ class SpeechCrops:
     speeds: tuple[float, ...] = (1.0,)  # 1.1 is faster, shorter and higher; the first one is 1
     num_speakers: int = 0
     detector: vad.Detector | None = None
+    grain: int = 1
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -114,27 +118,39 @@ class SpeechCrops:
         position = int(self.index.positions[i])
         record = self.source[position]
         with _named(record):
-            audio = self._stretch(i, record, place, most and math.ceil(most * speed))
+            audio, start = self._stretch(i, record, place, most and math.ceil(most * speed))
         if not len(audio):
             raise io.AudioError(record["id"], "no speech in it, says config.data.vad")
         if speed != 1.0:
             audio = _play(audio, speed)[:most]
         label = np.int32(self.labels[i] + number * self.num_speakers)
-        return {"audio": audio, "label": label, "index": np.int32(position), **_names(record)}
+        where = {"start": np.int32(start)} if self.grain > 1 else {}
+        return {
+            "audio": audio,
+            "label": label,
+            "index": np.int32(position),
+            **where,
+            **_names(record),
+        }
 
-    def _stretch(self, i: int, record: records.Record, place: float, most: int | None):
-        """At most `most` samples, from the start (`place` 0) to the end (1) of a recording."""
+    def _stretch(
+        self, i: int, record: records.Record, place: float, most: int | None
+    ) -> tuple[Float[np.ndarray, "t"], int]:
+        """(at most `most` samples from the start (`place` 0) to the end (1) of a recording, the
+        first of them)"""
         rate, count = self.sample_rate_hz, int(self.index.lengths[i])
         if self.detector is not None:
             audio = records.load_record(record, rate, self.channel)
             audio = vad.keep_speech(audio, rate, self.detector)
-            return audio[_start(place, len(audio), most) :][:most]
+            start = _start(place, len(audio), most, self.grain)
+            return audio[start:][:most], start
         if most is None or count <= most:  # Whole, so that one that has grown is noticed.
-            return records.load_record(record, rate, self.channel)
-        start = _start(place, count, most)
-        return records.load_record(
+            return records.load_record(record, rate, self.channel), 0
+        start = _start(place, count, most, self.grain)
+        audio = records.load_record(
             record, rate, self.channel, start=start / rate, duration=most / rate
-        )[:most]
+        )
+        return audio[:most], start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,9 +226,9 @@ def _ratio(speed: float) -> tuple[int, int]:
     return fractions.Fraction(speed).limit_denominator(100).as_integer_ratio()
 
 
-def _start(place: float, count: int, most: int | None) -> int:
+def _start(place: float, count: int, most: int | None, grain: int = 1) -> int:
     """The first of `most` out of `count`, each possible one for an equal part of [0, 1)."""
-    return 0 if most is None else int(place * max(1, count - most + 1))
+    return 0 if most is None else grain * int(place * (max(0, count - most) // grain + 1))
 
 
 def _names(record: records.Record) -> dict[str, str]:

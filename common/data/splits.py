@@ -29,12 +29,17 @@ from common.data import (
     tfds,
     voxceleb,
 )
+from common.data.embedded import talking
 
 log = logging.getLogger(__name__)
 
 # Settings that name parts of the data; the last one is of `separation`.
 NAMES = ("data.train", "data.eval", "data.test", "data.lists")
 
+EMBEDDED: Mapping[str, Callable[[str, embedded.CorpusSettings], records.Source]] = {
+    "embedded": embedded.EmbeddedCorpus,
+    "embedded_faces": talking.TalkingFaces,  # the same recordings with what is seen of them
+}
 _WHOLE_SECONDS = 300  # an evaluated utterance at most: longer ones are recordings to be cut
 
 
@@ -42,8 +47,9 @@ def default_config() -> ConfigDict:
     """`config.data`: what every task needs to know of its recordings."""
     return ConfigDict(
         {
-            # embedded, librispeech (tree), manifest (tsv, csv, json), folder (of recordings, those
-            # of each speaker in a folder), tfds, kaldi, voxceleb
+            # embedded, embedded_faces (with mouths and portraits), librispeech (tree), manifest
+            # (tsv, csv, json), folder (of recordings, those of each speaker in a folder), tfds,
+            # kaldi, voxceleb
             "kind": "embedded",
             # Tree, prepared tfds folder, manifest files with commas between, or the folder that
             # holds the manifests, the Kaldi data folders or the subsets of VoxCeleb; ~ is expanded.
@@ -171,7 +177,7 @@ def open_source(
             f"config.features.kind=given needs data with features: config.data.kind=kaldi, not "
             f"{data.kind!r}."
         )
-    if data.kind == "embedded":
+    if data.kind in EMBEDDED:
         settings = embedded.CorpusSettings(
             hours=data.hours,
             eval_hours=data.eval_hours,
@@ -183,7 +189,7 @@ def open_source(
                 f"config.data names the splits {tuple(names)} together; the embedded corpus gives "
                 "one at a time: train, dev or test."
             )
-        return embedded.EmbeddedCorpus(names[0], settings)
+        return EMBEDDED[data.kind](names[0], settings)
     if not data.root:
         raise errors.UserError(
             f"config.data.root is empty: set --config.data.root=... to the data of kind "
@@ -214,8 +220,8 @@ def open_source(
     if data.kind == "tfds":
         return tfds.TfdsSource(root, "+".join(names))
     raise errors.UserError(
-        f"config.data.kind={data.kind!r} is unknown; choose embedded, librispeech, "
-        "manifest, folder, tfds, kaldi or voxceleb."
+        f"config.data.kind={data.kind!r} is unknown; choose {', '.join(EMBEDDED)}, "
+        "librispeech, manifest, folder, tfds, kaldi or voxceleb."
     )
 
 

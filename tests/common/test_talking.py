@@ -134,19 +134,6 @@ def test_pictures_show_the_opening(source):
     assert np.mean(found) > 0.5
 
 
-def test_frames_of_cut_audio():
-    frames = np.arange(100, dtype=np.uint8)
-    np.testing.assert_array_equal(talking.cut_frames(frames, 0, 64_000), frames)
-    np.testing.assert_array_equal(talking.cut_frames(frames, 6400, 1280), [10, 11])
-    # Half a frame or more goes to the next one.
-    assert talking.cut_frames(frames, 319, 640)[0] == 0
-    assert talking.cut_frames(frames, 320, 640)[0] == 1
-    assert talking.cut_frames(frames, 63_700, 300).tolist() == [99]
-    for start in range(0, 6000, 170):
-        assert len(talking.cut_frames(frames, start, 33_333)) == visemes.num_frames(33_333, 16_000)
-    with pytest.raises(ValueError, match="not within 100 frames"):
-        talking.cut_frames(frames, 640, 64_000)
-
 
 def test_what_the_voice_has_is_what_is_heard(source):
     """Over voices, the pitch that a face shows is that of the recordings."""

@@ -12,6 +12,7 @@ Frame k shows the middle of the samples from 640 k to 640 (k + 1) at 16 kHz; the
 stand for fewer. Drawings, not people: results on them have to be labelled so.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -30,7 +32,6 @@ from common.data.embedded import faces, visemes, voices
 # Part of the folder's name: raise it whenever the same corpus gives other pictures.
 _DRAW_VERSION = 1
 _VOICES_PER_JOB = 16
-_SAMPLES_PER_FRAME = embedded.SAMPLE_RATE_HZ // visemes.FRAMES_PER_SECOND
 _BYTES_PER_SECOND, _BYTES_PER_SPEAKER = 50_000, 80_000  # measured: 39,000 and 55,000
 _LAST = "faces.json"
 
@@ -89,24 +90,6 @@ def write_portraits(path: pathlib.Path, films: Sequence[dict], data: pathlib.Pat
         )
     np.savez_compressed(path, **drawn)
     return lines
-
-
-def cut_frames(
-    frames: UInt8[np.ndarray, "n ..."], start: int, samples: int
-) -> UInt8[np.ndarray, "m ..."]:
-    """The frames of `samples` samples from `start` on, where audio at 16 kHz is cut so.
-
-    Off by at most half a frame where `start` is no multiple of 640. Raises ValueError for samples
-    that the frames do not reach.
-    """
-    count = visemes.num_frames(samples, embedded.SAMPLE_RATE_HZ)
-    first = (start + _SAMPLES_PER_FRAME // 2) // _SAMPLES_PER_FRAME
-    if start < 0 or samples < 1 or start + samples > len(frames) * _SAMPLES_PER_FRAME:
-        raise ValueError(
-            f"samples {start} to {start + samples} are not within {len(frames)} frames"
-            f" ({len(frames) * _SAMPLES_PER_FRAME} samples)"
-        )
-    return frames[np.minimum(np.arange(first, first + count), len(frames) - 1)]
 
 
 def _check_space(folder: pathlib.Path, seconds: float, num_speakers: int) -> None:
@@ -185,12 +168,34 @@ def draw(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Pictures in a file, which `np.asarray` reads. Raises OSError for a file that is damaged."""
+
+    path: pathlib.Path
+    key: str
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> UInt8[np.ndarray, "..."]:
+        del copy  # it always is one
+        try:
+            with self.path.open("rb") as file, np.load(file) as arrays:
+                return arrays[self.key].astype(dtype or np.uint8, copy=False)
+        except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+            raise OSError(
+                f"{self.path} is damaged: delete {self.path.parent.parent} to draw it again"
+            ) from error
+
+
 class TalkingFaces:
     """One split of the embedded corpus with its faces, a random-access source of records.
 
     Records are those of `EmbeddedCorpus` and have besides `video`, the mouth (uint8[n, 96, 96],
     frame k at samples 640 k to 640 (k + 1)), `face`, portraits of the speaker (uint8[5, 224, 224,
-    3]), and `factors`, of the face by name (`faces.VOICED` follow the voice, `faces.FREE` do not).
+    3]), both `Stored`, and `factors`, of the face by name (`faces.VOICED` follow the voice,
+    `faces.FREE` do not).
     It pickles as two paths. The constructor renders and draws what is not in the cache yet.
     """
 
@@ -235,25 +240,15 @@ class TalkingFaces:
             for speaker, line in self._faces.items()
         }
 
-    def portraits(self, speaker: str) -> UInt8[np.ndarray, "k 224 224 3"]:
+    def portraits(self, speaker: str) -> Stored:
         """Pictures of a speaker; KeyError for one who is not in this split."""
         shard = self._faces[speaker]["shard"]
-        return self._read(f"portraits-{shard:05d}.npz", speaker)
+        return Stored(self.folder / f"portraits-{shard:05d}.npz", speaker)
 
-    def mouths(self, index: int) -> UInt8[np.ndarray, "n 96 96"]:
+    def mouths(self, index: int) -> Stored:
         """The mouth of an utterance."""
         record = self.speech.entry(index)
-        return self._read(f"mouths-{record['shard']:05d}.npz", record["id"])
-
-    def _read(self, name: str, key: str) -> np.ndarray:
-        path = self.folder / name
-        try:
-            with path.open("rb") as file, np.load(file) as arrays:
-                return arrays[key]
-        except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
-            raise OSError(
-                f"{path} is damaged: delete {self.folder.parent} to draw it again"
-            ) from error
+        return Stored(self.folder / f"mouths-{record['shard']:05d}.npz", record["id"])
 
     def __len__(self) -> int:
         return len(self.speech)

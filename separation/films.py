@@ -1,0 +1,80 @@
+"""What is seen of the speakers of recordings: their mouths frame by frame, and their faces."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from common.data import records
+
+FRAMES_PER_SECOND = 25
+MOUTH, FACE = (96, 96), (224, 224, 3)  # pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Films:
+    """The pictures beside the recordings of a source, at `sample_rate_hz`.
+
+    Frame k of a film stands for the samples from k * `grain` on, a `grain` of them. `pictures`: how
+    many portraits are shown at once.
+    """
+
+    source: records.Source
+    sample_rate_hz: int
+    pictures: int = 1
+
+    @property
+    def grain(self) -> int:
+        """Samples of a frame."""
+        return self.sample_rate_hz // FRAMES_PER_SECOND
+
+    def frames(self, samples: int) -> int:
+        """Of so many samples; the last one may stand for fewer."""
+        return -(-samples // self.grain)
+
+    def mouth(
+        self, position: int, start: int, samples: int
+    ) -> tuple[UInt8[np.ndarray, "v 96 96"], Bool[np.ndarray, "v"]]:
+        """(the mouth over `samples` samples of a recording from `start` on, which frames there are)
+
+        `start` is a multiple of `grain`. Raises OSError for a film that cannot be read, and
+        records.DataError for pictures of another size.
+        """
+        count, first = self.frames(samples), start // self.grain
+        found, there = np.zeros((count, *MOUTH), np.uint8), np.zeros(count, bool)
+        record = self.source[position]
+        film = record.get("video")
+        if film is None:
+            return found, there
+        film = _checked(record["id"], "video", np.asarray(film), MOUTH)[first : first + count]
+        found[: len(film)], there[: len(film)] = film, True
+        return found, there
+
+    def face(
+        self, position: int, rng: np.random.Generator | None
+    ) -> tuple[UInt8[np.ndarray, "k 224 224 3"], Bool[np.ndarray, "k"]]:
+        """(portraits of the speaker of a recording, which there are): drawn ones, or the first."""
+        found = np.zeros((self.pictures, *FACE), np.uint8)
+        there = np.zeros(self.pictures, bool)
+        record = self.source[position]
+        faces = record.get("face")
+        if faces is None:
+            return found, there
+        faces = _checked(record["id"], "face", np.asarray(faces), FACE)
+        if rng is not None:
+            faces = faces[rng.permutation(len(faces))]
+        faces = faces[: self.pictures]
+        found[: len(faces)], there[: len(faces)] = faces, True
+        return found, there
+
+
+def _checked(
+    name: str, what: str, pictures: np.ndarray, shape: tuple[int, ...]
+) -> UInt8[np.ndarray, "n *s"]:
+    if pictures.shape[1:] != shape or pictures.dtype != np.uint8:
+        size = "x".join(map(str, pictures.shape[1:]))
+        raise records.DataError(
+            f"{name}: its {what} has pictures of {size} {pictures.dtype}, not of "
+            f"{'x'.join(map(str, shape))} uint8. Make it with python -m separation.prepare_video."
+        )
+    return pictures
