@@ -35,7 +35,7 @@ import numpy as np
 from benchmarks import workers
 from common import command_line, metrics, parallel, sections, starting, trainer
 from common.audio import frontend
-from separation import causal, cue, task, voicefilter
+from separation import causal, cue, extraction, task, voicefilter
 from separation import metrics as separation_metrics
 
 ALIKE = 1e-4  # outputs of the two sides, of signals of about 0.1
@@ -59,7 +59,7 @@ def read_config(name: str, words: Sequence[str]) -> Any:
 def alike(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Mixtures, enrolments and targets whose rows are equally long; in training both voices."""
     if "other_enrolment" in batch:
-        batch = jax.device_get(task.of_both({**batch, "row": np.arange(len(batch["mask"]))}))
+        batch = jax.device_get(extraction.of_both({**batch, "row": np.arange(len(batch["mask"]))}))
     enrolment = batch["enrolment"]
     repeated = [
         np.resize(row[: max(1, n)], len(row))

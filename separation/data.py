@@ -90,10 +90,11 @@ def train_batches(
 ) -> Any:
     """The endless stream of `batch_rows` mixtures; an epoch has each recording as target once.
 
-    Each mixture has two enrolments: see `task.of_both`. `num_workers`: instead of the config's.
+    Each mixture has two enrolments: see `extraction.of_both`. `num_workers`: not the config's.
     """
     data, found = config.data, mixtures(split, config, around, train=True)
-    found = dataclasses.replace(found, paired=True)
+    again = config.model.kind == "visualvoice"
+    found = dataclasses.replace(found, paired=not again, again=again)
     per_step = jax.device_count() * config.accumulate
     if data.batch_rows % per_step:
         raise errors.UserError(
@@ -105,10 +106,14 @@ def train_batches(
         *(split.name, len(set(split.speakers)), data.batch_rows, data.crop_seconds),
     )
     lengths = {"sources": found.num_samples, "enrolment": found.num_enrolment}
-    lengths["other_enrolment"] = found.num_enrolment
+    if not again:
+        lengths["other_enrolment"] = found.num_enrolment
     if found.films:
         frames = found.films.frames(found.num_samples)
         lengths |= dict.fromkeys(FILMED[:4], frames)
+    if found.films and again:
+        frames = found.films.frames(found.num_enrolment)
+        lengths |= dict.fromkeys(("enrolment_mouth", "enrolment_mouth_seen"), frames)
     return pipeline.train_batches(
         found,
         (buckets.Bucket(data.batch_rows, lengths),),

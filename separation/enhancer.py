@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Num
 from common import errors, trained
 from common.audio import io
 from common.data import splits
-from separation import causal, hops, self_enrolment
+from separation import causal, hops, model, self_enrolment
 from separation import cue as cue_lib
 from separation import task as separation_task
 
@@ -112,6 +112,11 @@ class Enhancer:
         self.channel = splits.channel(found.config.data)
         self._longest_enrolment = round(found.config.data.enrolment_seconds * self.sample_rate_hz)
         self._net = found.task.model
+        if not isinstance(self._net, model.SeparationNet):
+            raise errors.UserError(
+                "This network knows voices by who is seen to speak: python -m "
+                "separation.separate_video is its command."
+            )
         # On one device: as arrays of the host they would be taken over again with every call.
         self._variables = jax.device_put(jax.device_get(found.variables), jax.devices()[0])
         apply = self._net.apply

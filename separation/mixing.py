@@ -74,6 +74,9 @@ class Mixtures:
     bool[k]; of the first interferer "other_mouth" and so on; and in evaluation "strange_mouth" and
     "strange_mouth_seen", of a speaker who is not heard, if there is one, or of another one.
 
+    With `again` the enrolment is another clip, of which there is "enrolment_mouth" too; strange
+    mouths are not drawn then.
+
     In training (`paired`) the first interferer has an enrolment too, "other_enrolment", and
     "other_speaker", so that a mixture has two voices to extract. Voices are played at one of
     `speeds`, a voice at speed k being another speaker: label + k * `num_speakers`.
@@ -93,6 +96,7 @@ class Mixtures:
     speeds: tuple[float, ...] = (1.0,)
     num_speakers: int = 0
     films: films_lib.Films | None = None
+    again: bool = False
 
     def __post_init__(self) -> None:
         if self.films and self.speeds != (1.0,):
@@ -195,7 +199,9 @@ class Mixtures:
         }
         if self.films:
             row |= self._seen("", target, 0, len(sources), rng) | seen
-        if self.films and not self.paired:
+        if self.films and self.again:
+            row |= self._seen("enrolment_", enrolment, 0, len(enrolment["audio"]), rng)
+        elif self.films and not self.paired:
             row |= self._strange(target, heard, rng)
         if self.paired:
             rng = examples.own_stream(rng, "other noisy enrolment")
@@ -257,13 +263,16 @@ class Mixtures:
         audio = whole["audio"]
         count = min(most, len(audio) // 2)
         start = self._grained(choice, len(audio) - count)
-        before, after = audio[:start], audio[start + count :]
-        # The larger part, of which that is taken which is farther away.
-        far = before[: self.num_enrolment]
-        if len(after) > len(before):
-            far = after[-self.num_enrolment :]
-        stretch = {**whole, "audio": audio[start : start + count], "start": np.int32(start)}
-        return stretch, {**whole, "audio": far}
+        # The larger part of the rest, of which that is taken which is farther away.
+        first, end = 0, min(start, self.num_enrolment)
+        if len(audio) - start - count > start:
+            first, end = max(start + count, len(audio) - self.num_enrolment), len(audio)
+            first += -first % self.crops.grain
+
+        def stretch(first: int, end: int) -> dict[str, Any]:
+            return {**whole, "audio": audio[first:end], "start": np.int32(first)}
+
+        return stretch(start, start + count), stretch(first, end)
 
     def _grained(self, rng: np.random.Generator, most: int) -> int:
         """From 0 to `most`, where a film can be cut."""
@@ -278,7 +287,8 @@ class Mixtures:
         there, first = np.zeros(len(mouth), bool), begin // films.grain
         film, known = films.mouth(position, int(voice["start"]), len(voice["audio"]))
         mouth[first : first + len(film)], there[first : first + len(film)] = film, known
-        drawn = examples.own_stream(rng, f"{name}face") if self.paired else None
+        training = self.paired or self.again
+        drawn = examples.own_stream(rng, f"{name}face") if training else None
         face, face_there = films.face(position, drawn)
         found = {"mouth": mouth, "mouth_seen": there, "face": face, "face_seen": face_there}
         return {f"{name}{key}": value for key, value in found.items()}

@@ -10,7 +10,7 @@ from common import errors, sections
 from common.nn import marks, masking
 from separation import causal, cue, films, quality, sight, voice, voicefilter
 
-KINDS = ("causal", "voicefilter", "quality")
+KINDS = ("causal", "voicefilter", "quality", "visualvoice")
 
 
 class SeparationNet(nn.Module):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from common import errors
 from common.data import speech
-from separation import signals, surroundings
+from separation import sight, signals, surroundings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Mode:
 
 
 MODES: Mapping[str, Mode] = {
-    "given": Mode("", "with an enrolment"),
-    "noisy": Mode("noisy_", "with another voice or noise in the enrolment"),
+    "given": Mode("", "with an enrolment", shows=("voice",)),
+    "noisy": Mode("noisy_", "with another voice or noise in the enrolment", shows=("voice",)),
     "none": Mode("blind_", "without one, of the loudest voice", "loudest"),
     "self": Mode("self_", "self-enrolled, of the loudest voice", "loudest"),
 }
@@ -43,19 +43,24 @@ SEEN: Mapping[str, Mode] = {
     "swapped": Mode("swapped_", "by the other's lips, of the other", "other", ("lips",)),
 }
 IN_TRAINING = ("given", "none", "lips")
+SHOWN = {"shuffled": "strange_", "swapped": "other_"}  # of whom, in a batch; else of the target
 
 
 def table(config: Any) -> Mapping[str, Mode]:
     """Those that the network of a config has. Raises UserError for names that are none of them."""
-    found, seen = MODES, config.sight
-    if seen.lips or seen.face:
-        cues = {"voice", *(["lips"] if seen.lips else ()), *(["face"] if seen.face else ())}
-        found = {n: m for n, m in SEEN.items() if n == "given" or set(m.shows) <= cues}
+    found, cues = MODES, sight.cues(config)
+    if cues != ("voice",):
+        found = {n: m for n, m in SEEN.items() if n == "given" or set(m.shows) <= set(cues)}
+        for one in cues:  # that would be all
+            found = {n: m for n, m in found.items() if n != one or len(cues) > 1}
+        if "voice" not in cues:  # it was never trained to do without
+            found.pop("none")
     names = tuple(config.modes)
-    least = [name for name in ("given", "none") if name not in names]
-    if names and (least or any(name not in found for name in names)):
+    least = [name for name in ("given", "none") if name in found]
+    if names and not set(least) <= set(names) <= set(found):
         raise errors.UserError(
-            f"config.modes={names}: of {', '.join(found)}, given and none at least; () is all."
+            f"config.modes={names}: of {', '.join(found)}, {' and '.join(least)} at least; () is "
+            "all."
         )
     return {name: mode for name, mode in found.items() if not names or name in names}
 

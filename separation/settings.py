@@ -7,12 +7,16 @@ from ml_collections import ConfigDict
 from common import optim, trainer
 from common.data import splits
 from separation import causal, cue, losses, mixing, quality, sight, voicefilter
+from separation.visualvoice import config as visualvoice_config
+from separation.visualvoice import losses as visualvoice_losses
+
+_KNOWN = ("sample_rate_hz", "axis_name")  # the rate from the data
 
 
 def _section(cls: type) -> dict:
-    """The fields of a dataclass with their defaults, without the rate, which the data have."""
+    """The fields of a dataclass with their defaults, without what is known elsewhere."""
     found = {field.name: field.default for field in dataclasses.fields(cls)}
-    return {name: value for name, value in found.items() if name != "sample_rate_hz"}
+    return {name: value for name, value in found.items() if name not in _KNOWN}
 
 
 def default_config() -> ConfigDict:
@@ -52,13 +56,16 @@ def default_config() -> ConfigDict:
     config.sight = ConfigDict(_section(sight.SightConfig))
     config.model = ConfigDict(
         {
-            "kind": "causal",  # or voicefilter, quality; each has a section of its own
+            # or voicefilter, quality, visualvoice; each has a section of its own
+            "kind": "causal",
             "causal": _section(causal.CausalConfig),
             "voicefilter": _section(voicefilter.VoiceFilterConfig),
             "quality": _section(quality.QualityConfig),
+            "visualvoice": _section(visualvoice_config.VisualVoiceConfig),
         }
     )
     config.loss = ConfigDict(_section(losses.LossConfig))
+    config.loss.visualvoice = ConfigDict(_section(visualvoice_losses.LossConfig))
     # What --mode=evaluate measures, each on a line of its own (separation/modes.py); (): all that
     # there are. given, noisy, none, self: mixtures with their enrolments, with another voice or
     # noise in those, with none, and with what comes out by none (all of the mixture once more, as

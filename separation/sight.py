@@ -19,6 +19,9 @@ from common.nn import conv2d
 from separation import cue as cue_lib
 from separation import films
 
+_PATCH = 4  # pixels each way
+_MOUTH_SHARE, _FACE_SHARE = 3, 4  # of 96 and 224 pixels: 32 and 56 are looked at
+
 
 @dataclasses.dataclass(frozen=True)
 class SightConfig:
@@ -29,7 +32,8 @@ class SightConfig:
         pictures: portraits whose cues are averaged.
         dropout: the share of training rows whose lips are not shown; that of faces, for itself.
         frames: pictures of a mouth that are seen at once, the last one being the present.
-        widths: channels of convolutions, each of which halves a picture.
+        widths: channels of patches of 4 x 4, and of convolutions, each of which halves what is
+            left.
         size: entries of what is known of a frame.
     """
 
@@ -38,7 +42,7 @@ class SightConfig:
     pictures: int = 1
     dropout: float | int = 0.2
     frames: int = 3
-    widths: tuple[int, ...] = (16, 32, 48, 64)
+    widths: tuple[int, ...] = (32, 64)
     size: int = 64
 
     def __post_init__(self) -> None:
@@ -49,9 +53,17 @@ class SightConfig:
                 raise errors.UserError(f"config.sight.{name}={getattr(self, name)}: 1 at least.")
 
 
+def cues(config: Any) -> tuple[str, ...]:
+    """What the network of a config may know a voice by: voice, lips, face."""
+    if config.model.kind == "visualvoice":
+        sizes = config.model.visualvoice
+        return ("lips",) * sizes.lip + ("face",) * sizes.face
+    return ("voice", *("lips",) * config.sight.lips, *("face",) * config.sight.face)
+
+
 def wanted(config: Any) -> bool:
     """Whether the network of a config sees anything."""
-    return bool(config.sight.lips or config.sight.face)
+    return not {"lips", "face"}.isdisjoint(cues(config))
 
 
 class Seen(NamedTuple):
@@ -88,15 +100,22 @@ class Motion(NamedTuple):
 
 
 class _Pictures(nn.Module):
-    """Pictures of 1 or more channels -> a vector each."""
+    """Pictures of 1 or more channels -> a vector each.
+
+    First come patches of 4 x 4, which a CPU does a third as long as convolutions that overlap.
+    """
 
     widths: tuple[int, ...]
     size: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
+        x = _patches(x, _PATCH)
         for i, width in enumerate(self.widths):
-            x = conv2d.Conv2D(width, (3, 3), 2, use_bias=True, name=f"conv{i}")(x)
+            if i:
+                x = conv2d.Conv2D(width, (3, 3), 2, use_bias=True, name=f"conv{i}")(x)
+            else:
+                x = nn.Dense(width, name="patches")(x)
             x = jax.nn.relu(nn.LayerNorm(name=f"norm{i}")(x))
         return nn.Dense(self.size, name="output")(x.reshape(len(x), -1))
 
@@ -110,7 +129,7 @@ class LipEncoder(nn.Module):
     def __call__(self, mouth: UInt8[Array, "b v h w"], seen: Bool[Array, "b v"]) -> Motion:
         """Pictures that are not seen may be anything; their neighbours see the mean in place."""
         config, (b, v) = self.config, seen.shape
-        x = _normalised(mouth.reshape(b * v, *mouth.shape[2:], 1), 2)
+        x = _normalised(mouth.reshape(b * v, *mouth.shape[2:], 1), _MOUTH_SHARE)
         x = x.reshape(b, v, *x.shape[1:3]) * seen[:, :, None, None]
         before = jnp.pad(x, ((0, 0), (config.frames - 1, 0), (0, 0), (0, 0)))
         x = jnp.stack([before[:, i : i + v] for i in range(config.frames)], axis=-1)
@@ -136,11 +155,18 @@ class FaceEncoder(nn.Module):
         self, face: UInt8[Array, "b k h w 3"], seen: Bool[Array, "b k"]
     ) -> Float[Array, "b c"]:
         config, (b, k) = self.config, seen.shape
-        x = _normalised(face.reshape(b * k, *face.shape[2:]), 4)
+        x = _normalised(face.reshape(b * k, *face.shape[2:]), _FACE_SHARE)
         x = _Pictures(config.widths, self.cue_size, name="pictures")(x).reshape(b, k, -1)
         count = jnp.sum(seen, axis=1, keepdims=True).astype(jnp.float32)
         mean = jnp.sum(x * seen[:, :, None], axis=1) / jnp.maximum(count, 1.0)
         return jnp.where(count > 0, cue_lib.unit(mean), 0.0)
+
+
+def _patches(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n p q d"]:
+    """All that is in each patch."""
+    n, h, w, c = x.shape
+    x = x.reshape(n, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, h // size, w // size, size * size * c)
 
 
 def _normalised(pictures: UInt8[Array, "n h w c"], smaller: int) -> Float[Array, "n p q c"]:

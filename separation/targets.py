@@ -49,15 +49,7 @@ class Explanation:
     ) -> tuple[Float[Array, "b t"], Array]:
         lengths = masking.fold_row_mask(batch["sources_lengths"], batch["mask"])
         mixture = given.get("waveform", jnp.sum(batch["sources"], axis=2))
-        found, _ = self.task.model.apply(
-            variables,
-            mixture,
-            lengths,
-            batch["enrolment"],
-            batch["enrolment_lengths"],
-            train=False,
-            mask=batch["mask"],
-        )
+        found = self.task.extracted(variables, batch, mixture, lengths, "given")
         return found, lengths
 
     def _energy(

@@ -27,5 +27,5 @@ def get_config(size: str = "") -> ConfigDict:
     config.cue.dropout = 0.5
     config.sight.update({"lips": size != "heard", "face": size != "heard", "dropout": 0.2})
     if size == "debug":
-        config.sight.update({"widths": (4, 4, 8, 8), "size": 8})
+        config.sight.update({"widths": (4, 8), "size": 8})
     return config

@@ -62,23 +62,24 @@ class Workers(study.Workers):
 def test_stages_are_done_once(tmp_path):
     config = command_line.read_config(CONFIG, [])
     (cell,) = study.cells(tmp_path, ["rank_2/log_mel"], 1)
+    stages = study.stages(config, cell, arguments())
     first = Workers(fail="--mode=hessian")
-    problem = study.work(config, cell, arguments(), first)
+    problem = study.work(cell, stages, first)
     assert problem.startswith("hessian_15 ended with 1:")
     assert "the reason" in problem
     assert len(first.calls) == 3
     assert f"--config={CONFIG}" in first.calls[0]
     assert "--config.encoder.rank=2" in first.calls[0]
     # A map that does not add up is no failure, but no map at all is one.
-    problem = study.work(config, cell, arguments(), Workers("--mode=attribution", empty=True))
+    problem = study.work(cell, stages, Workers("--mode=attribution", empty=True))
     assert problem.startswith("attribution ended with 1:")
     second = Workers(fail="--mode=attribution")
-    assert study.work(config, cell, arguments(), second) is None
+    assert study.work(cell, stages, second) is None
     names = ["train", "landscape", "hessian_15", "hessian_30", "attribution", "responses"]
     assert study.done(cell) == names
     assert len(second.calls) == 2
     third = Workers()
-    assert study.work(config, cell, arguments(), third) is None
+    assert study.work(cell, stages, third) is None
     assert third.calls == []
 
 

@@ -134,7 +134,6 @@ def test_pictures_show_the_opening(source):
     assert np.mean(found) > 0.5
 
 
-
 def test_what_the_voice_has_is_what_is_heard(source):
     """Over voices, the pitch that a face shows is that of the recordings."""
     asked, heard = [], []

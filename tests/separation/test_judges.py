@@ -12,8 +12,7 @@ from common import checkpoint, errors, evaluation, parallel, trained, workdir
 from common.audio import io
 from common.data import classes, records
 from configs.speaker import quickstart as speaker_quickstart
-from separation import judges
-from separation import task as separation_task
+from separation import extraction, judges
 from speaker import task as speaker_task
 from tests.asr.test_transcriber import folder as asr_folder  # noqa: F401 - a fixture
 from tests.separation import test_task, voices
@@ -167,7 +166,7 @@ def test_a_work_directory_of_another_task_is_one_message(tmp_path, asr_folder): 
     )
     for change, message in cases:
         task = test_task.make_task(tmp_path, **change)
-        assert isinstance(task, separation_task.SeparationTask)
+        assert isinstance(task, extraction.SeparationTask)
         with pytest.raises(errors.UserError, match=message):
             task.eval_data(test=True)
     assert voices.RATE_HZ == 8000

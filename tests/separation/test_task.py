@@ -11,7 +11,7 @@ import pytest
 from common import errors, evaluation, metrics, parallel, trainer, workdir
 from common.data import classes, clips, examples
 from configs.separation import quickstart
-from separation import data, surroundings
+from separation import data, extraction, surroundings
 from separation import task as separation_task
 from tests.common import slopes
 from tests.separation import voices
@@ -28,14 +28,12 @@ CHANGES = {
 }
 
 
-def make_task(folder, **changes) -> separation_task.SeparationTask:
+def make_task(folder, **changes) -> extraction.SeparationTask:
     config = quickstart.get_config("debug")
     config.update_from_flattened_dict({**CHANGES, **changes})
     found = voices.corpus()
     classes.write(found, folder)
-    return separation_task.SeparationTask(
-        workdir.freeze(config), folder, {"train": found, "dev": found}
-    )
+    return extraction.SeparationTask(workdir.freeze(config), folder, {"train": found, "dev": found})
 
 
 def mesh(devices: int):
@@ -240,7 +238,7 @@ def test_each_mixture_of_a_training_batch_has_two_targets(tmp_path):
     task = make_task(tmp_path, **{"cue.dropout": 0.0, "mixing.absent": 0.3})
     batch = {k: jnp.asarray(v) for k, v in next(iter(task.train_data())).items()}
     batch["row"] = jnp.arange(len(batch["mask"]))
-    both, rows = separation_task.of_both(batch), len(batch["mask"])
+    both, rows = extraction.of_both(batch), len(batch["mask"])
     for name, values in batch.items():
         if name != "row":
             np.testing.assert_array_equal(both[name][:rows], values)

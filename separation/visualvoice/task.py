@@ -1,0 +1,186 @@
+"""VisualVoice as a task: the losses of three clips, and extraction of whom one sees."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from common import errors, metrics, parallel, sections, state
+from common.task import Batch, Metrics
+from separation import extraction, films, modes
+from separation import metrics as separation_metrics
+from separation.visualvoice import config as config_lib
+from separation.visualvoice import losses, network, pictures
+
+
+class VisualVoiceTask(extraction.SeparationTask):
+    """See `extraction.SeparationTask`. Of a training mixture the enrolment is the clip A2."""
+
+    classes = ()
+
+    @functools.cached_property
+    def sizes(self) -> config_lib.VisualVoiceConfig:
+        return make_sizes(self.config)
+
+    @functools.cached_property
+    def model(self) -> network.VisualVoice:
+        return network.VisualVoice(self.sizes)
+
+    @functools.cached_property
+    def _weights(self) -> losses.LossConfig:
+        return sections.build(losses.LossConfig, self.config.loss.visualvoice)
+
+    def init(self, key: Key[Array, ""]) -> state.Variables:
+        sizes = self.sizes
+        people = sizes.together if sizes.cue_size else 1
+        audio, lengths = jnp.zeros((1, 8000)), jnp.full((1,), 8000, jnp.int32)
+        steps = films.Films(self.train_split.source, sizes.sample_rate_hz).frames(8000)
+        mouth = jnp.zeros((1, people, steps, pictures.MOUTH_SIZE, pictures.MOUTH_SIZE))
+        face = jnp.zeros((1, people, 1, *films.FACE))
+        there = jnp.ones((1, people, steps), bool), jnp.ones((1, people, 1), bool)
+        shown = (mouth, there[0], face, there[1])
+        return dict(self.model.init(key, audio, lengths, *shown, train=False))
+
+    def adopt(
+        self, fresh: state.Variables, found: state.Variables, meta: Mapping[str, Any]
+    ) -> state.Variables:
+        """The networks that fit, of lips, faces and voices too; the others begin anew."""
+        del meta
+        shapes = functools.partial(jax.tree.map, jnp.shape)
+        return {
+            name: {
+                part: found[name][part]
+                if part in found[name] and shapes(found[name][part]) == shapes(tree)
+                else tree
+                for part, tree in parts.items()
+            }
+            for name, parts in fresh.items()
+        }
+
+    def loss(
+        self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
+    ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
+        del step
+        keys = parallel.row_keys(jax.random.key(0) if key is None else key, batch["row"])
+        clips = [batch["sources"][:, :, 0], batch["enrolment"], self._other(batch)]
+        lengths = jnp.minimum(batch["sources_lengths"], batch["enrolment_lengths"])
+        least = min(clip.shape[1] for clip in clips)
+        audio = jnp.stack([clip[:, :least] for clip in clips], axis=1)
+        frames = -(-least // (self.sizes.sample_rate_hz // films.FRAMES_PER_SECOND))
+        mouth = mouth_seen = face = face_seen = None
+        names = ("", "enrolment_", "other_")[: 1 + self.sizes.voices]
+        if self.sizes.lip:
+            mouth, mouth_seen = self._mouths(batch, names, frames, keys if train else None)
+        if self.sizes.face:
+            names = ("", "other_")[: self.sizes.voices]
+            face, face_seen = self._faces(batch, names, keys if train else None)
+        terms, new_state = self.model.apply(
+            variables,
+            audio,
+            lengths,
+            batch["mask"],
+            *(mouth, mouth_seen, face, face_seen),
+            keys,
+            self._weights,
+            train=train,
+            method=losses.terms,
+            mutable=[name for name in variables if name != "params"],
+        )
+        return terms, ({"audio_seconds": self._seconds(batch)}, new_state)
+
+    def _other(self, batch: Batch) -> Float[Array, "b t"]:
+        """What A1 and A2 are mixed with: the other voice, in enhancement all of the noise."""
+        sources = batch["sources"]
+        return jnp.sum(sources[:, :, 1:], axis=2) if self.sizes.enhancement else sources[:, :, 1]
+
+    def _mouths(
+        self, batch: Batch, names: tuple[str, ...], frames: int | None, keys: Any
+    ) -> tuple[Array, Array]:
+        """(mouths [b, n, v, 88, 88], which there are) of several clips; each cut in a way of its
+        own."""
+        found, there = [], []
+        for i, name in enumerate(names):
+            own = None if keys is None else _folded(keys, 10 + i)
+            found.append(pictures.mouths(batch[f"{name}mouth"][:, :frames], own))
+            seen = batch.get(f"{name}mouth_seen", batch["mouth_seen"])
+            there.append(seen[:, :frames])
+        return jnp.stack(found, axis=1), jnp.stack(there, axis=1)
+
+    def _faces(self, batch: Batch, names: tuple[str, ...], keys: Any) -> tuple[Array, Array]:
+        """(portraits [b, n, k, 224, 224, 3], which there are) of several people."""
+        found, there = [], []
+        for i, name in enumerate(names):
+            own = None if keys is None else _folded(keys, 20 + i)
+            found.append(pictures.faces(batch[f"{name}face"], own))
+            there.append(batch[f"{name}face_seen"])
+        return jnp.stack(found, axis=1), jnp.stack(there, axis=1)
+
+    def extracted(
+        self,
+        variables: state.Variables,
+        batch: Batch,
+        mixture: Float[Array, "b t"],
+        lengths: Int[Array, "b"],
+        name: str,
+    ) -> Float[Array, "b t"]:
+        """See `extraction.SeparationTask`. Of two voices without any cue that nearer to the target:
+        their order is not the network's to know."""
+        sizes, mode = self.sizes, modes.table(self.config)[name]
+        mouth = mouth_seen = face = face_seen = None
+        whose = modes.SHOWN.get(name, "")
+        people = (whose,)
+        if sizes.context:
+            people = ("other_", "") if whose == "other_" else (whose, "other_")
+        if sizes.lip:
+            mouth, mouth_seen = self._mouths(batch, people, None, None)
+            mouth_seen &= "lips" in mode.shows
+        if sizes.face:
+            # Nobody strange has a face here: the lips alone are shuffled.
+            people = tuple("" if who == "strange_" else who for who in people)
+            face, face_seen = self._faces(batch, people, None)
+            face_seen &= "face" in mode.shows
+        shown = (mouth, mouth_seen, face, face_seen)
+        voices = self.model.apply(variables, mixture, lengths, *shown, train=False)
+        if sizes.cue_size:
+            return voices[:, 0]
+        ratios = [
+            separation_metrics.batched_si_sdr(voices[:, i], batch["sources"][:, :, 0], lengths)
+            for i in (0, 1)
+        ]
+        return jnp.where((ratios[1] > ratios[0])[:, None], voices[:, 1], voices[:, 0])
+
+
+def make_sizes(config: Any) -> config_lib.VisualVoiceConfig:
+    """Those of a config. Raises UserError for settings that do not go together."""
+    rate, model = config.data.sample_rate_hz, config.model
+    try:
+        sizes = sections.build(
+            config_lib.VisualVoiceConfig,
+            model.visualvoice,
+            sample_rate_hz=rate,
+            axis_name=parallel.AXIS,
+        )
+    except ValueError as error:
+        raise errors.UserError(f"config.model.visualvoice: {error}") from error
+    mixing = config.mixing
+    wrong = {
+        "absent": (mixing.absent, 0.0),
+        "overlap": (tuple(mixing.overlap), (1.0, 1.0)),
+        "noisy_enrolment": (mixing.noisy_enrolment, 0.0),
+    }
+    if not sizes.enhancement:
+        wrong["interferers"] = (tuple(mixing.interferers), (1, 1))
+    for name, (found, needed) in wrong.items():
+        if found != needed:
+            raise errors.UserError(
+                f"config.mixing.{name}={found}, but VisualVoice is trained on mixtures of two "
+                f"whole clips: {needed}."
+            )
+    return sizes
+
+
+def _folded(keys: Key[Array, "b"], number: int) -> Key[Array, "b"]:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
