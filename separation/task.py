@@ -47,9 +47,10 @@ def close(
     if reports:
         print(f"  figures and mixtures: {workdir / 'results'}")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
-    print(
-        f"Next: python -m separation.enhance --workdir={workdir} --enroll=VOICE.wav --out=DIR FILES"
-    )
+    by_sight = task.config.model.kind == "visualvoice"
+    command = "separate_video" if by_sight else "enhance"
+    given = "--input=FILM.mp4 --out=DIR" if by_sight else "--enroll=VOICE.wav --out=DIR FILES"
+    print(f"Next: python -m separation.{command} --workdir={workdir} {given}")
 
 
 PACKAGE = package.Package(

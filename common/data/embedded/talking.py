@@ -20,6 +20,7 @@ import pathlib
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ _DRAW_VERSION = 1
 _VOICES_PER_JOB = 16
 _BYTES_PER_SECOND, _BYTES_PER_SPEAKER = 50_000, 80_000  # measured: 39,000 and 55,000
 _LAST = "faces.json"
+_MOUTH, _PORTRAIT = (96, 96), (224, 224, 3)  # pixels
 
 
 def voice_factors(voice: voices.Voice, data: pathlib.Path) -> tuple[float, float]:
@@ -170,10 +172,14 @@ def draw(
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """Pictures in a file, which `np.asarray` reads. Raises OSError for a file that is damaged."""
+    """Pictures of one shape in an NPZ file, which `np.asarray` reads, in any number of threads.
+
+    Raises OSError for a file that is damaged.
+    """
 
     path: pathlib.Path
     key: str
+    shape: tuple[int, ...]
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -181,9 +187,13 @@ class Stored:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> UInt8[np.ndarray, "..."]:
         del copy  # it always is one
         try:
-            with self.path.open("rb") as file, np.load(file) as arrays:
-                return arrays[self.key].astype(dtype or np.uint8, copy=False)
-        except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+            with zipfile.ZipFile(self.path) as arrays:
+                stored = arrays.read(f"{self.key}.npy")
+            # NumPy reads the header with `ast`, which fails in threads (Python 3.11, gh-106905).
+            header = 10 + int.from_bytes(stored[8:10], "little")
+            pictures = np.frombuffer(stored, np.uint8, offset=header).reshape(-1, *self.shape)
+            return pictures.astype(dtype or np.uint8, copy=False)
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
             raise OSError(
                 f"{self.path} is damaged: delete {self.path.parent.parent} to draw it again"
             ) from error
@@ -243,12 +253,12 @@ class TalkingFaces:
     def portraits(self, speaker: str) -> Stored:
         """Pictures of a speaker; KeyError for one who is not in this split."""
         shard = self._faces[speaker]["shard"]
-        return Stored(self.folder / f"portraits-{shard:05d}.npz", speaker)
+        return Stored(self.folder / f"portraits-{shard:05d}.npz", speaker, _PORTRAIT)
 
     def mouths(self, index: int) -> Stored:
         """The mouth of an utterance."""
         record = self.speech.entry(index)
-        return Stored(self.folder / f"mouths-{record['shard']:05d}.npz", record["id"])
+        return Stored(self.folder / f"mouths-{record['shard']:05d}.npz", record["id"], _MOUTH)
 
     def __len__(self) -> int:
         return len(self.speech)
