@@ -10,7 +10,7 @@ A source is a lazy sequence of records. A record is a mapping with
   gender       "f" or "m", optional: of the speaker
   path         str, optional: what lists call the recording instead of its id
   video        optional: pictures of the speaker's mouth, uint8[n, h, w], 25 a second from the first
-               sample on, as an array or a path-like that `np.asarray` makes one of (read when needed)
+               sample on; an array, or a path-like that `np.asarray` makes one of when needed
   face         optional: portraits of the speaker, uint8[k, h, w, 3], likewise
   problem      str, optional: why it cannot be used, known without looking; nothing else is sure
 or, where features were computed elsewhere, instead of `audio`
