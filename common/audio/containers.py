@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num
@@ -90,11 +91,8 @@ class Sound:
 
 
 @contextlib.contextmanager
-def open_sound(file: Bytes) -> Iterator[Sound]:
-    """The best sound track of an open file that FFmpeg knows.
-
-    Raises Undecodable, also for what fails while it is read.
-    """
+def open_container(file: Bytes) -> Iterator[Any]:
+    """An open file as PyAV's input container. Raises Undecodable for what FFmpeg does not know."""
     import av  # takes .3 s, and most files do not need it
 
     # PyAV 18 refuses titles that are not UTF-8; PyAV 19 takes them, and has no such argument.
@@ -104,6 +102,18 @@ def open_sound(file: Bytes) -> Iterator[Sound]:
     except av.error.FFmpegError as error:
         raise Undecodable("its format is not known, or its header is damaged") from error
     with container:
+        yield container
+
+
+@contextlib.contextmanager
+def open_sound(file: Bytes) -> Iterator[Sound]:
+    """The best sound track of an open file that FFmpeg knows.
+
+    Raises Undecodable, also for what fails while it is read.
+    """
+    import av
+
+    with open_container(file) as container:
         stream = container.streams.best("audio")
         if stream is None:
             raise Undecodable("it holds no sound")

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import soundfile
 import soxr
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int16, Num
 
 from common import errors, files
 from common.audio import containers, mp3
@@ -222,6 +222,57 @@ def write_flac(path: PathLike, audio: Float[np.ndarray, "t *d"], sample_rate_hz:
     _write(path, audio, sample_rate_hz, "FLAC", "PCM_16")
 
 
+def convert_to_flac(
+    source: Encoded,
+    path: PathLike,
+    *,
+    sample_rate_hz: int,
+    channel: Literal["mean"] | int = "mean",
+) -> tuple[int, float]:
+    """Writes what `load_audio` gives of a recording as `write_flac` does, block by block.
+
+    Takes as much memory for a film as for a clip. Returns the number of samples and the greatest
+    magnitude. Raises AudioError and UserError as those do.
+    """
+    count, peak = 0, 0.0
+    with (
+        files.replacing(path) as temporary,
+        temporary.open("wb") as file,
+        soundfile.SoundFile(file, "w", sample_rate_hz, 1, "PCM_16", format="FLAC") as out,
+    ):
+        for block in _resampled_blocks(source, sample_rate_hz, channel):
+            count += len(block)
+            peak = max(peak, float(np.abs(block).max()))
+            out.write(_pcm16(block))
+        if not count:
+            raise AudioError(_name(source), "empty: no samples could be decoded")
+    return count, peak
+
+
+def _resampled_blocks(
+    source: Encoded, sample_rate_hz: int, channel: Literal["mean"] | int
+) -> Iterator[Float[np.ndarray, "n"]]:
+    """One channel of a whole recording at the wanted rate, checked, in pieces that hold samples."""
+    name, resampler = _name(source), None
+    with _open(source) as file:
+        if file.samplerate != sample_rate_hz:
+            rates = (file.samplerate, sample_rate_hz)
+            resampler = soxr.ResampleStream(*rates, 1, dtype="float32", quality="HQ")
+        for block in file.blocks(0, None):
+            audio = _one_channel(block, channel, name)
+            if not audio.size:
+                continue
+            check_audio(audio, name=name)
+            if resampler is not None:
+                audio = resampler.resample_chunk(np.ascontiguousarray(audio))
+            if audio.size:
+                yield audio
+    if resampler is not None:
+        rest = resampler.resample_chunk(np.empty(0, np.float32), last=True)
+        if rest.size:
+            yield rest
+
+
 def wav_bytes(audio: Float[np.ndarray, "t *d"], sample_rate_hz: int) -> bytes:
     """The file that `write_wav` writes, of 16 bits."""
     check_audio(audio)
@@ -241,11 +292,15 @@ def _write(
 
 def _encoded(audio: Float[np.ndarray, "t *d"], rate: int, form: str, subtype: str) -> bytes:
     if subtype == "PCM_16":
-        audio = np.clip(np.rint(np.asarray(audio, np.float64) * 32768), -32768, 32767)
-        audio = audio.astype(np.int16)
+        audio = _pcm16(audio)
     encoded = io.BytesIO()
     soundfile.write(encoded, audio, rate, format=form, subtype=subtype)
     return encoded.getvalue()
+
+
+def _pcm16(audio: Float[np.ndarray, "..."]) -> Int16[np.ndarray, "..."]:
+    rounded = np.rint(np.asarray(audio, np.float64) * 32768)
+    return np.clip(rounded, -32768, 32767).astype(np.int16)
 
 
 class _Stream(soundfile.SoundFile):

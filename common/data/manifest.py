@@ -73,6 +73,7 @@ def read_manifest(
     *,
     root: str | os.PathLike | None = None,
     where: Mapping[str, str | Sequence[str]] | None = None,
+    keep: Sequence[str] = (),
 ) -> records.RecordList:
     """The records of a manifest, in its order.
 
@@ -80,39 +81,53 @@ def read_manifest(
       path: a file of one of the forms above, in UTF-8 (or UTF-16 with a byte-order mark).
       root: folder that relative audio paths start from; the manifest's own folder by default.
       where: keeps the rows whose column has the given value, or one of the given values.
+      keep: further columns, which have to be there, as text in the records under their names.
 
     A row that cannot be used as it stands becomes a record with a "problem": indexing rejects and
     names it.
     Raises records.DataError: missing file, folder or column, damaged line, no row left.
     """
     path = pathlib.Path(path).expanduser()
-    if not path.is_file():
-        raise records.DataError(f"There is no manifest {path}. Check the path in the config.")
     root = path.parent if root is None else pathlib.Path(root).expanduser()
-    if not root.is_dir():
+    if path.is_file() and not root.is_dir():
         raise records.DataError(f"There is no folder {root} (root of the audio paths in {path}).")
-    if path.suffix.lower() not in _READERS:
-        raise records.DataError(
-            f"{path}: the suffix of a manifest says its form, one of {', '.join(_READERS)}."
-        )
     where = where or {}
-    rows = list(_READERS[path.suffix.lower()](path))
-    if not rows:
-        raise records.DataError(f"{path} holds no rows.")
+    rows = read_rows(path)
     present = dict.fromkeys(name for _, row in rows for name in row)
     names = _column_names(path, present)
-    for column in where:
+    for column in (*where, *keep):
         _require_column(path, present, column)
     chosen = ", ".join(f"{column}={value}" for column, value in where.items())
     kept = ((number, row) for number, row in rows if _matches(row, where))
     found = records.RecordList(
         f"{path} ({chosen})" if chosen else str(path),
-        (_record(f"{path}, {number}", root, row, names) for number, row in kept),
+        (
+            {name: _plain(row.get(name)) for name in keep}
+            | _record(f"{path}, {number}", root, row, names)
+            for number, row in kept
+        ),
     )
     if not len(found):
         values = {c: sorted({_plain(r.get(c)) for _, r in rows})[:10] for c in where}
         raise NoRows(f"{path}: none of {len(rows)} rows has {dict(where)}; present are {values}.")
     return found
+
+
+def read_rows(path: pathlib.Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """All rows of a manifest as they stand, each with its place ("line 3").
+
+    Raises records.DataError: missing file, another form, damaged line, no rows.
+    """
+    if not path.is_file():
+        raise records.DataError(f"There is no manifest {path}. Check the path in the config.")
+    if path.suffix.lower() not in _READERS:
+        raise records.DataError(
+            f"{path}: the suffix of a manifest says its form, one of {', '.join(_READERS)}."
+        )
+    rows = list(_READERS[path.suffix.lower()](path))
+    if not rows:
+        raise records.DataError(f"{path} holds no rows.")
+    return rows
 
 
 def find(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -1,0 +1,235 @@
+"""Talking faces that lie in files: looked at only where a picture is asked for.
+
+`Mouths` and `Portraits` stand in records as arrays do (len, shape, dtype, [...], np.asarray) and
+are paths at the same time: they pickle as such, and an index costs no reading of pictures.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+
+from common import files
+from common.audio import io
+from common.data import facts, indexing, records
+from common.data.embedded import visemes
+
+MOUTH_SIZE, FACE_SIZE = 96, 224
+_BLOCK = 25  # pictures a block of the file: a second
+_UNEQUAL = 5  # pictures by which mouth and sound may differ in length
+
+
+def _h5py() -> Any:
+    import h5py  # takes half a second, and few commands need it
+
+    return h5py
+
+
+class MouthWriter:
+    """Writes mouths picture by picture, as VisualVoice has them: HDF5, `data` uint8[n, 96, 96]."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._file = _h5py().File(path, "w")
+        shape = (MOUTH_SIZE, MOUTH_SIZE)
+        self._data = self._file.create_dataset(
+            "data",
+            (0, *shape),
+            np.uint8,
+            maxshape=(None, *shape),
+            chunks=(_BLOCK, *shape),
+            compression="gzip",
+            compression_opts=4,
+            shuffle=False,
+        )
+        self._waiting: list[np.ndarray] = []
+
+    def __enter__(self) -> "MouthWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self._flush()
+        self._file.close()
+
+    def add(self, mouth: UInt8[np.ndarray, "96 96"]) -> None:
+        """The next picture."""
+        self._waiting.append(mouth)
+        if len(self._waiting) == _BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            count = len(self._data)
+            self._data.resize(count + len(self._waiting), axis=0)
+            self._data[count:] = np.stack(self._waiting)
+            self._waiting = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Mouths:
+    """The mouth of a recording, uint8[n, 96, 96]: `data` of an HDF5 file (also NPZ, or an NPY).
+
+    Frame k belongs to the samples from 640 k to 640 (k + 1) of the record at 16 kHz. Reading raises
+    OSError for what is missing or damaged and ValueError for pictures of another kind.
+    """
+
+    path: str
+    dtype = np.dtype(np.uint8)
+    ndim = 3
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the file, which is opened for it."""
+        return self._read(None)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> UInt8[np.ndarray, "..."]:
+        first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
+        if isinstance(first, slice):
+            found = self._read(first)
+        else:
+            places = np.asarray(first)
+            if places.dtype == bool:
+                places = np.flatnonzero(places)
+            if not places.size:
+                return np.empty((*places.shape, MOUTH_SIZE, MOUTH_SIZE), np.uint8)[(..., *rest)]
+            places = np.where(places < 0, places + len(self), places)
+            low, high = int(places.min()), int(places.max()) + 1
+            if low < 0 or high > len(self):
+                raise IndexError(f"{self.path} has {len(self)} pictures, not one at {first}")
+            found = self._read(slice(low, high))[places - low]
+        return found[(slice(None), *rest)] if rest else found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._read(slice(None)), dtype)
+
+    def _read(self, part: slice | None) -> Any:
+        """Some pictures, or with None the shape of all."""
+        if self.path.endswith((".npz", ".npy")):
+            with pathlib.Path(self.path).open("rb") as file:
+                stored = np.load(file)
+                return self._taken(stored["data"] if self.path.endswith("z") else stored, part)
+        h5py = _h5py()
+        try:
+            with h5py.File(self.path, "r") as file:
+                if "data" not in file:
+                    names = ", ".join(file) or "none"
+                    raise ValueError(f"it has no data set 'data' (there are: {names})")
+                return self._taken(file["data"], part)
+        except OSError as error:
+            if pathlib.Path(self.path).is_file():  # h5py's messages have several clauses
+                raise OSError(f"{self.path} is no HDF5 file, or damaged or cut off") from error
+            raise
+
+    def _taken(self, stored: Any, part: slice | None) -> Any:
+        shape = tuple(stored.shape)
+        if len(shape) != 3 or shape[1:] != (MOUTH_SIZE, MOUTH_SIZE) or stored.dtype != np.uint8:
+            size = " x ".join(map(str, shape))
+            raise ValueError(f"{stored.dtype} of {size}, not uint8 of n x 96 x 96")
+        return shape if part is None else np.asarray(stored[part])
+
+
+def frames_at(mouths: Any, start: int, count: int) -> UInt8[np.ndarray, "count 96 96"]:
+    """`count` pictures from `start` on, of an array or of `Mouths`; behind the last it is held."""
+    there = len(mouths)
+    if start < 0 or count < 1 or not there:
+        raise ValueError(f"pictures {start} to {start + count} of {there}")
+    first = min(start, there - 1)
+    found = np.asarray(mouths[first : min(start + count, there)])
+    return found[np.minimum(np.arange(count), len(found) - 1)]
+
+
+def write_portraits(path: pathlib.Path, pictures: UInt8[np.ndarray, "k h w 3"]) -> None:
+    """Writes portraits side by side as a PNG, whole or not at all."""
+    strip = np.concatenate(list(pictures), axis=1)
+    with files.replacing(path) as temporary:
+        PIL.Image.fromarray(strip).save(temporary, format="png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Portraits:
+    """Pictures of a face, uint8[k, 224, 224, 3]: a PNG of them side by side, or `count` spread over
+    a film of that size or another.
+
+    Reading raises OSError for what is missing or damaged.
+    """
+
+    path: str
+    count: int
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Known without opening the file."""
+        return (self.count, FACE_SIZE, FACE_SIZE, 3)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, key: Any) -> UInt8[np.ndarray, "..."]:
+        return np.asarray(self)[key]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if not self.path.lower().endswith(".png"):
+            return np.asarray(spread_frames(self.path, self.count), dtype)
+        with PIL.Image.open(self.path) as image:
+            strip = np.asarray(image.convert("RGB"))
+        if strip.shape != (FACE_SIZE, FACE_SIZE * self.count, 3):
+            height, width = strip.shape[:2]
+            raise OSError(f"{self.path}: {width} x {height} pixels are not {self.count} portraits")
+        return np.asarray(np.stack(np.split(strip, self.count, axis=1)), dtype)
+
+
+def spread_frames(path: str | os.PathLike, count: int) -> UInt8[np.ndarray, "k 224 224 3"]:
+    """Pictures in the middles of `count` equal parts of a film, each scaled to 224 x 224.
+
+    Seeks, so that a long film costs no more than a short one. Raises OSError.
+    """
+    from common.video import frames
+
+    try:
+        images = frames.spread(path, count)
+    except frames.FilmError as error:
+        raise OSError(str(error)) from error
+    size = (FACE_SIZE, FACE_SIZE)
+    return np.stack([np.asarray(image.resize(size), np.uint8) for image in images])
+
+
+def inspect(record: records.Record, channel: str | int, max_seconds: float) -> facts.Fact:
+    """`indexing.inspect_record` and a look at the mouth: its kind, and its length by the sound.
+
+    For `indexing.build_index(inspect=...)`. Raises io.AudioError or OSError.
+    """
+    fact = indexing.inspect_record(record, channel, max_seconds)
+    if fact.problem or not fact.whole:
+        return fact
+    try:
+        there = len(record["video"])
+    except ValueError as error:
+        return facts.Fact(problem=f"wrong pictures ({error})")
+    start = round(record.get("start", 0.0) * fact.rate_hz)
+    count = fact.length - start
+    if record.get("duration") is not None:
+        count = min(count, round(record["duration"] * fact.rate_hz))
+    wanted = visemes.num_frames(count, int(fact.rate_hz))
+    if abs(there - wanted) > _UNEQUAL:
+        return facts.Fact(problem=f"wrong length ({there} pictures, the sound has {wanted})")
+    return fact
+
+
+def missing(path: str, what: str) -> dict[str, str]:
+    """What a record has in place of a file that is not there."""
+    return {"problem": f"missing {what} ({io.printable(path)})"}

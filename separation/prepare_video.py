@@ -1,0 +1,360 @@
+"""Cuts mouths and portraits out of films: from any video to what an audio-visual model reads.
+
+    python -m separation.prepare_video film.mp4 clips/ list.tsv --out=DIR
+        [--faces=CSV] [--root=FOLDER] [--speakers=folder] [--jobs=N]
+
+Inputs are films, folders of them, and lists (TSV, CSV, JSON) with a column `video` and, if they are
+known, id (or clip), speaker, gender, text and split. DIR gets
+
+    manifest.tsv   a line for each person in view: audio, offset, duration, mouth, face, ...
+    rejected.tsv   the films and stretches that were not taken, and why
+    sheet-*.png    portraits and mouths of all on a few pages: LOOK at them before training
+    audio/ mouths/ faces/   16 kHz FLAC; HDF5 `data` uint8[n, 96, 96], 25 a second; PNG of 224 x 224
+    films/         what was made of each film: a second start goes on where the first one ended
+
+`common.data.prepared_films.PreparedFilms(DIR)` reads it. Faces are found by OpenCV (frontal ones;
+pip install 'opencv-python-headless>=4.14,<5'), or are those of --faces (common/video/face_tables.py).
+A person who leaves the picture or a cut ends a track; each track of --min_seconds is a record. Where
+several are in view (column `others`) nobody knows from the pictures alone whose voice it is.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from common import app, errors, files, workdir
+from common.audio import io
+from common.data import folders, manifest, prepared_films, records
+from common.data.embedded import visemes
+from common.video import face_tables, finding, frames, preparing, sheet
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1  # raise it whenever the same film gives other files
+_FILMS = (".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".ts")
+_FILMS += (".mts", ".m2ts", ".wmv", ".asf", ".ogv", ".vob")
+_LISTS = (".tsv", ".csv", ".json", ".jsonl")
+_KNOWN = ("speaker", "gender", "text", "split")  # what a list says of a film
+_COLUMNS = (
+    *("id", "audio", "offset", "duration", "mouth", "face", "portraits", "frames"),
+    *(*_KNOWN, "film", "person", "others", "found", "held", "face_px"),
+)
+_PAGES = 20  # of contact sheets
+_WAITING = 4  # films a job that wait for their turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """A film, what it is called in all files, and what a list says of it."""
+
+    path: str
+    name: str
+    known: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def find_films(
+    inputs: Sequence[str], root: str | None, speakers: str
+) -> Iterator[Film | records.Rejected]:
+    """The films that inputs name, in their order; what cannot be read is rejected by name."""
+    for given in inputs:
+        path = pathlib.Path(given).expanduser()
+        if path.is_dir():
+            for entry in folders.walk(path):
+                if not isinstance(entry, os.DirEntry):
+                    yield records.Rejected(entry["id"], entry["id"], entry["problem"])
+                elif os.path.splitext(entry.name)[1].lower() in _FILMS:  # noqa: PTH122
+                    name = pathlib.PurePath(entry.path).relative_to(path).with_suffix("")
+                    yield _film(entry.path, name.as_posix(), speakers)
+        elif path.suffix.lower() in _LISTS:
+            yield from _listed(path, root, speakers)
+        elif path.exists():
+            yield _film(str(path), path.stem, speakers)
+        else:
+            yield records.Rejected(given, given, "missing file")
+
+
+def _film(path: str, name: str, speakers: str, known: Mapping[str, str] | None = None) -> Film:
+    known = dict(known or {})
+    if speakers == "folder" and not known.get("speaker"):
+        known["speaker"] = pathlib.Path(path).absolute().parent.name
+    parts = [files.safe_name(part) for part in name.split("/") if part not in ("", ".", "..")]
+    return Film(path, "/".join(parts), known)
+
+
+def _listed(path: pathlib.Path, root: str | None, speakers: str) -> Iterator[Film]:
+    start = path.parent if root is None else pathlib.Path(root).expanduser()
+    rows = manifest.read_rows(path)
+    there = {name.lower(): name for _, row in rows for name in row}
+    video = next((there[n] for n in ("video", "film", "path", "file") if n in there), None)
+    if video is None:
+        raise records.DataError(
+            f"{path}: no column with the films' paths among {', '.join(there)}; call it video."
+        )
+    own = next((there[n] for n in ("id", "clip", "utt", "utterance") if n in there), None)
+    for place, row in rows:
+        name = str(row.get(video) or "").strip()
+        if not name:
+            raise records.DataError(f"{path}, {place}: {video} names no film.")
+        known = {n: " ".join(str(row.get(there[n]) or "").split()) for n in _KNOWN if n in there}
+        called = str(row.get(own) or "").strip() if own else ""
+        called = called or pathlib.PurePath(name).with_suffix("").as_posix()
+        yield _film(str(start / name), called, speakers, known)
+
+
+def _distinct(
+    found: Iterator[Film | records.Rejected], rejected: list[records.Rejected]
+) -> list[Film]:
+    """The films of which the names are not taken yet; others go to `rejected`."""
+    films: dict[str, Film] = {}
+    for one in found:
+        if isinstance(one, records.Rejected):
+            rejected.append(one)
+        elif one.name not in films:
+            films[one.name] = one
+        elif films[one.name].path != one.path:
+            reason = f"repeated name (as {films[one.name].path}; give a list with a column id)"
+            rejected.append(records.Rejected(one.name, one.path, reason))
+    return list(films.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparer:
+    """Makes the files of films below `out`, or finds that they are made."""
+
+    out: pathlib.Path
+    settings: preparing.Settings
+    cascade: finding.Cascade | None
+    tables: face_tables.FaceTables | None
+
+    def __call__(self, film: Film) -> dict[str, Any]:
+        """What was made of a film: `people`, `refused` stretches, or the `problem` it has."""
+        note = self.out / "films" / f"{film.name}.json"
+        identity = self._identity(film)
+        if note.is_file():
+            done = json.loads(note.read_text("utf-8"))
+            if done["identity"] == identity:
+                return done | {"known": dict(film.known)}
+        try:
+            finder = self.cascade if self.tables is None else self.tables.of(film.path)
+            made = preparing.prepare(film.path, film.name, self.out, finder, self.settings)
+            found = dataclasses.asdict(made) | {"problem": ""}
+        except (frames.FilmError, io.AudioError) as error:
+            found = {"people": [], "refused": [], "problem": _reason(error)}
+        found |= {"identity": identity, "film": film.path, "known": dict(film.known)}
+        files.write_text(note, json.dumps(found) + "\n")
+        return found
+
+    def _identity(self, film: Film) -> dict[str, Any]:
+        """Changes when other files would be made of a film."""
+        try:
+            status = pathlib.Path(film.path).stat()
+            seen = [status.st_size, status.st_mtime_ns]
+        except OSError:
+            seen = []
+        return {"film": str(pathlib.Path(film.path).absolute()), "seen": seen}
+
+
+def _reason(error: errors.UserError) -> str:
+    if isinstance(error, frames.FilmError):
+        return error.reason
+    return f"sound: {error.reason}"
+
+
+def _identity(args: Any, settings: preparing.Settings) -> dict[str, Any]:
+    """What all films of a folder have in common."""
+    finder: dict[str, Any] = {"finder": "haar", "every": args.every, "least": args.min_face}
+    if args.faces is not None:
+        path = pathlib.Path(args.faces).expanduser()
+        finder = {"finder": str(path.absolute())}
+    return {"version": _VERSION, **finder, **dataclasses.asdict(settings)}
+
+
+def _check_same(out: pathlib.Path, identity: Mapping[str, Any]) -> None:
+    path = out / "films.json"
+    then = json.loads(path.read_text("utf-8")) if path.is_file() else identity
+    if other := sorted(n for n in {*then, *identity} if then.get(n) != identity.get(n)):
+        raise errors.UserError(
+            f"{out} holds films prepared in another way; what differs: {', '.join(other)}. Go on "
+            "with the settings of then, or choose another --out."
+        )
+    files.write_text(path, json.dumps(identity) + "\n")
+
+
+def prepare(films: Sequence[Film], preparer: Preparer, jobs: int) -> list[dict[str, Any]]:
+    """What was made of each film, by so many threads: decoding and finding leave the GIL."""
+    found = []
+    with (
+        concurrent.futures.ThreadPoolExecutor(jobs) as pool,
+        tqdm.tqdm(total=len(films), desc="preparing", unit="film") as bar,
+    ):
+        waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+        try:
+            for film in films:
+                waiting.append(pool.submit(preparer, film))
+                waiting[-1].add_done_callback(lambda _: bar.update())
+                if len(waiting) > _WAITING * jobs:
+                    found.append(waiting.popleft().result())
+            while waiting:
+                found.append(waiting.popleft().result())
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return found
+
+
+def rows_of(film: Film, made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines of the manifest of a film. What a list says of it is true of its only person."""
+    rows = []
+    for person in made["people"]:
+        row = {**person, "film": film.path}
+        known = film.known if len(made["people"]) == 1 else {"split": film.known.get("split", "")}
+        row |= {name: known.get(name, "") for name in _KNOWN}
+        row["speaker"] = row["speaker"] or person["id"]
+        rows.append(row)
+    return rows
+
+
+def refused_of(film: Film, made: Mapping[str, Any]) -> list[records.Rejected]:
+    """What of a film was not taken."""
+    if made["problem"]:
+        return [records.Rejected(film.name, film.path, made["problem"])]
+    return [
+        records.Rejected(f"{film.name} {r['start']:.2f}-{r['end']:.2f} s", film.path, r["reason"])
+        for r in made["refused"]
+    ]
+
+
+def write_tsv(path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Writes a table, whole or not at all."""
+    lines = ["\t".join(" ".join(str(value).split()) for value in row) for row in (header, *rows)]
+    text = "\n".join(lines) + "\n"
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def report(rejected: Sequence[records.Rejected], out: pathlib.Path) -> str:
+    """Counts of what was rejected by reason, with the names of the first ones."""
+    by_reason: dict[str, list[str]] = {}
+    for one in rejected:
+        by_reason.setdefault(one.reason.split(" (")[0], []).append(io.printable(one.id))
+    lines = []
+    for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        more = f", ... ({out / 'rejected.tsv'})" if len(names) > 5 else ""
+        lines.append(f"  {len(names)} {reason}: {', '.join(names[:5])}{more}")
+    return "\n".join(lines)
+
+
+def _parser() -> Any:
+    parser = app.parser("separation.prepare_video", __doc__)
+    parser.add_argument("inputs", nargs="+", metavar="FILM|FOLDER|LIST")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
+    parser.add_argument(
+        "--faces", metavar="CSV", help="boxes or landmarks of another tool; or a folder of NAME.csv"
+    )
+    parser.add_argument("--root", help="where paths in lists start; default: the list's folder")
+    parser.add_argument(
+        "--speakers",
+        choices=("film", "folder"),
+        default="film",
+        help="who speaks where no list says it: another person in every film (default), or the one "
+        "after whom the film's folder is called",
+    )
+    seconds = 64 / visemes.FRAMES_PER_SECOND
+    parser.add_argument(
+        "--min_seconds", type=float, default=seconds, help=f"in view; default: {seconds:g}"
+    )
+    parser.add_argument("--portraits", type=int, default=5, help="of each person; default: 5")
+    parser.add_argument(
+        "--every", type=int, default=5, help="OpenCV looks at one picture in so many; default: 5"
+    )
+    parser.add_argument(
+        "--min_face", type=float, default=0.12, help="of the picture's short side; default: 0.12"
+    )
+    cores = os.cpu_count() or 1
+    parser.add_argument("--jobs", type=int, default=cores, help="films at once; default: cores")
+    return parser
+
+
+def _settings(args: Any) -> preparing.Settings:
+    for name, least in {"portraits": 1, "every": 1, "jobs": 1}.items():
+        if getattr(args, name) < least:
+            raise errors.UserError(f"--{name}={getattr(args, name)}: at least {least}.")
+    if not 0 < args.min_face < 1:
+        raise errors.UserError(f"--min_face={args.min_face:g} is no share of the picture.")
+    count = round(args.min_seconds * visemes.FRAMES_PER_SECOND)
+    if count < max(args.portraits, args.every):
+        raise errors.UserError(
+            f"--min_seconds={args.min_seconds:g} are {count} pictures: fewer than --portraits or "
+            "--every."
+        )
+    return preparing.Settings(min_frames=count, portraits=args.portraits)
+
+
+def run(args: Any) -> bool:
+    """Does what the command line says; whether anything was prepared."""
+    settings, rejected = _settings(args), []
+    out = args.out.expanduser().resolve()
+    files.check_output(out / prepared_films.MANIFEST)
+    films = _distinct(find_films(args.inputs, args.root, args.speakers), rejected)
+    if not films and not rejected:
+        raise errors.UserError(f"No films in {', '.join(args.inputs)} ({', '.join(_FILMS)}).")
+    cascade = tables = None
+    if args.faces is None:
+        cascade = finding.Cascade(args.every, args.min_face)
+    else:
+        tables = face_tables.FaceTables(args.faces)
+        if len(films) > 1 and not tables.names_films:
+            raise errors.UserError(
+                f"{args.faces} has no column that names films, and there are {len(films)} of them."
+            )
+    with workdir.Lock(out):
+        for left in out.rglob(".*.tmp"):  # by one that was killed: we hold the lock
+            left.unlink()
+        _check_same(out, _identity(args, settings))
+        made = prepare(films, Preparer(out, settings, cascade, tables), args.jobs)
+        rows = [row for film, one in zip(films, made) for row in rows_of(film, one)]
+        rejected += [r for film, one in zip(films, made) for r in refused_of(film, one)]
+        write_tsv(
+            out / "rejected.tsv",
+            ("id", "path", "reason"),
+            [(one.id, one.path, one.reason) for one in rejected],
+        )
+        table = [[row[name] for name in _COLUMNS] for row in rows]
+        write_tsv(out / prepared_films.MANIFEST, _COLUMNS, table)
+        sheets = sheet.write_sheets(out, rows, _PAGES) if rows else []
+    used = sum(bool(one["people"]) for one in made)
+    hours = sum(row["duration"] for row in rows) / 3600
+    print(f"{len(rows)} people in {used} of {len(films)} films, {hours:.3g} hours.")
+    if rejected:
+        print(f"{len(rejected)} films or stretches were not taken:")
+        print(report(rejected, out))
+    if sheets:
+        print(f"{out / prepared_films.MANIFEST}")
+        print(
+            f"Look at {out / sheets[0]}" + (f" and {len(sheets) - 1} more." if sheets[1:] else ".")
+        )
+    return bool(rows)
+
+
+def main() -> None:
+    """The command line."""
+    args = _parser().parse_args()
+
+    def work() -> None:
+        if not run(args):
+            sys.exit("separation.prepare_video: nothing was prepared: see above.")
+
+    app.command("separation.prepare_video", work)
+
+
+if __name__ == "__main__":
+    main()
