@@ -46,7 +46,7 @@ class Films:
         film = record.get("video")
         if film is None:
             return found, there
-        film = _checked(record["id"], "video", np.asarray(film), MOUTH)[first : first + count]
+        film = _checked(record["id"], "video", np.asarray(film[first : first + count]), MOUTH)
         found[: len(film)], there[: len(film)] = film, True
         return found, there
 

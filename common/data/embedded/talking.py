@@ -184,6 +184,9 @@ class Stored:
     def __fspath__(self) -> str:
         return str(self.path)
 
+    def __getitem__(self, key: Any) -> UInt8[np.ndarray, "..."]:
+        return np.asarray(self)[key]
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> UInt8[np.ndarray, "..."]:
         del copy  # it always is one
         try:

@@ -1,0 +1,90 @@
+"""Pairs of recordings to mix, two voices each: drawn from a split, kept in a list, read again."""
+
+import csv
+import dataclasses
+import io
+import pathlib
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from common import errors, files
+from common.data import splits
+
+FIELDS = ("first", "first_start", "second", "second_start", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two recordings by their ids, where each begins, and how long both are, in seconds."""
+
+    first: str
+    first_start: float
+    second: str
+    second_start: float
+    seconds: float
+
+
+def draw(
+    split: splits.Split, count: int, seed: int, *, seconds: float, grain: int
+) -> tuple[Pair, ...]:
+    """`count` pairs of different speakers, of up to `seconds`, each from numbers of its own.
+
+    Stretches begin at multiples of `grain` samples, where a film can be cut. More pairs are the
+    same ones and others behind them. Raises UserError for a split of one speaker.
+    """
+    speakers, ids = np.array(split.speakers), split.ids
+    if len(set(speakers)) < 2:
+        raise errors.UserError(f"{split.name}: a pair takes two speakers, and it has one.")
+    rate, lengths, found = split.index.rate_hz, split.index.lengths, []
+    for number in range(count):
+        rng = np.random.default_rng([seed, zlib.crc32(b"pairs"), number])
+        one = int(rng.integers(len(ids)))
+        others = np.flatnonzero(speakers != speakers[one])
+        other = int(others[rng.integers(len(others))])
+        size = int(min(lengths[one], lengths[other], round(seconds * rate)))
+        starts = [grain * int(rng.integers((lengths[k] - size) // grain + 1)) for k in (one, other)]
+        first, second = (start / rate for start in starts)
+        found.append(Pair(ids[one], first, ids[other], second, size / rate))
+    return tuple(found)
+
+
+def write(path: pathlib.Path, pairs: Sequence[Pair]) -> None:
+    """A table with a line for each."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(FIELDS)
+    writer.writerows([getattr(pair, name) for name in FIELDS] for pair in pairs)
+    files.write_text(path, text.getvalue())
+
+
+def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
+    """The pairs of a table. Raises UserError that names the line of one that the split has not, or
+    that does not fit into its recordings."""
+    try:
+        rows = list(csv.DictReader(path.open(newline=""), delimiter="\t"))
+    except OSError as error:
+        raise errors.UserError(f"{path}: {error.strerror}.") from error
+    if not rows or set(FIELDS) - set(rows[0]):
+        raise errors.UserError(
+            f"{path}: no list of pairs; it has the columns {', '.join(FIELDS)}, tabs between."
+        )
+    length = dict(zip(split.ids, split.index.lengths / split.index.rate_hz, strict=True))
+    found = []
+    for line, row in enumerate(rows, 2):
+        try:
+            numbers = [float(row[name]) for name in ("first_start", "second_start", "seconds")]
+        except (TypeError, ValueError) as error:
+            raise errors.UserError(f"{path}, line {line}: {error}.") from error
+        pair = Pair(row["first"], numbers[0], row["second"], numbers[1], numbers[2])
+        for name, start in ((pair.first, pair.first_start), (pair.second, pair.second_start)):
+            if name not in length:
+                raise errors.UserError(f"{path}, line {line}: {split.name} has no {name!r}.")
+            if start < 0 or pair.seconds <= 0 or start + pair.seconds > length[name] + 1e-6:
+                raise errors.UserError(
+                    f"{path}, line {line}: {name!r} has {length[name]:.2f} s, not what lies from "
+                    f"{start:g} to {start + pair.seconds:g} s."
+                )
+        found.append(pair)
+    return tuple(found)
