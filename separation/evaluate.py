@@ -214,7 +214,7 @@ def _run(args: Any) -> None:
     if args.pairs < 1 or args.seconds <= 0:
         raise errors.UserError("--pairs and --seconds are above 0.")
     found = trained.load(task.PACKAGE, args.workdir, step=args.checkpoint, config=_config(args))
-    watcher = watching.Watcher(found)
+    watcher = watching.Watcher(found.task, found.variables)
     split = found.task.part(args.split)
     out = (args.out or pathlib.Path(args.workdir) / "results" / "pairs").expanduser()
     name = files.safe_name(args.split)

@@ -63,7 +63,8 @@ def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
     """The pairs of a table. Raises UserError that names the line of one that the split has not, or
     that does not fit into its recordings."""
     try:
-        rows = list(csv.DictReader(path.open(newline=""), delimiter="\t"))
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
     except OSError as error:
         raise errors.UserError(f"{path}: {error.strerror}.") from error
     if not rows or set(FIELDS) - set(rows[0]):

@@ -84,7 +84,8 @@ def _parser() -> Any:
 def run(args: Any) -> bool:
     """Does what the command line says; whether all films were separated."""
     out = args.out.expanduser().resolve()
-    watcher = watching.Watcher(trained.load(task.PACKAGE, args.workdir, step=args.checkpoint))
+    found = trained.load(task.PACKAGE, args.workdir, step=args.checkpoint)
+    watcher = watching.Watcher(found.task, found.variables)
     made = prepare_video.run(args)
     failed = made.rejected > 0
     for name, rows in made.films.items():

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from common import errors, trained
+from common import errors
 from separation import films, sight
 
 _FADE_SECONDS = 0.4  # from a window to the next
@@ -37,19 +37,21 @@ class Person:
 class Watcher:
     """A trained network that sees. `voices` gives everybody's voice in constant memory."""
 
-    def __init__(self, found: trained.Trained) -> None:
-        self._task, self._config = found.task, found.config
-        if not sight.wanted(found.config):
+    def __init__(self, task: Any, variables: Any) -> None:
+        """`task`: an `extraction.SeparationTask`. Raises UserError for one that sees nothing."""
+        self._task = task
+        self._config = config = task.config
+        if not sight.wanted(config):
             raise errors.UserError(
-                f"{found.folder}: its network sees nothing (config.sight, config.model.kind). "
-                "Train one by configs/separation/visualvoice.py or audiovisual_quickstart.py."
+                "This network sees nothing (config.sight, config.model.kind). Train one by "
+                "configs/separation/visualvoice.py or audiovisual_quickstart.py."
             )
-        self.sample_rate_hz = found.config.data.sample_rate_hz
+        self.sample_rate_hz = config.data.sample_rate_hz
         self.grain = self.sample_rate_hz // films.FRAMES_PER_SECOND
-        frames = max(4, int(found.config.data.crop_seconds * films.FRAMES_PER_SECOND))
+        frames = max(4, int(config.data.crop_seconds * films.FRAMES_PER_SECOND))
         fade = min(round(_FADE_SECONDS * films.FRAMES_PER_SECOND), frames // 4)
         self.window, self.fade = self.grain * frames, self.grain * fade
-        self._variables = jax.device_put(jax.device_get(found.variables), jax.devices()[0])
+        self._variables = jax.device_put(jax.device_get(variables), jax.devices()[0])
         self._extract = jax.jit(functools.partial(self._task.extracted, name="given"))
 
     def voices(
