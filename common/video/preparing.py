@@ -93,7 +93,7 @@ def prepare(
         if not kept:
             longest = max(refused, key=lambda one: one.end - one.start)
             raise frames.FilmError(film, longest.reason)
-        people = _write(film, name, out, zero, seen, kept, samples, settings)
+        people = _write(film, name, out, zero, seen, kept, samples, finder.every, settings)
     except BaseException:
         sound.unlink(missing_ok=True)
         raise
@@ -104,7 +104,8 @@ def _look(film: str | os.PathLike, zero: float, finder: finding.Finder) -> _Seen
     """Finds and follows the faces of a film."""
     tracker, held, number = tracking.Tracker(finder.every), [], -1
     sharp: dict[int, list[tuple[finding.Face, float]]] = {}
-    looked = -finder.every
+    every = finder.every
+    looked = -finder.step
     for picture in frames.pictures(film, zero):
         while len(held) < picture.number:  # before the first picture
             held.append(False)
@@ -112,13 +113,13 @@ def _look(film: str | os.PathLike, zero: float, finder: finding.Finder) -> _Seen
         number = picture.number
         if tracker.is_cut(picture.grey(_THUMBNAIL)[0]):
             tracker.cut(number)
-            looked = number - finder.every
-        if number - looked < finder.every:
+            looked = number - finder.step
+        if number - looked < finder.step:
             continue
         looked = number
         faces = finder.find(picture)
         tracker.add(number, faces)
-        if faces and (finder.every > 1 or number % _JUDGED == 0):
+        if faces and (every > 1 or number % _JUDGED == 0):
             image = picture.rgb()
             sharp[number] = [(face, _sharpness(image, face)) for face in faces]
     return _Seen(tracker.finish(number + 1), np.array(held, bool), sharp, number + 1)
@@ -141,7 +142,7 @@ def _choose(
         if len(track) < settings.min_frames:
             reason = f"shorter than a window ({len(track)} of {settings.min_frames} pictures)"
         elif not _steady(track, every, settings):
-            reason = f"no face (found in {track.seen.sum() * every / len(track):.0%} of pictures)"
+            reason = f"no face (found in {_share_seen(track, every):.0%} of pictures)"
         else:
             share = crops.intruded(track, [other for other in people if other is not track])
             if share > _INTRUDED:
@@ -155,7 +156,12 @@ def _choose(
 
 
 def _steady(track: tracking.Track, every: int, settings: Settings) -> bool:
-    return len(track) > 0 and track.seen.sum() * every >= settings.seen * len(track)
+    return _share_seen(track, every) >= settings.seen
+
+
+def _share_seen(track: tracking.Track, every: int) -> float:
+    """Of the pictures that the finder was asked about: one in `every`."""
+    return min(1.0, float(track.seen.sum()) * every / max(1, len(track)))
 
 
 def _write(
@@ -166,6 +172,7 @@ def _write(
     seen: _Seen,
     kept: Sequence[tracking.Track],
     samples: int,
+    every: int,
     settings: Settings,
 ) -> list[dict[str, Any]]:
     """Cuts the mouths and portraits of some tracks; a row for each."""
@@ -208,7 +215,7 @@ def _write(
                 "frames": len(track),
                 "others": len(others),
                 "person": track.person or "",
-                "found": round(float(track.seen.mean()), 3),
+                "found": round(_share_seen(track, every), 3),
                 "held": int(seen.held[track.first : track.last].sum()),
                 "face_px": round(float(np.median(track.boxes[:, 2]))),
             }
