@@ -81,10 +81,11 @@ def test_crops_are_the_mouths_that_were_drawn_and_are_read_back(tmp_path, run):
     for record, mouth in zip(source, (one, two)):
         video = record["video"]
         assert (len(video), video.shape, video.dtype) == (FRAMES, (FRAMES, 96, 96), np.uint8)
-        # x264 at this quality is off by less than one grey level, a shift by a picture by more.
+        # The mouths move by a grey level from picture to picture, x264 errs by a third of one.
         error = np.abs(np.asarray(video).astype(int) - mouth).mean()
         late = np.abs(video[1:].astype(int) - mouth[:-1]).mean()
-        assert error < 2 < 1.5 * late, (error, late)
+        assert 2 * error < late, (error, late)
+        assert error < 0.5
         np.testing.assert_array_equal(video[[5, 70, 6]], np.asarray(video)[[5, 70, 6]])
         np.testing.assert_array_equal(video[-1], np.asarray(video)[-1])
         held = stored_faces.frames_at(video, FRAMES - 2, 4)
@@ -92,8 +93,7 @@ def test_crops_are_the_mouths_that_were_drawn_and_are_read_back(tmp_path, run):
         face = np.asarray(record["face"])
         assert (face.shape, face.dtype) == ((5, 224, 224, 3), np.uint8)
         assert record["face"].shape == face.shape
-        # Each portrait has the mouth of its own person and not that of the other.
-        assert face.std() > 5
+        assert face[:, 150:190].std() > 5  # where the mouth is; all else is one grey
         assert pickle.loads(pickle.dumps(record)) == record
         audio = records.load_record(record, 16_000)
         assert len(audio) == FRAMES * 640
@@ -150,7 +150,7 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_others_go_on(tmp_path,
     (clips / "text.mkv").write_text("no film")
     (clips / "notes.txt").write_text("no film either, and not called one")
     lines = [line for n in ("good", "mute", "silent", "short") for line in boxes(n, 60, 120)]
-    lines += boxes("crowd", 60, 120) + boxes("crowd", 90, 170)
+    lines += boxes("crowd", 60, 120) + boxes("crowd", 110, 125)
     lines += boxes("pair", 60, 120) + boxes("pair", 300, 110, count=30)
     csv = table(tmp_path / "faces.csv", lines)
     out = tmp_path / "out"
