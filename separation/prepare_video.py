@@ -16,11 +16,13 @@ known, id (or clip), speaker, gender, text and split. DIR gets
 pip install 'opencv-python-headless>=4.14,<5'), or are those of --faces, a table of another tool
 (common/video/face_tables.py). A person who leaves the picture or a cut ends a track; each track of
 --min_seconds is a record. Where several are in view (column `others`) nobody knows from the
-pictures alone whose voice it is.
+pictures alone whose voice it is; `motion`, the grey levels by which the middle of the mouth's crop
+changes from picture to picture, is near 0 for closed lips and for a frozen picture.
 """
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import logging
@@ -43,7 +45,7 @@ log = logging.getLogger(__name__)
 _VERSION = 1  # raise it whenever the same film gives other files
 _COLUMNS = (
     *("id", "audio", "offset", "duration", "mouth", "face", "portraits", "frames"),
-    *(*listing.KNOWN, "film", "person", "others", "found", "held", "face_px"),
+    *(*listing.KNOWN, "film", "person", "others", "found", "held", "motion", "face_px"),
 )
 _PAGES = 20  # of contact sheets
 _WAITING = 4  # films a job that wait for their turn
@@ -64,26 +66,41 @@ class Preparer:
         identity = self._identity(film)
         if note.is_file():
             done = json.loads(note.read_text("utf-8"))
-            if done["identity"] == identity:
-                return done | {"known": dict(film.known)}
+            if done["identity"] == identity and self._whole(done):
+                return done
         try:
             finder = self.cascade if self.tables is None else self.tables.of(film.path)
             made = preparing.prepare(film.path, film.name, self.out, finder, self.settings)
             found = dataclasses.asdict(made) | {"problem": ""}
         except (frames.FilmError, io.AudioError) as error:
             found = {"people": [], "refused": [], "problem": _reason(error)}
-        found |= {"identity": identity, "film": film.path, "known": dict(film.known)}
+        except errors.UserError:
+            raise
+        except Exception as error:  # whatever its reason, it is one film that cannot be had
+            log.warning("%s", io.printable(film.path), exc_info=error)
+            reason = f"failed ({type(error).__name__}: {error})"
+            found = {"people": [], "refused": [], "problem": reason}
+        found |= {"identity": identity, "film": film.path}
         files.write_text(note, json.dumps(found) + "\n")
         return found
 
+    def _whole(self, done: Mapping[str, Any]) -> bool:
+        """Whether what was made is there; what a disk did not give may be there now."""
+        paths = (person[name] for person in done["people"] for name in ("audio", "mouth", "face"))
+        again = done["problem"].startswith(("unreadable", "missing", "failed"))
+        return not again and all((self.out / path).is_file() for path in paths)
+
     def _identity(self, film: listing.Film) -> dict[str, Any]:
         """Changes when other files would be made of a film."""
-        try:
-            status = pathlib.Path(film.path).stat()
-            seen = [status.st_size, status.st_mtime_ns]
-        except OSError:
-            seen = []
-        return {"film": str(pathlib.Path(film.path).absolute()), "seen": seen}
+        paths = [pathlib.Path(film.path).absolute()]
+        if self.tables is not None:
+            paths.append(self.tables.file_of(film.path))
+        seen = []
+        for path in paths:
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                seen += [status.st_size, status.st_mtime_ns]
+        return {"film": str(paths[0]), "seen": seen}
 
 
 def _reason(error: errors.UserError) -> str:

@@ -93,7 +93,7 @@ class FaceTables:
         """The faces of a film; an empty table where none is named so. Raises DataError."""
         film = pathlib.Path(film)
         if self._all is None:
-            own = self._path / f"{film.stem}.csv"
+            own = self.file_of(film)
             found = read(own) if own.is_file() else {}
         else:
             found = self._all
@@ -102,6 +102,11 @@ class FaceTables:
         names = ["/".join(parts[k:]) for k in range(len(parts))]
         table = next((found[name] for name in names if name in found), None)
         return table or found.get("") or FaceTable(False)
+
+    def file_of(self, film: str | os.PathLike) -> pathlib.Path:
+        """Where the faces of a film are, if they are anywhere."""
+        folder = self._all is None
+        return self._path / f"{pathlib.Path(film).stem}.csv" if folder else self._path
 
     @property
     def names_films(self) -> bool:

@@ -26,6 +26,7 @@ SAMPLE_RATE_HZ = 16_000
 _SAMPLES = SAMPLE_RATE_HZ // visemes.FRAMES_PER_SECOND
 _INTRUDED = 0.1  # of the pictures with two faces in one crop: more is too much
 _JUDGED = 5  # pictures of which one is asked how sharp its faces are
+_MIDDLE = slice(24, 72)  # of a crop, where the lips are
 _THUMBNAIL = 48  # pixels of the longer side, to see cuts in
 
 
@@ -181,6 +182,8 @@ def _write(
     faces = [crops.face_views(track) for track in kept]
     wanted = [_portrait_places(track, seen.portraits, settings.portraits) for track in kept]
     portraits: list[dict[int, np.ndarray]] = [{} for _ in kept]
+    before: list[np.ndarray | None] = [None for _ in kept]
+    moved = [0.0 for _ in kept]
     with contextlib.ExitStack() as stack:
         writers = []
         for own in names:
@@ -192,8 +195,12 @@ def _write(
             image = picture.rgb() if here else None
             for t in here:
                 place = k - kept[t].first
-                mouth = mouths[t].cut(image, place).convert("L")
-                writers[t].add(crops.as_array(mouth))
+                mouth = crops.as_array(mouths[t].cut(image, place).convert("L"))
+                writers[t].add(mouth)
+                middle = mouth[_MIDDLE, _MIDDLE].astype(np.int16)
+                if before[t] is not None:
+                    moved[t] += float(np.abs(middle - before[t]).mean())
+                before[t] = middle
                 if place in wanted[t]:
                     portraits[t][place] = crops.as_array(faces[t].cut(image, place))
         for own, some in zip(names, portraits):
@@ -217,6 +224,7 @@ def _write(
                 "person": track.person or "",
                 "found": round(_share_seen(track, every), 3),
                 "held": int(seen.held[track.first : track.last].sum()),
+                "motion": round(moved[t] / max(1, len(track) - 1), 2),
                 "face_px": round(float(np.median(track.boxes[:, 2]))),
             }
         )

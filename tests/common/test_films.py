@@ -95,6 +95,28 @@ def test_what_cannot_be_used_is_named_with_a_reason(tmp_path):
     assert reason(tmp_path / "front.mp4").startswith(("cut off", "damaged"))
 
 
+def test_films_of_phones_are_turned_upright(tmp_path):
+    """A film that is stored lying, with a matrix in its header that turns it by 90 degrees."""
+    pictures = np.zeros((COUNT, 48, 64), np.uint8)
+    pictures[:, :, :32] = 200
+    path = films.encode(
+        *(tmp_path / "a.mp4", pictures, TIMES, films.tone(2)), codec="libx264", sound_codec="aac"
+    )
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 44
+    one = 1 << 16
+    clockwise = [0, one, 0, -one, 0, 0, 48 * one, 0, 1 << 30]
+    data[place : place + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in clockwise)
+    path.write_bytes(bytes(data))
+    first = next(frames.pictures(path, 0.0))
+    grey = first.grey()[0]
+    assert grey.shape == (64, 48)
+    assert grey[:24].min() > 150 > 50 > grey[40:].max()
+    rgb = np.asarray(first.rgb())
+    assert rgb.shape == (64, 48, 3)
+    assert np.abs(rgb.mean(2) - grey).max() < 5
+
+
 def face(x: float, y: float, size: float = 40.0, **more) -> finding.Face:
     return finding.Face((float(x), float(y), size, size), **more)
 

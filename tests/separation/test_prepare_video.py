@@ -85,7 +85,7 @@ def test_crops_are_the_mouths_that_were_drawn_and_are_read_back(tmp_path, run):
         error = np.abs(np.asarray(video).astype(int) - mouth).mean()
         late = np.abs(video[1:].astype(int) - mouth[:-1]).mean()
         assert 2 * error < late, (error, late)
-        assert error < 0.5
+        assert error < 1
         np.testing.assert_array_equal(video[[5, 70, 6]], np.asarray(video)[[5, 70, 6]])
         np.testing.assert_array_equal(video[-1], np.asarray(video)[-1])
         held = stored_faces.frames_at(video, FRAMES - 2, 4)
@@ -130,9 +130,15 @@ def test_a_second_start_goes_on_and_a_changed_film_is_made_again(tmp_path, run, 
     encode(tmp_path / "films" / "x" / "b.mp4", scene((mouth, 60, 120))[:70])
     assert run(*options) != first
     assert made == ["b"]
+    (tmp_path / "out" / "mouths" / "x" / "a.h5").unlink()
+    run(*options)
+    assert made == ["b", "a"]
     source = prepared_films.PreparedFilms(tmp_path / "out")
     assert [len(r["video"]) for r in source] == [80, 70]
     assert [r["speaker"] for r in source] == ["x/a", "x/b"]
+    table(csv, boxes("x/a", 60, 120))
+    assert "1 no face: x/b" in run(*options)
+    assert made == ["b", "a", "a", "b"]
     said = commands.message("separation.prepare_video", *options, "--portraits", 3)
     assert "what differs: portraits" in said
 
@@ -263,6 +269,7 @@ def test_opencv_finds_the_face_of_a_real_clip(tmp_path, run, speech_data):
     [person] = note["people"]
     assert person["found"] == 1
     assert person["others"] == 0
+    assert person["motion"] > 1
     # What moves in the crop is the mouth: its centre more than its edge.
     moving = np.asarray(record["video"]).astype(float).std(0)
     assert moving[36:60, 28:68].mean() > 1.5 * moving[:12].mean()
