@@ -90,6 +90,8 @@ def prepare(
             raise frames.FilmError(film, f"no sound ({io.silence('mean')})")
         end = visemes.num_frames(samples, SAMPLE_RATE_HZ)
         tracks = [track.until(end) for track in seen.tracks if track.first < end]
+        if not tracks:
+            raise frames.FilmError(film, "no sound (it ends before a face is seen)")
         kept, refused = _choose(tracks, finder.every, settings)
         if not kept:
             longest = max(refused, key=lambda one: one.end - one.start)
@@ -127,8 +129,9 @@ def _look(film: str | os.PathLike, zero: float, finder: finding.Finder) -> _Seen
 
 
 def _sharpness(image: PIL.Image.Image, face: finding.Face) -> float:
-    left, top, width, height = face.box
-    return crops.sharpness(image.crop(tuple(map(round, (left, top, left + width, top + height)))))
+    left, top = round(face.box[0]), round(face.box[1])
+    width, height = max(1, round(face.box[2])), max(1, round(face.box[3]))
+    return crops.sharpness(image.crop((left, top, left + width, top + height)))
 
 
 def _choose(

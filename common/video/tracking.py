@@ -74,7 +74,9 @@ class Tracker:
         in its order."""
         small, before = small.astype(np.int16), self._small
         self._small = small
-        return before is not None and float(np.abs(small - before).mean()) > _CUT
+        if before is None or before.shape != small.shape:  # some films change their size
+            return before is not None
+        return float(np.abs(small - before).mean()) > _CUT
 
     def cut(self, number: int) -> None:
         """Another shot begins at a place."""

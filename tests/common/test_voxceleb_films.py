@@ -146,7 +146,18 @@ def test_mouths_are_read_from_npz_too_and_refuse_what_they_are_not(tmp_path):
     chosen = np.array([7, 3, 3, -1])
     np.testing.assert_array_equal(read[chosen], mouth(1)[chosen])
     np.testing.assert_array_equal(read[-1], mouth(1)[-1])
-    with pytest.raises(IndexError, match="has 30 pictures"):
+    keys = (
+        5,
+        (5, 10),
+        (-1, slice(3), 4),
+        slice(8, 2, -3),
+        (chosen, 10),
+        (..., 3),
+        mouth(1)[:, 0, 0] > 99,
+    )
+    for key in keys:
+        np.testing.assert_array_equal(read[key], mouth(1)[key])
+    with pytest.raises(IndexError):
         read[np.array([30])]
     np.testing.assert_array_equal(
         stored_faces.frames_at(mouth(1), 28, 4), mouth(1)[[28, 29, 29, 29]]
