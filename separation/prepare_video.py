@@ -13,117 +13,42 @@ known, id (or clip), speaker, gender, text and split. DIR gets
     films/         what was made of each film: a second start goes on where the first one ended
 
 `common.data.prepared_films.PreparedFilms(DIR)` reads it. Faces are found by OpenCV (frontal ones;
-pip install 'opencv-python-headless>=4.14,<5'), or are those of --faces (common/video/face_tables.py).
-A person who leaves the picture or a cut ends a track; each track of --min_seconds is a record. Where
-several are in view (column `others`) nobody knows from the pictures alone whose voice it is.
+pip install 'opencv-python-headless>=4.14,<5'), or are those of --faces, a table of another tool
+(common/video/face_tables.py). A person who leaves the picture or a cut ends a track; each track of
+--min_seconds is a record. Where several are in view (column `others`) nobody knows from the
+pictures alone whose voice it is; `motion`, the grey levels by which the middle of the mouth's crop
+changes from picture to picture, is near 0 for closed lips and for a frozen picture.
 """
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tqdm
 
 from common import app, errors, files, workdir
 from common.audio import io
-from common.data import folders, manifest, prepared_films, records
+from common.data import prepared_films, records
 from common.data.embedded import visemes
-from common.video import face_tables, finding, frames, preparing, sheet
+from common.video import face_tables, finding, frames, listing, preparing, sheet
 
 log = logging.getLogger(__name__)
 
 _VERSION = 1  # raise it whenever the same film gives other files
-_FILMS = (".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".ts")
-_FILMS += (".mts", ".m2ts", ".wmv", ".asf", ".ogv", ".vob")
-_LISTS = (".tsv", ".csv", ".json", ".jsonl")
-_KNOWN = ("speaker", "gender", "text", "split")  # what a list says of a film
 _COLUMNS = (
     *("id", "audio", "offset", "duration", "mouth", "face", "portraits", "frames"),
-    *(*_KNOWN, "film", "person", "others", "found", "held", "face_px"),
+    *(*listing.KNOWN, "film", "person", "others", "found", "held", "motion", "face_px"),
 )
 _PAGES = 20  # of contact sheets
 _WAITING = 4  # films a job that wait for their turn
-
-
-@dataclasses.dataclass(frozen=True)
-class Film:
-    """A film, what it is called in all files, and what a list says of it."""
-
-    path: str
-    name: str
-    known: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def find_films(
-    inputs: Sequence[str], root: str | None, speakers: str
-) -> Iterator[Film | records.Rejected]:
-    """The films that inputs name, in their order; what cannot be read is rejected by name."""
-    for given in inputs:
-        path = pathlib.Path(given).expanduser()
-        if path.is_dir():
-            for entry in folders.walk(path):
-                if not isinstance(entry, os.DirEntry):
-                    yield records.Rejected(entry["id"], entry["id"], entry["problem"])
-                elif os.path.splitext(entry.name)[1].lower() in _FILMS:  # noqa: PTH122
-                    name = pathlib.PurePath(entry.path).relative_to(path).with_suffix("")
-                    yield _film(entry.path, name.as_posix(), speakers)
-        elif path.suffix.lower() in _LISTS:
-            yield from _listed(path, root, speakers)
-        elif path.exists():
-            yield _film(str(path), path.stem, speakers)
-        else:
-            yield records.Rejected(given, given, "missing file")
-
-
-def _film(path: str, name: str, speakers: str, known: Mapping[str, str] | None = None) -> Film:
-    known = dict(known or {})
-    if speakers == "folder" and not known.get("speaker"):
-        known["speaker"] = pathlib.Path(path).absolute().parent.name
-    parts = [files.safe_name(part) for part in name.split("/") if part not in ("", ".", "..")]
-    return Film(path, "/".join(parts), known)
-
-
-def _listed(path: pathlib.Path, root: str | None, speakers: str) -> Iterator[Film]:
-    start = path.parent if root is None else pathlib.Path(root).expanduser()
-    rows = manifest.read_rows(path)
-    there = {name.lower(): name for _, row in rows for name in row}
-    video = next((there[n] for n in ("video", "film", "path", "file") if n in there), None)
-    if video is None:
-        raise records.DataError(
-            f"{path}: no column with the films' paths among {', '.join(there)}; call it video."
-        )
-    own = next((there[n] for n in ("id", "clip", "utt", "utterance") if n in there), None)
-    for place, row in rows:
-        name = str(row.get(video) or "").strip()
-        if not name:
-            raise records.DataError(f"{path}, {place}: {video} names no film.")
-        known = {n: " ".join(str(row.get(there[n]) or "").split()) for n in _KNOWN if n in there}
-        called = str(row.get(own) or "").strip() if own else ""
-        called = called or pathlib.PurePath(name).with_suffix("").as_posix()
-        yield _film(str(start / name), called, speakers, known)
-
-
-def _distinct(
-    found: Iterator[Film | records.Rejected], rejected: list[records.Rejected]
-) -> list[Film]:
-    """The films of which the names are not taken yet; others go to `rejected`."""
-    films: dict[str, Film] = {}
-    for one in found:
-        if isinstance(one, records.Rejected):
-            rejected.append(one)
-        elif one.name not in films:
-            films[one.name] = one
-        elif films[one.name].path != one.path:
-            reason = f"repeated name (as {films[one.name].path}; give a list with a column id)"
-            rejected.append(records.Rejected(one.name, one.path, reason))
-    return list(films.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,32 +60,47 @@ class Preparer:
     cascade: finding.Cascade | None
     tables: face_tables.FaceTables | None
 
-    def __call__(self, film: Film) -> dict[str, Any]:
+    def __call__(self, film: listing.Film) -> dict[str, Any]:
         """What was made of a film: `people`, `refused` stretches, or the `problem` it has."""
         note = self.out / "films" / f"{film.name}.json"
         identity = self._identity(film)
         if note.is_file():
             done = json.loads(note.read_text("utf-8"))
-            if done["identity"] == identity:
-                return done | {"known": dict(film.known)}
+            if done["identity"] == identity and self._whole(done):
+                return done
         try:
             finder = self.cascade if self.tables is None else self.tables.of(film.path)
             made = preparing.prepare(film.path, film.name, self.out, finder, self.settings)
             found = dataclasses.asdict(made) | {"problem": ""}
         except (frames.FilmError, io.AudioError) as error:
             found = {"people": [], "refused": [], "problem": _reason(error)}
-        found |= {"identity": identity, "film": film.path, "known": dict(film.known)}
+        except errors.UserError:
+            raise
+        except Exception as error:  # whatever its reason, it is one film that cannot be had
+            log.warning("%s", io.printable(film.path), exc_info=error)
+            reason = f"failed ({type(error).__name__}: {error})"
+            found = {"people": [], "refused": [], "problem": reason}
+        found |= {"identity": identity, "film": film.path}
         files.write_text(note, json.dumps(found) + "\n")
         return found
 
-    def _identity(self, film: Film) -> dict[str, Any]:
+    def _whole(self, done: Mapping[str, Any]) -> bool:
+        """Whether what was made is there; what a disk did not give may be there now."""
+        paths = (person[name] for person in done["people"] for name in ("audio", "mouth", "face"))
+        again = done["problem"].startswith(("unreadable", "missing", "failed"))
+        return not again and all((self.out / path).is_file() for path in paths)
+
+    def _identity(self, film: listing.Film) -> dict[str, Any]:
         """Changes when other files would be made of a film."""
-        try:
-            status = pathlib.Path(film.path).stat()
-            seen = [status.st_size, status.st_mtime_ns]
-        except OSError:
-            seen = []
-        return {"film": str(pathlib.Path(film.path).absolute()), "seen": seen}
+        paths = [pathlib.Path(film.path).absolute()]
+        if self.tables is not None:
+            paths.append(self.tables.file_of(film.path))
+        seen = []
+        for path in paths:
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                seen += [status.st_size, status.st_mtime_ns]
+        return {"film": str(paths[0]), "seen": seen}
 
 
 def _reason(error: errors.UserError) -> str:
@@ -189,7 +129,7 @@ def _check_same(out: pathlib.Path, identity: Mapping[str, Any]) -> None:
     files.write_text(path, json.dumps(identity) + "\n")
 
 
-def prepare(films: Sequence[Film], preparer: Preparer, jobs: int) -> list[dict[str, Any]]:
+def prepare(films: Sequence[listing.Film], preparer: Preparer, jobs: int) -> list[dict[str, Any]]:
     """What was made of each film, by so many threads: decoding and finding leave the GIL."""
     found = []
     with (
@@ -211,19 +151,19 @@ def prepare(films: Sequence[Film], preparer: Preparer, jobs: int) -> list[dict[s
     return found
 
 
-def rows_of(film: Film, made: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows_of(film: listing.Film, made: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines of the manifest of a film. What a list says of it is true of its only person."""
     rows = []
     for person in made["people"]:
         row = {**person, "film": film.path}
         known = film.known if len(made["people"]) == 1 else {"split": film.known.get("split", "")}
-        row |= {name: known.get(name, "") for name in _KNOWN}
+        row |= {name: known.get(name, "") for name in listing.KNOWN}
         row["speaker"] = row["speaker"] or person["id"]
         rows.append(row)
     return rows
 
 
-def refused_of(film: Film, made: Mapping[str, Any]) -> list[records.Rejected]:
+def refused_of(film: listing.Film, made: Mapping[str, Any]) -> list[records.Rejected]:
     """What of a film was not taken."""
     if made["problem"]:
         return [records.Rejected(film.name, film.path, made["problem"])]
@@ -304,9 +244,11 @@ def run(args: Any) -> bool:
     settings, rejected = _settings(args), []
     out = args.out.expanduser().resolve()
     files.check_output(out / prepared_films.MANIFEST)
-    films = _distinct(find_films(args.inputs, args.root, args.speakers), rejected)
+    films = listing.distinct(listing.find_films(args.inputs, args.root, args.speakers), rejected)
     if not films and not rejected:
-        raise errors.UserError(f"No films in {', '.join(args.inputs)} ({', '.join(_FILMS)}).")
+        raise errors.UserError(
+            f"No films in {', '.join(args.inputs)} ({', '.join(listing.SUFFIXES)})."
+        )
     cascade = tables = None
     if args.faces is None:
         cascade = finding.Cascade(args.every, args.min_face)
@@ -338,10 +280,8 @@ def run(args: Any) -> bool:
         print(f"{len(rejected)} films or stretches were not taken:")
         print(report(rejected, out))
     if sheets:
-        print(f"{out / prepared_films.MANIFEST}")
-        print(
-            f"Look at {out / sheets[0]}" + (f" and {len(sheets) - 1} more." if sheets[1:] else ".")
-        )
+        more = f" and {len(sheets) - 1} more" if sheets[1:] else ""
+        print(f"{out / prepared_films.MANIFEST}\nLook at {out / sheets[0]}{more}.")
     return bool(rows)
 
 

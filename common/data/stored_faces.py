@@ -94,20 +94,17 @@ class Mouths:
 
     def __getitem__(self, key: Any) -> UInt8[np.ndarray, "..."]:
         first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
-        if isinstance(first, slice):
-            found = self._read(first)
-        else:
-            places = np.asarray(first)
-            if places.dtype == bool:
-                places = np.flatnonzero(places)
-            if not places.size:
-                return np.empty((*places.shape, MOUTH_SIZE, MOUTH_SIZE), np.uint8)[(..., *rest)]
-            places = np.where(places < 0, places + len(self), places)
-            low, high = int(places.min()), int(places.max()) + 1
-            if low < 0 or high > len(self):
-                raise IndexError(f"{self.path} has {len(self)} pictures, not one at {first}")
-            found = self._read(slice(low, high))[places - low]
-        return found[(slice(None), *rest)] if rest else found
+        if first is Ellipsis:
+            return np.asarray(self)[key]
+        if isinstance(first, slice) and first.step in (None, 1):
+            return self._read(first)[(slice(None), *rest)]
+        count = len(self)
+        places = np.arange(count)[first]  # as an array takes them: masks, negative numbers, ...
+        if not places.size:
+            return np.empty((*places.shape, MOUTH_SIZE, MOUTH_SIZE), np.uint8)[(..., *rest)]
+        low, high = int(places.min()), int(places.max()) + 1
+        found = self._read(slice(low, high))[places - low]
+        return found[(*(slice(None),) * places.ndim, *rest)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self._read(slice(None)), dtype)

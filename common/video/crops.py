@@ -72,7 +72,7 @@ def mouth_views(track: Track) -> Views:
         centres = _middles(boxes) + widths * complex(_MOUTH_RIGHT, _MOUTH_DOWN)
         return Views(centres, (widths * _MOUTH_WIDTHS / MOUTH_SIZE).astype(complex), MOUTH_SIZE)
     points = scipy.ndimage.uniform_filter1d(
-        track.landmarks, 2 * _AROUND + 1, axis=0, mode="nearest"
+        track.landmarks, 2 * _AROUND + 1, axis=0, mode="reflect"
     )
     points = points[..., 0] + 1j * points[..., 1]
     if points.shape[1] == 5:
@@ -96,7 +96,7 @@ def face_views(track: Track) -> Views:
 def _steady_boxes(track: Track) -> Float[np.ndarray, "n 4"]:
     """A running median, which a single odd box does not move."""
     size = (2 * _AROUND + 1, 1)
-    return scipy.ndimage.median_filter(track.boxes, size=size, mode="nearest")
+    return scipy.ndimage.median_filter(track.boxes, size=size, mode="reflect")
 
 
 def _middles(boxes: Float[np.ndarray, "n 4"]) -> Complex[np.ndarray, "n"]:
@@ -109,7 +109,7 @@ def sharpness(face: PIL.Image.Image) -> float:
     return float(scipy.ndimage.laplace(grey).var())
 
 
-def intruded(track: Track, others: list[Track]) -> Float[np.ndarray, ""]:
+def intruded(track: Track, others: list[Track]) -> float:
     """The share of a track's pictures in whose mouth crop another face stands, too."""
     views = mouth_views(track)
     hit = np.zeros(len(track), bool)
@@ -120,7 +120,7 @@ def intruded(track: Track, others: list[Track]) -> Float[np.ndarray, ""]:
             inner = (left + 0.2 * width, top + 0.2 * height, 0.6 * width, 0.6 * height)
             box = views.box(place - track.first)
             hit[place - track.first] |= finding.shared(box, inner) > 0.1 * box[2] * box[3]
-    return hit.mean()
+    return float(hit.mean())
 
 
 def as_array(image: PIL.Image.Image) -> UInt8[np.ndarray, "..."]:

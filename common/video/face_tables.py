@@ -23,6 +23,7 @@ import numpy as np
 
 from common.audio import io
 from common.data import records, tables
+from common.data.embedded.visemes import FRAMES_PER_SECOND
 from common.video import finding
 from common.video.frames import Picture
 
@@ -38,12 +39,20 @@ _NEAR_SECONDS = 0.0205  # half a picture of 25 a second
 class FaceTable:
     """The faces of one film as a table says, a `finding.Finder`."""
 
-    every = 1
+    step = 1
 
     def __init__(self, by_time: bool) -> None:
         self._by_time = by_time
         self._faces: dict[float, list[finding.Face]] = {}
         self._times: np.ndarray | None = None
+
+    @property
+    def every(self) -> int:
+        """The pictures from one line to the next, as a rule: some tools look at every eighth."""
+        if len(self._faces) < 2:
+            return 1
+        apart = float(np.median(np.diff(sorted(self._faces))))
+        return max(1, round(apart * FRAMES_PER_SECOND if self._by_time else apart))
 
     def __len__(self) -> int:
         return sum(map(len, self._faces.values()))
@@ -84,7 +93,7 @@ class FaceTables:
         """The faces of a film; an empty table where none is named so. Raises DataError."""
         film = pathlib.Path(film)
         if self._all is None:
-            own = self._path / f"{film.stem}.csv"
+            own = self.file_of(film)
             found = read(own) if own.is_file() else {}
         else:
             found = self._all
@@ -93,6 +102,11 @@ class FaceTables:
         names = ["/".join(parts[k:]) for k in range(len(parts))]
         table = next((found[name] for name in names if name in found), None)
         return table or found.get("") or FaceTable(False)
+
+    def file_of(self, film: str | os.PathLike) -> pathlib.Path:
+        """Where the faces of a film are, if they are anywhere."""
+        folder = self._all is None
+        return self._path / f"{pathlib.Path(film).stem}.csv" if folder else self._path
 
     @property
     def names_films(self) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import threading
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -39,10 +39,18 @@ class Face:
     person: str | None = None
 
 
+@runtime_checkable
 class Finder(Protocol):
-    """Finds the faces in pictures of one film; every `every` pictures is enough to ask."""
+    """Finds the faces in pictures of one film.
 
-    every: int
+    It is asked about one picture in `step`, and sees a face that is there in one of `every`.
+    """
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def every(self) -> int: ...
 
     def find(self, picture: Picture) -> list[Face]: ...
 
@@ -69,7 +77,8 @@ class Cascade:
     """
 
     def __init__(self, every: int = 5, least: float = 0.12) -> None:
-        self.every, self.least = every, least
+        self.step = self.every = every
+        self.least = least
         _cascade_file()
         self._of_thread = threading.local()  # a classifier serves one thread
 

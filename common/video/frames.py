@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import stat
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,7 @@ from common.data.embedded.visemes import FRAMES_PER_SECOND
 _LATE_SECONDS = 0.2  # a first picture that comes later leaves the time before it without one
 _STILL_SECONDS = 60  # between two time stamps: more is a damaged clock
 _CUT_OFF_SECONDS, _CUT_OFF_SHARE = 0.5, 0.02
+_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)\0?")
 _MAX_LOST = 0.05  # of the packets
 
 
@@ -87,7 +89,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
     import av
 
     try:
-        with pathlib.Path(path).open("rb") as file:
+        with pathlib.Path(path).open("rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FilmError(path, "unreadable (not a file)")
@@ -194,7 +196,9 @@ def _frames(path: str | os.PathLike) -> Iterator[tuple[Any, int, float]]:
         if lost > _MAX_LOST * packets:
             raise FilmError(path, f"damaged ({lost} of {packets} packets cannot be decoded)")
         stated = _stated_seconds(container, stream)
-        there = 0.0 if time is None else time + step - first
+        there = 0.0 if time is None else time + step
+        if not container.format.name.startswith("matroska"):  # which counts from the clock's 0
+            there -= first or 0.0
         if index and stated - there > max(_CUT_OFF_SECONDS, _CUT_OFF_SHARE * stated):
             raise FilmError(path, f"cut off ({there:.2f} of {stated:.2f} s decode)")
 
@@ -207,11 +211,15 @@ def _is_cover(stream: Any) -> bool:
 
 
 def _stated_seconds(container: Any, stream: Any) -> float:
+    """How long the header says the pictures last; 0: it does not, or only by the file's size."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    # Others only guess from the size of the file.
-    stated = container.duration if container.format.name.startswith("matroska") else None
-    return (stated or 0) / 1_000_000
+    if container.format.name.startswith("matroska"):
+        found = _DURATION.fullmatch(stream.metadata.get("DURATION", ""))
+        if found:
+            hours, minutes, seconds = map(float, found.groups())
+            return 3600 * hours + 60 * minutes + seconds
+    return 0.0
 
 
 def _decoded(packet: Any) -> list[Any] | None:

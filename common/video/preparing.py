@@ -26,6 +26,7 @@ SAMPLE_RATE_HZ = 16_000
 _SAMPLES = SAMPLE_RATE_HZ // visemes.FRAMES_PER_SECOND
 _INTRUDED = 0.1  # of the pictures with two faces in one crop: more is too much
 _JUDGED = 5  # pictures of which one is asked how sharp its faces are
+_MIDDLE = slice(24, 72)  # of a crop, where the lips are
 _THUMBNAIL = 48  # pixels of the longer side, to see cuts in
 
 
@@ -89,11 +90,13 @@ def prepare(
             raise frames.FilmError(film, f"no sound ({io.silence('mean')})")
         end = visemes.num_frames(samples, SAMPLE_RATE_HZ)
         tracks = [track.until(end) for track in seen.tracks if track.first < end]
+        if not tracks:
+            raise frames.FilmError(film, "no sound (it ends before a face is seen)")
         kept, refused = _choose(tracks, finder.every, settings)
         if not kept:
             longest = max(refused, key=lambda one: one.end - one.start)
             raise frames.FilmError(film, longest.reason)
-        people = _write(film, name, out, zero, seen, kept, samples, settings)
+        people = _write(film, name, out, zero, seen, kept, samples, finder.every, settings)
     except BaseException:
         sound.unlink(missing_ok=True)
         raise
@@ -104,7 +107,8 @@ def _look(film: str | os.PathLike, zero: float, finder: finding.Finder) -> _Seen
     """Finds and follows the faces of a film."""
     tracker, held, number = tracking.Tracker(finder.every), [], -1
     sharp: dict[int, list[tuple[finding.Face, float]]] = {}
-    looked = -finder.every
+    every = finder.every
+    looked = -finder.step
     for picture in frames.pictures(film, zero):
         while len(held) < picture.number:  # before the first picture
             held.append(False)
@@ -112,21 +116,22 @@ def _look(film: str | os.PathLike, zero: float, finder: finding.Finder) -> _Seen
         number = picture.number
         if tracker.is_cut(picture.grey(_THUMBNAIL)[0]):
             tracker.cut(number)
-            looked = number - finder.every
-        if number - looked < finder.every:
+            looked = number - finder.step
+        if number - looked < finder.step:
             continue
         looked = number
         faces = finder.find(picture)
         tracker.add(number, faces)
-        if faces and (finder.every > 1 or number % _JUDGED == 0):
+        if faces and (every > 1 or number % _JUDGED == 0):
             image = picture.rgb()
             sharp[number] = [(face, _sharpness(image, face)) for face in faces]
     return _Seen(tracker.finish(number + 1), np.array(held, bool), sharp, number + 1)
 
 
 def _sharpness(image: PIL.Image.Image, face: finding.Face) -> float:
-    left, top, width, height = face.box
-    return crops.sharpness(image.crop(tuple(map(round, (left, top, left + width, top + height)))))
+    left, top = round(face.box[0]), round(face.box[1])
+    width, height = max(1, round(face.box[2])), max(1, round(face.box[3]))
+    return crops.sharpness(image.crop((left, top, left + width, top + height)))
 
 
 def _choose(
@@ -141,7 +146,7 @@ def _choose(
         if len(track) < settings.min_frames:
             reason = f"shorter than a window ({len(track)} of {settings.min_frames} pictures)"
         elif not _steady(track, every, settings):
-            reason = f"no face (found in {track.seen.sum() * every / len(track):.0%} of pictures)"
+            reason = f"no face (found in {_share_seen(track, every):.0%} of pictures)"
         else:
             share = crops.intruded(track, [other for other in people if other is not track])
             if share > _INTRUDED:
@@ -155,7 +160,12 @@ def _choose(
 
 
 def _steady(track: tracking.Track, every: int, settings: Settings) -> bool:
-    return len(track) > 0 and track.seen.sum() * every >= settings.seen * len(track)
+    return _share_seen(track, every) >= settings.seen
+
+
+def _share_seen(track: tracking.Track, every: int) -> float:
+    """Of the pictures that the finder was asked about: one in `every`."""
+    return min(1.0, float(track.seen.sum()) * every / max(1, len(track)))
 
 
 def _write(
@@ -166,6 +176,7 @@ def _write(
     seen: _Seen,
     kept: Sequence[tracking.Track],
     samples: int,
+    every: int,
     settings: Settings,
 ) -> list[dict[str, Any]]:
     """Cuts the mouths and portraits of some tracks; a row for each."""
@@ -174,6 +185,8 @@ def _write(
     faces = [crops.face_views(track) for track in kept]
     wanted = [_portrait_places(track, seen.portraits, settings.portraits) for track in kept]
     portraits: list[dict[int, np.ndarray]] = [{} for _ in kept]
+    before: list[np.ndarray | None] = [None for _ in kept]
+    moved = [0.0 for _ in kept]
     with contextlib.ExitStack() as stack:
         writers = []
         for own in names:
@@ -185,8 +198,12 @@ def _write(
             image = picture.rgb() if here else None
             for t in here:
                 place = k - kept[t].first
-                mouth = mouths[t].cut(image, place).convert("L")
-                writers[t].add(crops.as_array(mouth))
+                mouth = crops.as_array(mouths[t].cut(image, place).convert("L"))
+                writers[t].add(mouth)
+                middle = mouth[_MIDDLE, _MIDDLE].astype(np.int16)
+                if before[t] is not None:
+                    moved[t] += float(np.abs(middle - before[t]).mean())
+                before[t] = middle
                 if place in wanted[t]:
                     portraits[t][place] = crops.as_array(faces[t].cut(image, place))
         for own, some in zip(names, portraits):
@@ -208,8 +225,9 @@ def _write(
                 "frames": len(track),
                 "others": len(others),
                 "person": track.person or "",
-                "found": round(float(track.seen.mean()), 3),
+                "found": round(_share_seen(track, every), 3),
                 "held": int(seen.held[track.first : track.last].sum()),
+                "motion": round(moved[t] / max(1, len(track) - 1), 2),
                 "face_px": round(float(np.median(track.boxes[:, 2]))),
             }
         )

@@ -48,7 +48,7 @@ def _sheet(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> PIL.Image
         lines = [
             str(row["id"])[-34:],
             f"from {float(row['offset']):.2f} s, {float(row['duration']):.2f} s",
-            f"{row['frames']} pictures, {row['held']} held",
+            f"{row['frames']} pictures, {row['held']} held, motion {float(row['motion']):.1f}",
             f"face {row['face_px']} px, found in {float(row['found']):.0%}",
             f"others in view: {row['others']}",
         ]

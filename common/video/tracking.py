@@ -74,7 +74,9 @@ class Tracker:
         in its order."""
         small, before = small.astype(np.int16), self._small
         self._small = small
-        return before is not None and float(np.abs(small - before).mean()) > _CUT
+        if before is None or before.shape != small.shape:  # some films change their size
+            return before is not None
+        return float(np.abs(small - before).mean()) > _CUT
 
     def cut(self, number: int) -> None:
         """Another shot begins at a place."""
@@ -110,9 +112,11 @@ class Tracker:
     def _close(self, some: Sequence[_Open], end: int) -> None:
         for track in some:
             numbers = np.array([number for number, _ in track.sights])
-            # Between two questions nobody looked: at the edges of a shot the face was there.
-            first = self._shot if numbers[0] - self._shot < self._every else numbers[0]
-            last = end if end - numbers[-1] <= self._every else numbers[-1] + 1
+            # Between two questions nobody looked, and one may have missed the face: at the edges
+            # of a shot it was there.
+            near = 2 * self._every
+            first = self._shot if numbers[0] - self._shot <= near else numbers[0]
+            last = end if end - numbers[-1] <= near else numbers[-1] + 1
             boxes = np.array([face.box for _, face in track.sights], np.float64)
             marks = [face.landmarks for _, face in track.sights]
             whole = all(m is not None and len(m) == len(marks[0]) for m in marks)

@@ -416,3 +416,19 @@ def test_flac_keeps_the_samples_of_16_bits(tmp_path):
     assert soundfile.info(tmp_path / "new" / "a.flac").format == "FLAC"
     found = io.load_audio(tmp_path / "new" / "a.flac", sample_rate_hz=16000)
     np.testing.assert_array_equal(found, np.float32([0.0, 0.5, -0.25, 1 - 2**-15, -1.0]))
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_a_recording_converted_block_by_block_is_the_whole_one(tmp_path, monkeypatch, rate):
+    monkeypatch.setattr(io, "_BLOCK", 1000)
+    audio = np.random.default_rng(0).normal(size=(rate // 2 + 7, 2)) * 0.1
+    soundfile.write(tmp_path / "a.wav", audio, rate)
+    expected = io.load_audio(tmp_path / "a.wav", sample_rate_hz=16_000)
+    count, peak = io.convert_to_flac(tmp_path / "a.wav", tmp_path / "a.flac", sample_rate_hz=16_000)
+    found, found_rate = soundfile.read(tmp_path / "a.flac")
+    assert (count, found_rate) == (len(expected), 16_000)
+    assert peak == pytest.approx(np.abs(expected).max(), abs=1e-6)
+    np.testing.assert_allclose(found, expected, atol=0.51 / 32768)
+    with pytest.raises(io.AudioError, match="no such file"):
+        io.convert_to_flac(tmp_path / "b.wav", tmp_path / "b.flac", sample_rate_hz=16_000)
+    assert not (tmp_path / "b.flac").exists()

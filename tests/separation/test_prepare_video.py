@@ -1,0 +1,275 @@
+"""`python -m separation.prepare_video`: films of drawings, cut by tables; real ones by OpenCV."""
+
+import json
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+import soundfile
+
+from common.audio import io
+from common.data import indexing, manifest, prepared_films, records, stored_faces
+from common.data.embedded import faces, visemes
+from separation import prepare_video
+from tests import commands, films
+
+FRAMES = 80
+SIDE = 96 / 0.69  # of a box whose mouth crop has the scale of the drawings
+
+
+def drawing(name: str, count: int = FRAMES) -> np.ndarray:
+    """A mouth that speaks, uint8[n, 96, 96]."""
+    phones = [(40.0 * k, phone) for k, phone in enumerate(["a", "m", "i", "u", "p"] * count)]
+    track = visemes.mouth_track(phones[:count], 40.0 * count, strength=1.0)
+    return faces.draw_mouths(faces.make_face(name, 120.0, 100.0), track[:count], name)
+
+
+def scene(*mouths: tuple[np.ndarray, int, int], size=(240, 480)) -> np.ndarray:
+    """Pictures with mouths at (left, top)."""
+    pictures = np.full((len(mouths[0][0]), *size), 90, np.uint8)
+    for mouth, left, top in mouths:
+        pictures[:, top : top + 96, left : left + 96] = mouth
+    return pictures
+
+
+def box(left: int, top: int) -> str:
+    """x,y,w,h of the face whose mouth is at (left, top)."""
+    x = left + 48 - SIDE / 2 - 0.01 * SIDE
+    y = top + 48 - SIDE / 2 - 0.312 * SIDE
+    return f"{x},{y},{SIDE},{SIDE}"
+
+
+def table(path: pathlib.Path, lines: list[str]) -> pathlib.Path:
+    path.write_text("\n".join(["film,frame,x,y,w,h", *lines]) + "\n")
+    return path
+
+
+def boxes(film: str, left: int, top: int, count: int = FRAMES, every: int = 5) -> list[str]:
+    return [f"{film},{k},{box(left, top)}" for k in range(0, count, every)]
+
+
+def encode(path: pathlib.Path, pictures: np.ndarray, sound="tone", **options) -> pathlib.Path:
+    sound = films.tone(len(pictures) / 25) if isinstance(sound, str) else sound
+    settings = {"codec": "libx264", "sound_codec": "aac", **options}
+    return films.encode(path, pictures, np.arange(len(pictures)) / 25, sound, **settings)
+
+
+def prepared(command, monkeypatch, capsys, *options) -> str:
+    """What the command prints; run in this process."""
+    monkeypatch.setattr("sys.argv", ["prepare_video", *map(str, options)])
+    prepare_video.main()
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def run(command, monkeypatch, capsys):
+    return lambda *options: prepared(command, monkeypatch, capsys, *options)
+
+
+def test_crops_are_the_mouths_that_were_drawn_and_are_read_back(tmp_path, run):
+    """Two people in one film: each in a record of their own, in time, in place and to scale."""
+    one, two = drawing("one"), drawing("two")
+    film = encode(tmp_path / "pair.mp4", scene((one, 60, 120), (two, 300, 110)))
+    csv = table(tmp_path / "faces.csv", boxes("pair", 60, 120) + boxes("pair", 300, 110))
+    out = tmp_path / "out"
+    said = run(film, "--faces", csv, "--out", out, "--jobs", 2)
+    assert "2 people in 1 of 1 films" in said
+    assert (out / "sheet-01.png").is_file()
+    source = prepared_films.PreparedFilms(out)
+    assert [record["id"] for record in source] == ["pair~1", "pair~2"]
+    for record, mouth in zip(source, (one, two)):
+        video = record["video"]
+        assert (len(video), video.shape, video.dtype) == (FRAMES, (FRAMES, 96, 96), np.uint8)
+        # The mouths move by a grey level from picture to picture, x264 errs by a third of one.
+        error = np.abs(np.asarray(video).astype(int) - mouth).mean()
+        late = np.abs(video[1:].astype(int) - mouth[:-1]).mean()
+        assert 2 * error < late, (error, late)
+        assert error < 1
+        np.testing.assert_array_equal(video[[5, 70, 6]], np.asarray(video)[[5, 70, 6]])
+        np.testing.assert_array_equal(video[-1], np.asarray(video)[-1])
+        held = stored_faces.frames_at(video, FRAMES - 2, 4)
+        np.testing.assert_array_equal(held[1:], np.repeat(np.asarray(video)[-1:], 3, 0))
+        face = np.asarray(record["face"])
+        assert (face.shape, face.dtype) == ((5, 224, 224, 3), np.uint8)
+        assert record["face"].shape == face.shape
+        assert face[:, 150:190].std() > 5  # where the mouth is; all else is one grey
+        assert pickle.loads(pickle.dumps(record)) == record
+        audio = records.load_record(record, 16_000)
+        assert len(audio) == FRAMES * 640
+    assert pickle.loads(pickle.dumps(source))[1] == source[1]
+    samples, rate = soundfile.read(out / "audio" / "pair.flac", dtype="float32")
+    expected = io.load_audio(film, sample_rate_hz=16_000)
+    np.testing.assert_allclose(samples, expected, atol=1 / 32768)
+    assert rate == 16_000
+    # The same file is a manifest for those who want the sound alone.
+    assert len(manifest.read_manifest(out / "manifest.tsv")) == 2
+
+
+def test_a_second_start_goes_on_and_a_changed_film_is_made_again(tmp_path, run, monkeypatch):
+    mouth = drawing("one")
+    for name in "ab":
+        encode(tmp_path / "films" / "x" / f"{name}.mp4", scene((mouth, 60, 120)))
+    csv = table(tmp_path / "f.csv", boxes("x/a", 60, 120) + boxes("x/b", 60, 120))
+    options = (tmp_path / "films", "--faces", csv, "--out", tmp_path / "out", "--jobs", 1)
+    first = run(*options, "--speakers", "folder")
+    source = prepared_films.PreparedFilms(tmp_path / "out")
+    assert [(r["id"], r["speaker"]) for r in source] == [("x/a", "x"), ("x/b", "x")]
+    made = []
+    whole = prepare_video.preparing.prepare
+
+    def counted(film, *others):
+        made.append(pathlib.Path(film).stem)
+        return whole(film, *others)
+
+    monkeypatch.setattr(prepare_video.preparing, "prepare", counted)
+    (tmp_path / "out" / "mouths" / "x" / ".a.h5.12ab34cd.tmp").write_text("left by a killed one")
+    assert run(*options, "--speakers", "folder") == first
+    assert not made
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    encode(tmp_path / "films" / "x" / "b.mp4", scene((mouth, 60, 120))[:70])
+    assert run(*options) != first
+    assert made == ["b"]
+    (tmp_path / "out" / "mouths" / "x" / "a.h5").unlink()
+    run(*options)
+    assert made == ["b", "a"]
+    source = prepared_films.PreparedFilms(tmp_path / "out")
+    assert [len(r["video"]) for r in source] == [80, 70]
+    assert [r["speaker"] for r in source] == ["x/a", "x/b"]
+    table(csv, boxes("x/a", 60, 120))
+    assert "1 no face: x/b" in run(*options)
+    assert made == ["b", "a", "a", "b"]
+    said = commands.message("separation.prepare_video", *options, "--portraits", 3)
+    assert "what differs: portraits" in said
+
+
+def test_what_cannot_be_used_is_counted_and_named_and_the_others_go_on(tmp_path, run):
+    mouth = drawing("one")
+    here = scene((mouth, 60, 120))
+    clips = tmp_path / "clips"
+    for name in ("good", "nobody", "mute", "silent", "short", "crowd", "pair"):
+        sound = {"mute": None, "silent": np.zeros(FRAMES * 640)}.get(name, "tone")
+        count = 50 if name == "short" else FRAMES
+        encode(clips / f"{name}.mp4", here[:count], sound)
+    whole = (clips / "good.mp4").read_bytes()
+    (clips / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    (clips / "text.mkv").write_text("no film")
+    (clips / "notes.txt").write_text("no film either, and not called one")
+    lines = [line for n in ("good", "mute", "silent", "short") for line in boxes(n, 60, 120)]
+    lines += boxes("crowd", 60, 120) + boxes("crowd", 110, 125)
+    lines += boxes("pair", 60, 120) + boxes("pair", 300, 110, count=30)
+    csv = table(tmp_path / "faces.csv", lines)
+    out = tmp_path / "out"
+    said = run(clips, tmp_path / "none.mp4", "--faces", csv, "--out", out)
+    source = prepared_films.PreparedFilms(out)
+    assert [record["id"] for record in source] == ["good", "pair"]
+    rows = [line.split("\t") for line in (out / "rejected.tsv").read_text().splitlines()[1:]]
+    assert {pathlib.Path(path).name: reason for _, path, reason in rows if "pair" not in path} == {
+        "none.mp4": "missing file",
+        "crowd.mp4": "two faces in one crop (in 100% of pictures)",
+        "half.mp4": "unreadable (its format is not known, or its header is damaged)",
+        "mute.mp4": "no sound",
+        "nobody.mp4": "no face",
+        "short.mp4": "shorter than a window (50 of 64 pictures)",
+        "silent.mp4": f"no sound ({io.silence('mean')})",
+        "text.mkv": "unreadable (its format is not known, or its header is damaged)",
+    }
+    assert next(row for row in rows if "pair" in row[1])[0].startswith("pair 0.00-1.")
+    assert "2 people in 2 of 9 films" in said
+    assert "2 no sound: mute, silent" in said
+    assert not list(out.rglob(".*.tmp"))
+    assert {p.name for p in (out / "audio").iterdir()} == {"good.flac", "pair.flac"}
+
+
+def test_lists_name_films_and_what_is_known_of_them(tmp_path, run):
+    encode(tmp_path / "data" / "s1" / "clip.mp4", scene((drawing("one"), 60, 120)))
+    (tmp_path / "list.tsv").write_text(
+        "clip\tspeaker\tgender\tsplit\tvideo\ttext\n"
+        "s1_clip\ts1\tf\tdev\ts1/clip.mp4\tHELLO THERE\n"
+        "s2_clip\ts2\tm\tdev\ts2/clip.mp4\tHELLO\n"
+    )
+    csv = table(tmp_path / "faces.csv", boxes("clip", 60, 120))
+    out = tmp_path / "out"
+    run(tmp_path / "list.tsv", "--root", tmp_path / "data", "--faces", csv, "--out", out)
+    [record] = prepared_films.PreparedFilms(out, {"split": "dev"})
+    known = {name: record[name] for name in ("id", "speaker", "gender", "text")}
+    assert known == {"id": "s1_clip", "speaker": "s1", "gender": "f", "text": "HELLO THERE"}
+    assert "missing file" in (out / "rejected.tsv").read_text()
+
+
+def test_an_index_takes_prepared_films_and_rejects_damaged_ones_by_name(tmp_path, run, caplog):
+    clips = tmp_path / "clips"
+    names = [f"c{k}" for k in range(5)]
+    for name in names:
+        encode(clips / f"{name}.mp4", scene((drawing("one"), 60, 120)))
+    csv = table(tmp_path / "faces.csv", [line for n in names for line in boxes(n, 60, 120)])
+    out = tmp_path / "out"
+    run(clips, "--faces", csv, "--out", out)
+    mouths = out / "mouths"
+    (mouths / "c1.h5").unlink()
+    (mouths / "c2.h5").write_bytes((mouths / "c0.h5").read_bytes()[:3000])
+    for name, shape in {"c3": (FRAMES, 88, 88), "c4": (40, 96, 96)}.items():
+        import h5py
+
+        with h5py.File(mouths / f"{name}.h5", "w") as file:
+            file["data"] = np.zeros(shape, np.uint8)
+    source = prepared_films.PreparedFilms(out)
+    index = indexing.build_index(
+        source,
+        cache=None,
+        rejected_tsv=tmp_path / "rejected.tsv",
+        sample_rate_hz=16_000,
+        min_seconds=0.1,
+        max_seconds=30,
+        require_text=False,
+        max_bad_share=1,
+        num_workers=2,
+        progress=False,
+        inspect=stored_faces.inspect,
+    )
+    assert [source[int(k)]["id"] for k in index.positions] == ["c0"]
+    reasons = {one.id: one.reason for one in index.rejected}
+    assert reasons["c1"].startswith("missing file")
+    assert reasons["c2"].startswith("unreadable (OSError")
+    assert reasons["c3"] == "wrong pictures (uint8 of 80 x 88 x 88, not uint8 of n x 96 x 96)"
+    assert reasons["c4"] == "wrong length (40 pictures, the sound has 80)"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--jobs", 0), "--jobs=0: at least 1"),
+        (("--min_seconds", 0.1), "fewer than --portraits"),
+        (("--min_face", 2), "no share of the picture"),
+        (("--faces", "none.csv"), "no table or folder none.csv"),
+    ],
+)
+def test_wrong_options_are_one_message(tmp_path, options, says):
+    encode(tmp_path / "a.mp4", scene((drawing("one", 10), 60, 120)))
+    where = (tmp_path / "a.mp4", "--out", tmp_path / "out")
+    assert says in commands.message("separation.prepare_video", *where, *options)
+
+
+def test_a_table_of_one_film_is_not_taken_for_two(tmp_path):
+    for name in "ab":
+        encode(tmp_path / f"{name}.mp4", scene((drawing("one", 10), 60, 120)))
+    (tmp_path / "faces.csv").write_text(f"frame,x,y,w,h\n0,{box(60, 120)}\n")
+    options = (tmp_path / "a.mp4", tmp_path / "b.mp4", "--faces", tmp_path / "faces.csv")
+    said = commands.message("separation.prepare_video", *options, "--out", tmp_path / "out")
+    assert "no column that names films" in said
+
+
+def test_opencv_finds_the_face_of_a_real_clip(tmp_path, run, speech_data):
+    pytest.importorskip("cv2")
+    out = tmp_path / "out"
+    run(speech_data / "av" / "grid" / "s1" / "bbif1a.mpg", "--out", out)
+    [record] = prepared_films.PreparedFilms(out)
+    assert len(record["video"]) == 75
+    note = json.loads((out / "films" / "bbif1a.json").read_text())
+    [person] = note["people"]
+    assert person["found"] == 1
+    assert person["others"] == 0
+    assert person["motion"] > 1
+    # What moves in the crop is the mouth: its centre more than its edge.
+    moving = np.asarray(record["video"]).astype(float).std(0)
+    assert moving[36:60, 28:68].mean() > 1.5 * moving[:12].mean()
