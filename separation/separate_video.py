@@ -1,36 +1,37 @@
 """The voice of each person in a film, by a network that sees them.
 
     python -m separation.separate_video --workdir=runs/vv --input film.mp4 --out=DIR
-        [--faces=CSV] [--min_seconds=2.56] [--checkpoint=STEP]
+        [--faces=CSV] [--min_seconds=1] [--checkpoint=STEP]
 
 DIR gets, for every person of each film,
 
     NAME~1.wav, NAME~2.wav, ...   the voice, 16 kHz, as long as the film's sound
     NAME~1.mp4, ...               the film with that voice alone
-    sheet-1.png                   who is who: portraits and mouths of all; LOOK at it
-    manifest.tsv, mouths/, ...    what was seen, as separation.prepare_video leaves it
+    sheet-01.png                   who is who: portraits and mouths of all; LOOK at it
+    audio/, mouths/, faces/       what was heard and seen, as separation.prepare_video leaves it
 
 Films of any length in constant memory, and any number of people (a network with context: two). A
 person who leaves the picture and comes back is another one. Films that cannot be used are named,
 the others go on, and the exit code is 1.
 """
 
-import logging
+import contextlib
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import soundfile
 
-from common import app, files, trained
+from common import app, errors, files, trained, workdir
 from common.audio import io
-from common.data import stored_faces
-from common.video import frames, muxing
+from common.data import records, stored_faces
+from common.video import face_tables, finding, frames, listing, muxing, preparing, sheet
 from separation import films, prepare_video, task, watching
 
-log = logging.getLogger(__name__)
+_EVERY = 5  # pictures of which OpenCV looks at one
+_PAGES = 20  # of contact sheets
 
 
 def people_of(out: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> list[watching.Person]:
@@ -52,56 +53,108 @@ def separate(
     people: Sequence[watching.Person],
     paths: Sequence[pathlib.Path],
 ) -> None:
-    """Writes everybody's voice, a WAV of floats as long as the sound; none is left half done."""
-    with soundfile.SoundFile(sound_path) as sound:
+    """Writes everybody's voice, a WAV of floats as long as the sound; all of them or none."""
+    with soundfile.SoundFile(sound_path) as sound, contextlib.ExitStack() as stack:
         rate = sound.samplerate
+        if rate != watcher.sample_rate_hz:
+            raise errors.UserError(
+                f"The network is of {watcher.sample_rate_hz} Hz, and films are prepared at {rate}."
+            )
 
         def read(start: int, count: int) -> np.ndarray:
             sound.seek(start)
             return sound.read(count, dtype="float32")
 
-        with files.replacing_all(paths) as temporary:
+        temporary = [stack.enter_context(files.replacing(path)) for path in paths]
+        with contextlib.ExitStack() as opened:
             voices = [
-                soundfile.SoundFile(path, "w", rate, 1, "FLOAT", format="WAV") for path in temporary
+                opened.enter_context(soundfile.SoundFile(path, "w", rate, 1, "FLOAT", format="WAV"))
+                for path in temporary
             ]
+            for piece in watcher.voices(read, len(sound), people):
+                for voice, audio in zip(voices, piece):
+                    voice.write(audio)
+
+
+def _finders(args: Any, films_found: int) -> dict[str, Any]:
+    if args.faces is None:
+        return {"cascade": finding.Cascade(_EVERY, args.min_face), "tables": None}
+    tables = face_tables.FaceTables(args.faces)
+    if films_found > 1 and not tables.names_films:
+        raise errors.UserError(
+            f"{args.faces} has no column that names films, and there are {films_found} of them."
+        )
+    return {"cascade": None, "tables": tables}
+
+
+def run(args: Any) -> bool:
+    """Does what the command line says; whether all films were separated."""
+    out, refused = args.out.expanduser().resolve(), []
+    files.check_output(out / "sheet-01.png")
+    chosen = listing.distinct(listing.find_films(args.inputs, None, "film"), refused)
+    count = len(chosen) + len(refused)
+    if not count:
+        raise errors.UserError(f"No films in {', '.join(args.inputs)}.")
+    least = round(args.min_seconds * films.FRAMES_PER_SECOND)
+    settings = preparing.Settings(min_frames=max(_EVERY, least))
+    network = trained.load(task.PACKAGE, args.workdir, step=args.checkpoint)
+    watcher = watching.Watcher(network.task, network.variables)
+    preparer = prepare_video.Preparer(out, settings, **_finders(args, len(chosen)))
+    all_rows, done = [], 0
+    with workdir.Lock(out):
+        for film in chosen:
+            made = prepare_video.prepare([film], preparer, 1)[0]
+            refused += prepare_video.refused_of(film, made)
+            rows = prepare_video.rows_of(film, made)
+            if not rows:
+                continue
             try:
-                for piece in watcher.voices(read, len(sound), people):
-                    for voice, audio in zip(voices, piece):
-                        voice.write(audio)
-            finally:
-                for voice in voices:
-                    voice.close()
+                for path in _separated(watcher, film, rows, out):
+                    print(path, flush=True)
+            except (frames.FilmError, io.AudioError, OSError, ValueError) as error:
+                reason = getattr(error, "reason", str(error))
+                refused.append(records.Rejected(film.name, film.path, reason))
+                continue
+            all_rows += rows
+            done += 1
+        sheets = sheet.write_sheets(out, all_rows, _PAGES) if all_rows else []
+    print(f"{len(all_rows)} people in {done} of {count} films.")
+    if refused:
+        print(f"Not separated:\n{prepare_video.report(refused, out)}", file=sys.stderr)
+    if sheets:
+        print(f"Look at {out / sheets[0]}: who is who.")
+    return done == count
+
+
+def _separated(
+    watcher: watching.Watcher,
+    film: listing.Film,
+    rows: Sequence[Mapping[str, Any]],
+    out: pathlib.Path,
+) -> Iterator[pathlib.Path]:
+    """Makes the voices and films of the people of a film; the paths as they are there."""
+    people = people_of(out, rows)
+    wavs = [out / f"{person.name}.wav" for person in people]
+    separate(watcher, out / rows[0]["audio"], people, wavs)
+    zero = frames.sound_start(film.path)
+    for wav in wavs:
+        muxing.with_sound(film.path, wav, wav.with_suffix(".mp4"), zero=zero)
+        yield from (wav, wav.with_suffix(".mp4"))
 
 
 def _parser() -> Any:
     parser = app.parser("separation.separate_video", __doc__)
     app.add_run(parser)
     parser.add_argument("--input", required=True, nargs="+", metavar="FILM|FOLDER", dest="inputs")
-    prepare_video.add_options(parser)
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--faces", metavar="CSV", help="boxes or landmarks of another tool")
+    parser.add_argument(
+        "--min_seconds", type=float, default=1.0, help="in view, of a person; default: 1"
+    )
+    parser.add_argument(
+        "--min_face", type=float, default=0.12, help="of the picture's short side; default: 0.12"
+    )
     return parser
-
-
-def run(args: Any) -> bool:
-    """Does what the command line says; whether all films were separated."""
-    out = args.out.expanduser().resolve()
-    found = trained.load(task.PACKAGE, args.workdir, step=args.checkpoint)
-    watcher = watching.Watcher(found.task, found.variables)
-    made = prepare_video.run(args)
-    failed = made.rejected > 0
-    for name, rows in made.films.items():
-        film = rows[0]["film"]
-        people = people_of(out, rows)
-        wavs = [out / f"{files.safe_name(person.name)}.wav" for person in people]
-        try:
-            separate(watcher, out / rows[0]["audio"], people, wavs)
-            zero = frames.sound_start(film)
-            for wav in wavs:
-                muxing.with_sound(film, wav, wav.with_suffix(".mp4"), zero=zero)
-                print(f"{wav}  {wav.with_suffix('.mp4').name}", flush=True)
-        except (frames.FilmError, io.AudioError, OSError, ValueError) as error:
-            failed = True
-            print(f"separation.separate_video: {io.printable(name)}: {error}", file=sys.stderr)
-    return not failed
 
 
 def main() -> None:

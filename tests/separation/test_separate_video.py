@@ -1,0 +1,109 @@
+"""`python -m separation.separate_video`: a voice and a film of each person in view."""
+
+import types
+
+import av
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+from common import workdir
+from common.audio import io
+from common.video import muxing
+from configs.separation import audiovisual_quickstart
+from separation import separate_video
+from tests import films
+from tests.separation.test_prepare_video import FRAMES, boxes, drawing, encode, scene, table
+from tests.separation.test_watching import GRAIN
+
+
+class Task:
+    """Gives the mixture as loud as the mouth is bright, where it is seen."""
+
+    def __init__(self):
+        self.config = workdir.freeze(audiovisual_quickstart.get_config("debug"))
+
+    def extracted(self, variables, batch, mixture, lengths, name):
+        shown = jnp.mean(batch["mouth"].astype(jnp.float32), axis=(2, 3)) * batch["mouth_seen"]
+        return mixture * jnp.repeat(shown, GRAIN, axis=1) / 255
+
+
+@pytest.fixture
+def run(command, monkeypatch, capsys):
+    found = types.SimpleNamespace(task=Task(), variables={})
+    monkeypatch.setattr(separate_video.trained, "load", lambda *_, **__: found)
+
+    def call(*options):
+        words = ["separate_video", "--workdir=none", *map(str, options)]
+        monkeypatch.setattr("sys.argv", words)
+        code = 0
+        try:
+            separate_video.main()
+        except SystemExit as ended:
+            code = ended.code
+        return code, capsys.readouterr()
+
+    return call
+
+
+def test_everybody_in_view_gets_a_voice_and_a_film(tmp_path, run):
+    """Two people, a film without a face, a file that is none: the others go on."""
+    one, two = drawing("one"), drawing("two")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    film = encode(folder / "pair.mp4", scene((one, 60, 120), (two, 300, 110)))
+    encode(folder / "empty.mp4", scene((one, 60, 120)))
+    (folder / "text.mp4").write_text("no film")
+    lines = boxes("pair", 60, 120) + boxes("pair", 300, 110)
+    csv = table(tmp_path / "faces.csv", [*lines, "other,0,1,1,9,9"])
+    out = tmp_path / "out"
+    code, said = run("--input", folder, "--out", out, "--faces", csv)
+    assert code == 1
+    assert "2 people in 1 of 3 films" in said.out
+    for word in ("empty", "text"):
+        assert word in said.err
+    assert (out / "sheet-01.png").is_file()
+    mixture = io.load_audio(film, sample_rate_hz=16_000)
+    for number, mouth in ((1, one), (2, two)):
+        voice, rate = soundfile.read(out / f"pair~{number}.wav", dtype="float32")
+        assert (len(voice), rate) == (len(mixture), 16_000)
+        loud = np.repeat(mouth.mean(axis=(1, 2)) / 255, GRAIN)[: len(voice)]
+        np.testing.assert_allclose(voice[: len(loud)], mixture[: len(loud)] * loud, atol=0.004)
+        with av.open(str(out / f"pair~{number}.mp4")) as made, av.open(str(film)) as source:
+            pictures = [bytes(p) for p in made.demux(made.streams.video[0]) if p.size]
+            assert pictures == [bytes(p) for p in source.demux(source.streams.video[0]) if p.size]
+        heard = io.load_audio(out / f"pair~{number}.mp4", sample_rate_hz=16_000)
+        both = min(len(heard), len(voice))
+        assert abs(len(heard) - len(voice)) < 2048  # AAC has frames of 1024
+        assert np.corrcoef(heard[:both], voice[:both])[0, 1] > 0.95
+
+
+def test_all_that_was_asked_for_is_there(tmp_path, run):
+    film = encode(tmp_path / "one.mp4", scene((drawing("one"), 60, 120)))
+    csv = table(tmp_path / "faces.csv", boxes("one", 60, 120))
+    code, said = run("--input", film, "--out", tmp_path / "out", "--faces", csv)
+    assert code == 0
+    assert not said.err.count("Not separated")
+    assert {path.name for path in (tmp_path / "out").glob("one*")} == {"one.wav", "one.mp4"}
+    code, said = run("--input", tmp_path / "nothing", "--out", tmp_path / "out")
+    assert code == 1
+    assert "nothing" in said.err
+
+
+def test_the_sound_of_a_film_begins_where_it_did(tmp_path):
+    """The pictures are there from 0.4 s before the first sample on."""
+    times = np.arange(FRAMES) / 25
+    path = films.encode(
+        tmp_path / "late.mkv", films.numbered(FRAMES), times, films.tone(2), sound_start=0.4
+    )
+    voice = np.zeros(24_000, np.float32)
+    voice[8_000:] = 0.3 * np.sin(np.arange(16_000) / 4)
+    soundfile.write(tmp_path / "voice.wav", voice, 16_000)
+    muxing.with_sound(path, tmp_path / "voice.wav", tmp_path / "out.mp4", zero=0.4)
+    with av.open(str(tmp_path / "out.mp4")) as made:
+        audio = made.streams.audio[0]
+        heard = [(f.pts * f.time_base, f.to_ndarray()[0]) for f in made.decode(audio)]
+    loud = next(float(time) for time, block in heard if np.abs(block).max() > 0.1)
+    assert loud == pytest.approx(0.4 + 0.5, abs=0.07)
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
