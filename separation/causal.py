@@ -7,8 +7,8 @@ comes late, and the hop that has to be there first.
 
 Layers: residual convolutions over the frame and one of before, farther back from layer to layer and
 gated (van den Oord et al. 2016, arXiv:1609.03499, section 2.3), each with its input scaled and
-shifted by the cue (FiLM, Perez et al. 2018, arXiv:1709.07871). Input: real part, imaginary part and
-magnitude, of magnitudes to the power 0.3.
+shifted by the cue, and by what is seen of the lips in that hop (FiLM, Perez et al. 2018,
+arXiv:1709.07871). Input: real part, imaginary part and magnitude, of magnitudes to the power 0.3.
 """
 
 import dataclasses
@@ -163,11 +163,12 @@ class CausalExtractor(nn.Module):
         samples, spectrum = stft.stft_step(state.samples, chunk, config.stft)
         x = jnp.concatenate(spectra.compressed(spectrum, config.power), axis=-1)
         x = dense(config.features, "input")(x)
-        if motion is not None:
-            x = x + dense(config.features, "motion")(motion)
         layers = []
         for i, before in enumerate(state.layers):
-            factor, offset = jnp.split(state.films[:, i, None, :], 2, axis=-1)
+            film = state.films[:, i, None, :]
+            if motion is not None:
+                film = film + dense(2 * config.features, f"motion{i}")(motion)
+            factor, offset = jnp.split(film, 2, axis=-1)
             y = nn.LayerNorm(name=f"norm{i}")(x) * (1 + factor) + offset
             past = jnp.concatenate([before, y], axis=1)
             y = jnp.concatenate([past[:, : y.shape[1]], y], axis=-1)

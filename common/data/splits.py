@@ -25,9 +25,12 @@ from common.data import (
     kaldi,
     librispeech,
     manifest,
+    prepared_films,
     records,
+    stored_faces,
     tfds,
     voxceleb,
+    voxceleb_films,
 )
 from common.data.embedded import talking
 
@@ -40,6 +43,7 @@ EMBEDDED: Mapping[str, Callable[[str, embedded.CorpusSettings], records.Source]]
     "embedded": embedded.EmbeddedCorpus,
     "embedded_faces": talking.TalkingFaces,  # the same recordings with what is seen of them
 }
+FILMED = ("films", "voxceleb_films")  # whose pictures an index looks at
 _WHOLE_SECONDS = 300  # an evaluated utterance at most: longer ones are recordings to be cut
 
 
@@ -47,9 +51,9 @@ def default_config() -> ConfigDict:
     """`config.data`: what every task needs to know of its recordings."""
     return ConfigDict(
         {
-            # embedded, embedded_faces (with mouths and portraits), librispeech (tree), manifest
-            # (tsv, csv, json), folder (of recordings, those of each speaker in a folder), tfds,
-            # kaldi, voxceleb
+            # embedded, librispeech (tree), manifest (tsv, csv, json), folder (of recordings, those
+            # of each speaker in a folder), tfds, kaldi, voxceleb; with mouths and portraits:
+            # embedded_faces, films (that separation.prepare_video prepared), voxceleb_films
             "kind": "embedded",
             # Tree, prepared tfds folder, manifest files with commas between, or the folder that
             # holds the manifests, the Kaldi data folders or the subsets of VoxCeleb; ~ is expanded.
@@ -217,11 +221,23 @@ def open_source(
         return clips.read_speakers(root, list(names))
     if data.kind == "voxceleb":
         return voxceleb.read_tree(root, list(names), audio_root=data.audio_root)
+    if data.kind == "films":
+        return prepared_films.PreparedFilms(root, {data.split_column: list(names)})
+    if data.kind == "voxceleb_films":
+        if len(names) != 1:
+            raise errors.UserError(
+                f"config.data names the splits {tuple(names)} together; voxceleb_films gives one "
+                "at a time."
+            )
+        listed = root / f"{names[0]}.h5"
+        return voxceleb_films.VoxCelebFilms(
+            root, names[0], listed=listed if listed.is_file() else None
+        )
     if data.kind == "tfds":
         return tfds.TfdsSource(root, "+".join(names))
     raise errors.UserError(
         f"config.data.kind={data.kind!r} is unknown; choose {', '.join(EMBEDDED)}, "
-        "librispeech, manifest, folder, tfds, kaldi or voxceleb."
+        "librispeech, manifest, folder, tfds, kaldi, voxceleb, films or voxceleb_films."
     )
 
 
@@ -272,6 +288,7 @@ def open_split(
         num_workers=os.cpu_count() or 1,
         progress=jax.process_index() == 0,
         feature_size=features.num_mels if given else None,
+        **({"inspect": stored_faces.inspect} if data.kind in FILMED else {}),
     )
     if whole and len(index) and index.seconds.max() > _WHOLE_SECONDS:
         longest = int(index.seconds.argmax())

@@ -47,4 +47,5 @@ def faces(
             return jnp.clip((grey + (x - grey) * colour) * bright, 0.0, 1.0)
 
         x = jax.vmap(one)(x, keys)
-    return (x - jnp.array(_FACE_MEAN)) / jnp.array(_FACE_DEVIATION)
+    mean, deviation = (jnp.array(x).reshape(1, 1, 1, 1, 3) for x in (_FACE_MEAN, _FACE_DEVIATION))
+    return (x - mean) / deviation

@@ -1,0 +1,179 @@
+"""VisualVoice as a task: what its losses are given, what is shown in each mode, and the command."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common import errors, workdir
+from common.metrics import Term
+from configs.separation import visualvoice
+from separation import films, modes, task
+from separation.visualvoice import losses, network, pictures
+from tests import commands
+from tests.separation.test_sight import filmed
+
+B, FRAMES, SAMPLES = 3, 25, 16000
+
+
+def make(tmp_path, argument="debug", **changes):
+    config = visualvoice.get_config(argument)
+    config.update_from_flattened_dict(changes)
+    return task.make_task(workdir.freeze(config), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, jax.Array]:
+    """Three training rows of `filmed`, whose films say of which recording they are."""
+    found = dataclasses.replace(filmed(), again=True, num_enrolment=SAMPLES)
+    found = dataclasses.replace(found, config=dataclasses.replace(found.config, overlap=(1.0, 1.0)))
+    rows = [found.draw(i, np.random.default_rng(i), {}) for i in (0, 3, 6)]
+    stacked = {n: np.stack([row[n] for row in rows]) for n in rows[0] if n != "id"}
+    size = np.full(B, SAMPLES, np.int32)
+    known = {"sources_lengths": size, "enrolment_lengths": size, "row": np.arange(B)}
+    found = stacked | known | {"mask": np.ones(B, bool)}
+    return {name: jnp.asarray(x) for name, x in found.items()}
+
+
+def given(made, batch, monkeypatch, train=True) -> dict:
+    """What `losses.terms` is called with."""
+    seen = {}
+
+    def terms(net, audio, lengths, mask, mouth, mouth_present, faces, face_present, *rest, **kw):
+        seen.update(audio=audio, lengths=lengths, mouth=mouth, mouth_present=mouth_present)
+        seen.update(faces=faces, face_present=face_present, train=kw["train"])
+        return {"mask_loss": Term(jnp.zeros(()), jnp.ones(()), 1.0)}
+
+    monkeypatch.setattr(losses, "terms", terms)
+    made.loss({"params": {}}, batch, jax.random.key(0), 0, train=train)
+    return seen
+
+
+def test_the_losses_see_three_clips_and_two_faces(tmp_path, batch, monkeypatch):
+    seen = given(make(tmp_path), batch, monkeypatch)
+    assert seen["audio"].shape == (B, 3, SAMPLES)
+    np.testing.assert_array_equal(seen["audio"][:, 0], batch["sources"][:, :, 0])
+    np.testing.assert_array_equal(seen["audio"][:, 1], batch["enrolment"])
+    np.testing.assert_array_equal(seen["audio"][:, 2], batch["sources"][:, :, 1])
+    assert seen["mouth"].shape == (B, 3, FRAMES, 88, 88)
+    assert seen["mouth_present"].shape == (B, 3, FRAMES)
+    assert seen["faces"].shape == (B, 2, 1, *films.FACE)
+    # A1 and A2 are other recordings of one person, B is of another person.
+    assert (batch["target_index"] != batch["enrolment_index"]).all()
+    assert (batch["target_index"] // 2 == batch["enrolment_index"] // 2).all()
+    assert (batch["target_index"] // 2 != batch["interferer_index"][:, 0] // 2).all()
+    for name, index in (
+        ("mouth", batch["target_index"]),
+        ("enrolment_mouth", batch["enrolment_index"]),
+        ("other_mouth", batch["interferer_index"][:, 0]),
+    ):
+        assert (batch[name][:, :, 0, 0] == (index + 1)[:, None]).all(), name
+
+
+def test_networks_without_a_cue_are_not_shown_it(tmp_path, batch, monkeypatch):
+    for argument, lip, face in (("lip", True, False), ("face", False, True)):
+        seen = given(make(tmp_path, argument), batch, monkeypatch)
+        assert (seen["mouth"] is not None, seen["faces"] is not None) == (lip, face)
+
+
+def test_pictures_are_changed_by_row_in_training_alone(tmp_path, batch, monkeypatch):
+    """A row's pictures hang on its number, not on its place among the devices' rows."""
+    made = make(tmp_path)
+    rng = np.random.default_rng(0)
+    names = [name for name in batch if name.endswith(("mouth", "face"))]
+    drawn = {n: jnp.asarray(rng.integers(0, 255, batch[n].shape, np.uint8)) for n in names}
+    whole = given(made, batch | drawn, monkeypatch)
+    some = {n: x[1:] for n, x in (batch | drawn).items()}
+    part = given(made, some, monkeypatch)
+    for name in ("mouth", "faces"):
+        np.testing.assert_array_equal(part[name], whole[name][1:])
+    plain = given(made, batch | drawn, monkeypatch, train=False)
+    for name in ("mouth", "faces"):
+        assert np.abs(plain[name] - whole[name]).max() > 0.1
+    middle = (drawn["mouth"][:, :, 4:92, 4:92] / 255 - 0.421) / 0.165
+    np.testing.assert_allclose(plain["mouth"][:, 0], middle, atol=1e-5)
+
+
+def test_a_film_is_cut_and_turned_as_a_whole():
+    film = np.zeros((64, 6, *films.MOUTH), np.uint8)
+    film += np.arange(96, dtype=np.uint8)[None, None, None, :]
+    film += 100 * (np.arange(96) >= 48).astype(np.uint8)[None, None, :, None]
+    found = pictures.mouths(jnp.asarray(film), jax.random.split(jax.random.key(0), 64))
+    values = np.round((np.asarray(found) * 0.165 + 0.421) * 255).astype(int)
+    assert (values == values[:, :1]).all()  # all pictures of a film alike
+    left, right = values[:, 0, 0, 0], values[:, 0, 0, -1]
+    turned = left > right
+    assert 16 < turned.sum() < 48
+    assert set(np.minimum(left, right)) == set(range(9))
+    above = (values[:, 0, :, 0] % 200 < 100).sum(axis=1)
+    assert set(above) == set(range(40, 49))
+
+
+def test_colours_stay_between_black_and_white():
+    face = np.random.default_rng(0).integers(0, 255, (8, 2, *films.FACE), np.uint8)
+    face = jnp.asarray(face)
+    plain = np.asarray(pictures.faces(face))
+    found = np.asarray(pictures.faces(face, jax.random.split(jax.random.key(0), 8)))
+    assert found.min() >= plain.min() - 1e-3
+    assert found.max() <= plain.max() + 0.1
+    assert all(np.abs(a - b).max() > 0.01 for a, b in zip(found, plain))
+
+
+@pytest.mark.parametrize("name", list(modes.SEEN))
+def test_each_mode_shows_what_it_says(tmp_path, batch, monkeypatch, name):
+    made = make(tmp_path)
+    table = modes.table(made.config)
+    assert set(table) == {"given", "lips", "face", "shuffled", "swapped"}
+    if name not in table:
+        return
+    seen = {}
+
+    def apply(self, variables, mixture, lengths, mouth, mouth_seen, face, face_seen, *, train):
+        seen.update(mouth=mouth, lips=mouth_seen, face=face, shown=face_seen)
+        return mixture[:, None]
+
+    monkeypatch.setattr(network.VisualVoice, "apply", apply)
+    whole = batch | {"strange_mouth": batch["mouth"] * 0 + 200}
+    whole["strange_mouth_seen"] = batch["mouth_seen"]
+    mixture = batch["sources"].sum(2)
+    made.extracted({}, whole, mixture, batch["sources_lengths"], name)
+    mode = table[name]
+    assert bool(jnp.any(seen["lips"])) == ("lips" in mode.shows)
+    assert bool(jnp.any(seen["shown"])) == ("face" in mode.shows)
+    whose = {"shuffled": "strange_mouth", "swapped": "other_mouth"}.get(name, "mouth")
+    np.testing.assert_array_equal(seen["mouth"][:, 0], pictures.mouths(whole[whose]))
+
+
+def test_settings_that_do_not_go_together(tmp_path):
+    for changes, message in (
+        ({"mixing.absent": 0.1}, r"config\.mixing\.absent=0\.1, but VisualVoice is trained on"),
+        ({"mixing.interferers": (1, 2)}, r"config\.mixing\.interferers"),
+        ({"model.visualvoice.num_fft": 100}, r"config\.model\.visualvoice: num_fft=100"),
+        ({"loss.visualvoice.mask": 0.0}, r"config\.loss: mask=0\.0"),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            make(tmp_path, **changes)
+
+
+@pytest.mark.slow
+def test_from_the_command_to_scores(tmp_path):
+    """Trains, evaluates in all modes, and scores pairs whose list it takes again."""
+    run = tmp_path / "run"
+    config = "--config=configs/separation/visualvoice.py:debug"
+    small = [f"--config.{name}_every=4" for name in ("evaluate", "checkpoint")]
+    commands.run("separation.main", f"--workdir={run}", config, "--config.total_steps=4", *small)
+    said = commands.run("separation.main", f"--workdir={run}", "--mode=evaluate").stdout
+    for mode in ("with all cues", "by lips alone", "by a face alone", "the other's lips"):
+        assert mode in said
+    scored = ("separation.evaluate", f"--workdir={run}", "--seconds=1")
+    commands.run(*scored, "--pairs=2")
+    folder = run / "results" / "pairs"
+    text = (folder / "pairs-dev.csv").read_text()
+    assert len(text.splitlines()) == 5
+    listed = f"--list={folder / 'pairs-dev.tsv'}"
+    commands.run(*scored, listed, f"--out={tmp_path / 'again'}")
+    assert (tmp_path / "again" / "pairs-dev.csv").read_text() == text
+    assert "ORACLE GAIN" in commands.run(*scored, listed, "--oracle_gain").stdout
+    assert (folder / "pairs-dev.txt").read_text().count("mean sdri") == 2
