@@ -4,10 +4,10 @@
         --workdir=runs/study [--cells separable/log_mel dense/log_mel ...] [--seeds 3] [--gpus 0 1]
 
 Every cell is a run of asr.main in a folder of its own, of equal parameters (--equal=macs, none);
-when all are trained come landscapes (a film over its checkpoints on one plane), Hessians of each checkpoint,
-attributions with their deletion curves, and responses of its filters. What is done is not done
-again: the same command goes on where it was, with more cells or seeds too. DIR/report.html is the
-result, whole in one file (asr/study_report.py); --report writes it anew from what there is.
+when all are trained come landscapes (a film over its checkpoints on one plane), Hessians of each
+checkpoint, attributions with their deletion curves, and responses of its filters. What is done is
+not done again: the same command goes on where it was, with more cells or seeds too. DIR/report.html
+is the result, whole in one file (asr/study_report.py); --report writes it anew from what there is.
 """
 
 import argparse
@@ -193,6 +193,42 @@ def work(cell: Cell, wanted: Sequence[Stage], workers: Workers) -> str | None:
     return None
 
 
+def work_all(
+    folder: pathlib.Path,
+    config: Any,
+    wanted: Sequence[Cell],
+    args: argparse.Namespace,
+    workers: Workers,
+    *,
+    at_once: int,
+) -> dict[Cell, str]:
+    """Trains every cell, then looks into those that are trained; what went wrong, by cell.
+
+    So the error rates of all are there before hours of landscapes. After each cell, in either
+    round, the report is written anew.
+    """
+    failed: dict[Cell, str] = {}
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        for part in (slice(1), slice(1, None)):
+            running = {
+                pool.submit(work, cell, stages(config, cell, args)[part], workers): cell
+                for cell in wanted
+                if cell not in failed
+            }
+            try:
+                for future in concurrent.futures.as_completed(running):
+                    cell = running[future]
+                    if problem := future.result():
+                        failed[cell] = problem
+                        log.error("%s, seed %d: %s", cell.name, cell.seed, problem)
+                    if not workers.stopped:
+                        study_report.write(folder)
+            except KeyboardInterrupt:
+                workers.stop()
+                raise
+    return failed
+
+
 def cells(folder: pathlib.Path, names: Sequence[str], seeds: int) -> list[Cell]:
     """All of them, one seed after the other, so that an early report has every form."""
     return [
@@ -265,25 +301,8 @@ def _run(args: argparse.Namespace) -> None:
     slots = [{"CUDA_VISIBLE_DEVICES": str(k)} for k in args.gpus or ()] or [{}] * args.jobs
     workers = Workers(slots)
     signal.signal(signal.SIGTERM, lambda *_: workers.stop())
-    failed = {}
-    with workdir.Lock(folder), concurrent.futures.ThreadPoolExecutor(len(slots)) as pool:
-        for part in (slice(1), slice(1, None)):  # error rates of all come before looks into any
-            running = {
-                pool.submit(work, cell, stages(config, cell, args)[part], workers): cell
-                for cell in wanted
-                if cell not in failed
-            }
-            try:
-                for future in concurrent.futures.as_completed(running):
-                    cell = running[future]
-                    if problem := future.result():
-                        failed[cell] = problem
-                        log.error("%s, seed %d: %s", cell.name, cell.seed, problem)
-                    if not workers.stopped:
-                        study_report.write(folder)
-            except KeyboardInterrupt:
-                workers.stop()
-                raise
+    with workdir.Lock(folder):
+        failed = work_all(folder, config, wanted, args, workers, at_once=len(slots))
     print(f"The report: {study_report.write(folder)}")
     if workers.stopped:
         raise errors.UserError("stopped: what is done stays. The same command goes on.")

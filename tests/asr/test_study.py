@@ -55,31 +55,76 @@ class Workers(study.Workers):
         if "--mode=attribution" in words and not self.empty:
             table = log_file.parent / "analysis" / "attribution_30_transcript.json"
             table.parent.mkdir(exist_ok=True)
-            table.write_text("[]")
+            table.write_text(json.dumps([{"converged": False}]))
         return 1 if self.fail and self.fail in self.calls[-1] else 0
 
 
 def test_stages_are_done_once(tmp_path):
     config = command_line.read_config(CONFIG, [])
     (cell,) = study.cells(tmp_path, ["rank_2/log_mel"], 1)
+    stages = study.stages(config, cell, arguments())
     first = Workers(fail="--mode=hessian")
-    problem = study.work(config, cell, arguments(), first)
+    problem = study.work(cell, stages, first)
     assert problem.startswith("hessian_15 ended with 1:")
     assert "the reason" in problem
     assert len(first.calls) == 3
     assert f"--config={CONFIG}" in first.calls[0]
     assert "--config.encoder.rank=2" in first.calls[0]
     # A map that does not add up is no failure, but no map at all is one.
-    problem = study.work(config, cell, arguments(), Workers("--mode=attribution", empty=True))
+    problem = study.work(cell, stages, Workers("--mode=attribution", empty=True))
     assert problem.startswith("attribution ended with 1:")
     second = Workers(fail="--mode=attribution")
-    assert study.work(config, cell, arguments(), second) is None
+    assert study.work(cell, stages, second) is None
     names = ["train", "landscape", "hessian_15", "hessian_30", "attribution", "responses"]
     assert study.done(cell) == names
     assert len(second.calls) == 2
     third = Workers()
-    assert study.work(config, cell, arguments(), third) is None
+    assert study.work(cell, stages, third) is None
     assert third.calls == []
+
+
+class Trainings(Workers):
+    """Each training leaves its curve; those of seed 1 of one cell fail."""
+
+    def __init__(self):
+        super().__init__()
+        self.reports = []
+
+    def call(self, words, log_file, env):
+        report = log_file.parents[1] / "report.html"
+        self.reports.append(report.read_text() if report.exists() else "")
+        code = super().call(words, log_file, env)
+        if not any(word.startswith("--config=") for word in words):
+            return code
+        if log_file.parent.name == "dense_log_mel.1":
+            return 1
+        line = {"step": 30, "split": "dev", "wer": 0.25}
+        (log_file.parent / "metrics.jsonl").write_text(json.dumps(line))
+        return code
+
+
+def test_all_are_trained_before_any_is_looked_into(tmp_path):
+    """The report then has the error rates of all. What was not trained is not looked into."""
+    config = command_line.read_config(CONFIG, [])
+    wanted = study.cells(tmp_path, ["separable/log_mel", "dense/log_mel"], 2)
+    study.check(tmp_path, arguments(), config)
+    workers = Trainings()
+    failed = study.work_all(tmp_path, config, wanted, arguments(), workers, at_once=1)
+    assert [(cell.name, cell.seed) for cell in failed] == [("dense/log_mel", 1)]
+    assert failed[wanted[3]].startswith("train ended with 1:")
+    trained = [f"--config={CONFIG}" in call for call in workers.calls]
+    assert trained == [True] * 4 + [False] * 15  # five stages of three cells
+    folders = [cell.folder for cell in wanted]
+    assert [next(f for f in folders if f"={f} " in call) for call in workers.calls[:4]] == folders
+    assert not any(str(folders[3]) in call for call in workers.calls[4:])
+    page = workers.reports[4]
+    assert "3 runs of 2 cells" in page
+    assert "WER of dense/log_mel less that of separable/log_mel" in page
+    # Again: the rest alone.
+    again = Workers()
+    assert study.work_all(tmp_path, config, wanted, arguments(), again, at_once=1) == {}
+    assert len(again.calls) == 6
+    assert all(str(folders[3]) in call for call in again.calls)
 
 
 def test_a_process_and_its_end(tmp_path):
