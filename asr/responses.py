@@ -35,6 +35,7 @@ class Layer(NamedTuple):
 
     `modulation` is the mean power response over the filters, each of sum 1, at `hz`; `spectral` the
     mean of v squared, of sum 1. `best_share` is the part of the energy that the rank 1 forms have.
+    `filters` are the composed ones, frames before channels.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Layer(NamedTuple):
     channels_used: float
     best_share: float
     stable_rank: float
+    filters: Float[np.ndarray, "f k c"]
 
 
 def layer(name: str, filters: Float[np.ndarray, "f k c"], frames_per_second: float) -> Layer:
@@ -62,6 +64,7 @@ def layer(name: str, filters: Float[np.ndarray, "f k c"], frames_per_second: flo
         float(np.mean(1 / np.square(weights).sum(axis=1))),
         float(np.mean(energy[:, 0] / whole)),
         float(np.mean(lowrank.stable_rank(jnp.asarray(singular)))),
+        filters,
     )
 
 
