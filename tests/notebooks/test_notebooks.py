@@ -17,7 +17,7 @@ SMALL = {
 PICTURE, SOUND = "image/png", "<audio"
 SHOWN = {
     "analysis": {PICTURE: 5, "Hessian of": 1, "principal directions explain": 1, "F(silence)": 1},
-    "low_rank": {PICTURE: 6, "| pointwise_1/4 | ": 1, "| rank_1 | block_": 5, "| weights | CER": 1},
+    "low_rank": {PICTURE: 6, "| pointwise_1/4 | ": 1, "| rank_1 | block_": 6, "| weights | CER": 1},
     "separation": {PICTURE: 3, SOUND: 10, "| all |": 1, "largest difference": 1},
 }
 
