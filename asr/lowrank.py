@@ -23,10 +23,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from asr import activations, contextnet, filterbank, penalties
+from asr import activations, filterbank, penalties
 from asr import task as asr_task
 from asr.costs import LayerCost, format_table, layer_costs, measured, norm_cost
 from asr.truncation import LowRankError, decompositions, factorize, merge, settings
@@ -44,6 +43,7 @@ from common import (
     workdir,
 )
 from common.analysis import objective
+from common.nn import lowrank
 from common.task import Report
 
 BY = ("weights", "activations", "normalized")
@@ -139,25 +139,43 @@ def _of_encoder(args: argparse.Namespace) -> bool:
     return any(target is not None for target in targets)
 
 
-def _moments(
-    found: trained.Trained, encoder: contextnet.ContextNetConfig, args: argparse.Namespace
-) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """What `decompositions` takes by `args.by`, of recordings of the run."""
+def components(
+    found: trained.Trained,
+    by: str = "activations",
+    *,
+    split: str = objective.TRAIN,
+    batches: int = 8,
+) -> dict[str, lowrank.Decomposition]:
+    """The components of a run's 1x1 maps (`truncation.decompositions`), to truncate them by.
+
+    Args:
+      by: one of `BY`: "weights"; "activations", the error on the outputs of each map on real
+        recordings; "normalized", on them as batch normalisation scales them.
+      split: whose activations: "train", or an evaluation split ("" is the first).
+      batches: so many of it; 0 is all of a split.
+
+    Raises UserError: activations of an encoder that is not separable, no such split.
+    """
+    encoder, params = found.task.model.encoder_config, found.variables["params"]["encoder"]
+    if by not in BY:
+        raise errors.UserError(f"{by!r} is unknown: choose one of {', '.join(BY)}.")
+    if by == "weights":
+        return decompositions(encoder, params)
     if encoder.conv != "separable":
         raise errors.UserError(
-            f"--by={args.by} is of 1x1 maps, but config.encoder.conv={encoder.conv!r} has filters "
+            f"--by={by} is of 1x1 maps, but config.encoder.conv={encoder.conv!r} has filters "
             "over time: take --by=weights."
         )
-    most = 8 if args.batches is None else args.batches
-    if most < 0:
-        raise errors.UserError(f"--batches={most}: give 0 (all of a split) or more.")
-    _, batches = objective.batches_of(found.task, args.split or objective.TRAIN, most)
-    sums = activations.moments(found.task, found.variables, batches, found.mesh, most=most)
+    if batches < 0:
+        raise errors.UserError(f"--batches={batches}: give 0 (all of a split) or more.")
+    _, data = objective.batches_of(found.task, split, batches)
+    sums = activations.moments(found.task, found.variables, data, found.mesh, most=batches)
     scales: Mapping[str, Any] = {}
-    if args.by == "normalized":
-        trees = (found.variables[part]["encoder"] for part in ("params", "batch_stats"))
-        scales = activations.output_scales(encoder, *trees)
-    return {name: (moment, scales.get(name)) for name, moment in sums.items()}
+    if by == "normalized":
+        stats = found.variables["batch_stats"]["encoder"]
+        scales = activations.output_scales(encoder, params, stats)
+    moments = {name: (moment, scales.get(name)) for name, moment in sums.items()}
+    return decompositions(encoder, params, moments)
 
 
 def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
@@ -193,11 +211,10 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
             params["filterbank"] = filterbank.merge(params["filterbank"])
     if _of_encoder(args):
         maps = None
-        if args.by in ("activations", "normalized"):
-            moments = _moments(found, encoder, args)
-            maps = decompositions(encoder, params["encoder"], moments)
-        elif encoder.conv == "separable":
-            maps = decompositions(encoder, params["encoder"])
+        if encoder.conv == "separable" or args.by not in (None, "weights"):
+            batches = 8 if args.batches is None else args.batches
+            split = args.split or objective.TRAIN
+            maps = components(found, args.by or "weights", split=split, batches=batches)
         encoder, params["encoder"] = factorize(
             encoder,
             params["encoder"],
@@ -253,15 +270,6 @@ def _new_config(config: Any, encoder: Any, bank: Any, steps: int | None, words: 
     return command_line.read_config(ConfigDict(new), words)
 
 
-def _reports(
-    task: asr_task.AsrTask, eval_step: Any, variables: Any, mesh: Mesh
-) -> dict[str, Report]:
-    return {
-        split: evaluation.evaluate(task, eval_step, variables, split, batches, mesh)
-        for split, batches in task.eval_data().items()
-    }
-
-
 def _fine_tune(
     found: trained.Trained,
     task: asr_task.AsrTask,
@@ -286,12 +294,14 @@ def _fine_tune(
         if jax.process_index() == 0:
             files.write_text(out / "lowrank.json", json.dumps(said, indent=2) + "\n")
 
-    say("before", "before", _reports(found.task, found.eval_step, found.variables, found.mesh))
-    eval_step = evaluation.make_eval_step(task, config, found.mesh)
-    say("after the change", "changed", _reports(task, eval_step, variables, found.mesh))
+    mesh = found.mesh
+    before = evaluation.reports(found.task, found.eval_step, found.variables, mesh)
+    say("before", "before", before)
+    eval_step = evaluation.make_eval_step(task, config, mesh)
+    say("after the change", "changed", evaluation.reports(task, eval_step, variables, mesh))
     if train:
         task.prepare()
-        _, reports = trainer.train(task, config, out, found.mesh)
+        _, reports = trainer.train(task, config, out, mesh)
         if reports is None:
             sys.exit(preemption.EXIT_CODE)
         said["fine_tuning_steps"] = config.total_steps

@@ -35,6 +35,7 @@ class Layer(NamedTuple):
 
     `modulation` is the mean power response over the filters, each of sum 1, at `hz`; `spectral` the
     mean of v squared, of sum 1. `best_share` is the part of the energy that the rank 1 forms have.
+    `filters` are the composed ones, frames before channels.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Layer(NamedTuple):
     channels_used: float
     best_share: float
     stable_rank: float
+    filters: Float[np.ndarray, "f k c"]
 
 
 def layer(name: str, filters: Float[np.ndarray, "f k c"], frames_per_second: float) -> Layer:
@@ -62,6 +64,7 @@ def layer(name: str, filters: Float[np.ndarray, "f k c"], frames_per_second: flo
         float(np.mean(1 / np.square(weights).sum(axis=1))),
         float(np.mean(energy[:, 0] / whole)),
         float(np.mean(lowrank.stable_rank(jnp.asarray(singular)))),
+        filters,
     )
 
 
@@ -113,6 +116,26 @@ def bands(filters: Float[np.ndarray, "w m"], sample_rate_hz: int) -> Bands:
 def share_below(found: Layer, hz: float) -> float:
     """Of the modulation's power, what lies at or below `hz`."""
     return float(found.modulation[found.hz <= hz].sum())
+
+
+class Measured(NamedTuple):
+    """Of a run: its convolutions, its learned filter bank (None: log-mel), what its layers cost."""
+
+    layers: list[Layer]
+    bank: Bands | None
+    table: list[costs.LayerCost]
+
+
+def of_run(found: trained.Trained) -> Measured:
+    """Of the checkpoint of a recogniser."""
+    config, params = found.config, jax.device_get(found.variables["params"])
+    encoder, rate = found.task.model.encoder_config, 1000.0 / config.features.hop_ms
+    table = costs.layer_costs(encoder, params["encoder"], rate)
+    bank = None
+    if "filterbank" in params:
+        filters = np.asarray(filterbank.impulse_responses(params["filterbank"]))
+        bank = bands(filters, config.data.sample_rate_hz)
+    return Measured(of_encoder(encoder, table, rate), bank, table)
 
 
 def summary(layers: Sequence[Layer], bank: Bands | None) -> dict[str, Any]:
@@ -181,18 +204,11 @@ def main() -> None:
 def _run(args: argparse.Namespace) -> None:
     folder: pathlib.Path = args.workdir.expanduser().resolve()
     found = trained.load(asr_task.PACKAGE, folder, step=args.checkpoint)
-    config, params = found.config, jax.device_get(found.variables["params"])
-    encoder, rate = found.task.model.encoder_config, 1000.0 / config.features.hop_ms
-    table = costs.layer_costs(encoder, params["encoder"], rate)
-    layers = of_encoder(encoder, table, rate)
-    bank = None
-    if "filterbank" in params:
-        filters = np.asarray(filterbank.impulse_responses(params["filterbank"]))
-        bank = bands(filters, config.data.sample_rate_hz)
+    layers, bank, table = of_run(found)
     stem = folder / "analysis" / f"responses_{found.step}"
     about = {
         "step": found.step,
-        "parameters": parameters.count(params),
+        "parameters": parameters.count(found.variables["params"]),
         "encoder_parameters": sum(row.parameters for row in table),
         "encoder_macs_per_second": sum(row.macs_per_second for row in table),
         **summary(layers, bank),

@@ -4,9 +4,9 @@
         --workdir=runs/study [--cells separable/log_mel dense/log_mel ...] [--seeds 3] [--gpus 0 1]
 
 Every cell is a run of asr.main in a folder of its own, of equal parameters (--equal=macs, none);
-when all are trained come landscapes (a film over its checkpoints on one plane), Hessians of each
-checkpoint, attributions with their deletion curves, and responses of its filters. What is done is
-not done again: the same command goes on where it was, with more cells or seeds too.
+the responses of its filters come at once. When all are trained come landscapes (a film over its
+checkpoints on one plane), Hessians of each checkpoint, and attributions with their deletion curves.
+What is done is not done again: the same command goes on where it was, with more cells or seeds too.
 DIR/report.html is the result, whole in one file (asr/study_report.py); --report writes it anew from
 what there is.
 """
@@ -44,6 +44,7 @@ FRONTS: Mapping[str, Mapping[str, Any]] = {
 }
 KEPT = ("checkpoints", "points", "batches", "recordings")  # flags, the same for all cells
 CELLS = tuple(f"{form}/{front}" for form in widths.VARIANTS for front in FRONTS)
+FIRST = 2  # stages that all cells have behind them before any goes on: training, responses
 TAIL = 12  # lines of a log that are shown where a stage failed
 
 
@@ -108,6 +109,7 @@ def stages(config: Any, cell: Cell, args: argparse.Namespace) -> list[Stage]:
     made = settings(config, cell, args.equal, every)
     main = ("asr.main", run)
     found = [Stage("train", (*main, f"--config={args.config}", *args.settings, *made))]
+    found.append(Stage("responses", ("asr.responses", run, last)))
     grid = (*main, "--mode=landscape", "--film", some, last, f"--points={args.points}")
     found.append(Stage("landscape", (*grid, "--name=study")))
     ends = (*main, "--mode=hessian", some, "--top=2", "--steps=24", "--probes=4")
@@ -116,7 +118,6 @@ def stages(config: Any, cell: Cell, args: argparse.Namespace) -> list[Stage]:
     # A map that does not add up is in its table as such.
     table = "analysis/attribution_*_transcript.json"
     found.append(Stage("attribution", (*main, *maps, "--max_nodes=512"), (0, 1), table))
-    found.append(Stage("responses", ("asr.responses", run, last)))
     return found
 
 
@@ -194,6 +195,42 @@ def work(cell: Cell, wanted: Sequence[Stage], workers: Workers) -> str | None:
     return None
 
 
+def work_all(
+    folder: pathlib.Path,
+    config: Any,
+    wanted: Sequence[Cell],
+    args: argparse.Namespace,
+    workers: Workers,
+    *,
+    at_once: int,
+) -> dict[Cell, str]:
+    """The first stages of every cell, then the others of those that had none fail; what went wrong.
+
+    So error rates and costs of all are there before hours of landscapes. After each cell, in either
+    round, the report is written anew.
+    """
+    failed: dict[Cell, str] = {}
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        for part in (slice(FIRST), slice(FIRST, None)):
+            running = {
+                pool.submit(work, cell, stages(config, cell, args)[part], workers): cell
+                for cell in wanted
+                if cell not in failed
+            }
+            try:
+                for future in concurrent.futures.as_completed(running):
+                    cell = running[future]
+                    if problem := future.result():
+                        failed[cell] = problem
+                        log.error("%s, seed %d: %s", cell.name, cell.seed, problem)
+                    if not workers.stopped:
+                        study_report.write(folder)
+            except KeyboardInterrupt:
+                workers.stop()
+                raise
+    return failed
+
+
 def cells(folder: pathlib.Path, names: Sequence[str], seeds: int) -> list[Cell]:
     """All of them, one seed after the other, so that an early report has every form."""
     return [
@@ -266,25 +303,8 @@ def _run(args: argparse.Namespace) -> None:
     slots = [{"CUDA_VISIBLE_DEVICES": str(k)} for k in args.gpus or ()] or [{}] * args.jobs
     workers = Workers(slots)
     signal.signal(signal.SIGTERM, lambda *_: workers.stop())
-    failed = {}
-    with workdir.Lock(folder), concurrent.futures.ThreadPoolExecutor(len(slots)) as pool:
-        for part in (slice(1), slice(1, None)):  # error rates of all come before looks into any
-            running = {
-                pool.submit(work, cell, stages(config, cell, args)[part], workers): cell
-                for cell in wanted
-                if cell not in failed
-            }
-            try:
-                for future in concurrent.futures.as_completed(running):
-                    cell = running[future]
-                    if problem := future.result():
-                        failed[cell] = problem
-                        log.error("%s, seed %d: %s", cell.name, cell.seed, problem)
-                    if not workers.stopped:
-                        study_report.write(folder)
-            except KeyboardInterrupt:
-                workers.stop()
-                raise
+    with workdir.Lock(folder):
+        failed = work_all(folder, config, wanted, args, workers, at_once=len(slots))
     print(f"The report: {study_report.write(folder)}")
     if workers.stopped:
         raise errors.UserError("stopped: what is done stays. The same command goes on.")

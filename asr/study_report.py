@@ -31,6 +31,18 @@ log = logging.getLogger(__name__)
 
 RADIUS = 0.5  # of the points around a checkpoint over which sharpness is the mean
 REFERENCE = "separable"
+FLATTER = "Is its minimum flatter?"
+PREDICTS = "Does flatness predict WER?"
+_NOT_YET = "<p>Not there yet: no run has been looked into.</p>"
+_FORMS = {
+    "separable": "a filter over time for each channel, then a 1x1 map",
+    "rank": "filters that are sums of so many products, a pattern in time times one over channels",
+    "pointwise": "separable with 1x1 maps of low rank, a share of their input channels",
+    "dense": "filters without any such form",
+    "log_mel": "log-mel features",
+    "waveform": "a learned filter bank on the waveform, which starts as log-mel",
+    "waveform_low_rank": "such a bank of low rank",
+}
 _STYLE = """body{font:15px/1.45 sans-serif;max-width:1150px;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .7em;border-bottom:1px solid #ccc;
 text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}
@@ -196,16 +208,17 @@ def correlation(
     return whole, float(low), float(high), len(rows)
 
 
-def findings(seeds: Sequence[Seed]) -> list[str]:
-    """The answers, each with its interval; only of what was run."""
+def findings(seeds: Sequence[Seed]) -> dict[str, list[str]]:
+    """The answers by question, each with its interval; only of what was run."""
     names = list(dict.fromkeys(seed.cell for seed in seeds))
-    lines = []
-    questions: tuple[tuple[str, str, str, str, str], ...] = (
-        ("wer", "WER", "points", "higher", "lower"),
-        ("sharpness", "Sharpness", "nats", "sharper", "flatter"),
-        ("largest", "The largest eigenvalue", "", "larger", "smaller"),
+    found_of: dict[str, list[str]] = {}
+    questions: tuple[tuple[str, str, str, str, str, str], ...] = (
+        ("Does the form cost WER?", "wer", "WER", "points", "higher", "lower"),
+        (FLATTER, "sharpness", "Sharpness", "nats", "sharper", "flatter"),
+        (FLATTER, "largest", "The largest eigenvalue", "", "larger", "smaller"),
     )
-    for name, what, unit, more, less in questions:
+    for question, name, what, unit, more, less in questions:
+        lines = found_of.setdefault(question, [])
         for cell in names:
             form, _, front = cell.rpartition("/")
             reference = f"{REFERENCE}/{front}" if form != REFERENCE else f"{REFERENCE}/log_mel"
@@ -217,6 +230,7 @@ def findings(seeds: Sequence[Seed]) -> list[str]:
                 f"{what} of {html.escape(cell)} less that of {html.escape(reference)}: "
                 f"{mean:+.3g}{error} {unit} ({count} seeds): {verdict(mean, half, more, less)}."
             )
+    lines = found_of.setdefault(PREDICTS, [])
     for name, what in (
         ("sharpness", "sharpness"),
         ("largest", "the largest eigenvalue"),
@@ -229,12 +243,14 @@ def findings(seeds: Sequence[Seed]) -> list[str]:
                 f"Rank correlation of {what} and WER over {count} runs: {rho:+.2f} "
                 f"[{low:+.2f}, {high:+.2f}]: it {said} here."
             )
-    return lines
+    return {question: lines for question, lines in found_of.items() if lines}
 
 
-_TABLES: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
+# Title, how to read it, columns: figure, heading, format.
+_TABLES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
     (
         "Error and cost",
+        "WER of the evaluation split at the last step.",
         (
             ("wer", "WER %", ".2f"),
             ("parameters", "parameters", ",.0f"),
@@ -244,6 +260,10 @@ _TABLES: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
     ),
     (
         "The minimum",
+        "Sharpness: by how many nats the loss is higher, in the mean of the points within "
+        f"{RADIUS} of the last checkpoint on its plane; 1 is as far as composed filters are long. "
+        "Eigenvalues and trace are those of the loss's Hessian; they hang on the scale of weights, "
+        "sharpness does not.",
         (
             ("sharpness", f"sharpness (radius {RADIUS})", ".3g"),
             ("largest", "largest eigenvalue", ".3g"),
@@ -253,6 +273,11 @@ _TABLES: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
     ),
     (
         "What it listens to",
+        "Stable rank: the energy of a filter over that of its best rank 1 form, whose share is the "
+        "next column. Modulation: where the filters of the first layer lie over time; speech has "
+        "most of its own from 1 to 16 Hz. Deletion: the area below the transcript's "
+        "log-probability while more and more of the spectrogram is silenced, 1 being the whole "
+        "recording and 0 silence; a map that knows what counts has less than energy and chance.",
         (
             ("stable_rank", "stable rank", ".2f"),
             ("rank_1_share", "energy in rank 1", ".2f"),
@@ -354,6 +379,35 @@ def _pictures(seed: Seed) -> str:
     return f'<div class="row">{"".join(shown)}</div>' if shown else ""
 
 
+def _about(about: dict[str, Any], seeds: Sequence[Seed]) -> list[str]:
+    """What was run, how far it is, and what the names of cells mean."""
+    equal = {
+        "params": "encoders of equal parameters",
+        "macs": "encoders of equal multiply-accumulates",
+        "none": "encoders of the config's widths",
+    }[about["equal"]]
+    batches, recordings = about["batches"], about["recordings"]
+    trained = sum("wer" in seed.values for seed in seeds)
+    looked = sum("sharpness" in seed.values for seed in seeds)
+    count = len({seed.cell for seed in seeds})
+    lines = [
+        f"<p>{len(seeds)} runs of {count} cells, {equal}, {about['config']['total_steps']} steps "
+        f"each; {trained} are trained to the end, {looked} have a landscape of it. Landscapes and "
+        f"Hessians over {batches} batch{'es' if batches > 1 else ''} of the evaluation split, "
+        f"attributions of {recordings} recordings. Means over seeds &plusmn; half of Student's "
+        "95 % interval.</p>",
+        "<p>A cell is form/front end, trained with several seeds:</p><ul>",
+    ]
+    names = {part for seed in seeds for part in seed.cell.rpartition("/")[::2]}
+    for kind, words in _FORMS.items():
+        some = [name for name in names if name == kind or name.startswith(f"{kind}_")]
+        some = [name for name in some if name == kind or name not in _FORMS]
+        if some:
+            shown = ", ".join(map(html.escape, sorted(some)))
+            lines.append(f"<li><b>{shown}</b>: {words}.</li>")
+    return [*lines, "</ul>"]
+
+
 def page(
     folder: pathlib.Path,
     about: dict[str, Any],
@@ -361,23 +415,26 @@ def page(
     left_out: Sequence[str] = (),
 ) -> str:
     """The whole report; `left_out` are messages of runs that could not be read."""
-    name, count = html.escape(folder.name), len({seed.cell for seed in seeds})
-    equal = f"equal in {about['equal']}" if about["equal"] != "none" else "of the config's widths"
-    looked = f"{about['batches']} batches of the evaluation split"
-    steps, recordings = about["config"]["total_steps"], about["recordings"]
+    name, answers = html.escape(folder.name), findings(seeds)
     parts = [
         f"<!doctype html><meta charset='utf-8'><title>{name}</title>",
         f"<style>{_STYLE}</style><h1>Low rank in a recogniser: {name}</h1>",
-        f"<p>{len(seeds)} runs of {count} cells, {steps} steps each, encoders {equal}. "
-        f"Landscapes and Hessians over {looked}, attributions of {recordings} recordings. "
-        "Means over seeds &plusmn; half of Student's 95 % interval.</p>",
+        *_about(about, seeds),
         *(f"<p>A run is left out: {html.escape(text)}</p>" for text in left_out),
-        "<h2>Findings</h2><ul>",
-        *(f"<li>{line}</li>" for line in findings(seeds)),
-        "</ul>",
+        "<h2>Findings</h2>",
     ]
-    for title, columns in _TABLES:
-        parts.append(f"<h2>{title}</h2>{_table(seeds, columns)}")
+    for question, lines in answers.items():
+        items = "".join(f"<li>{line}</li>" for line in lines)
+        parts.append(f"<h3>{question}</h3><ul>{items}</ul>")
+    if not answers:
+        parts.append(
+            f"<p>None yet: each compares a cell with {REFERENCE} behind the same front end, or "
+            f"{REFERENCE} with itself behind log_mel, over the seeds that both have.</p>"
+        )
+    for title, words, columns in _TABLES:
+        some = any(name in seed.values for seed in seeds for name, _, _ in columns)
+        table = f"<p>{html.escape(words)}</p>{_table(seeds, columns)}" if some else _NOT_YET
+        parts.append(f"<h2>{title}</h2>{table}")
     parts.append('<h2>Over training</h2><div class="row">')
     for name, label in (
         ("wer", "WER (%)"),
@@ -387,11 +444,14 @@ def page(
     ):
         if any(name in seed.over for seed in seeds):
             parts.append(_plot(_curves, seeds, name, label))
-    parts.append('</div><h2>Does flatness predict WER?</h2><div class="row">')
-    for name, label in (("sharpness", "sharpness"), ("largest", "largest eigenvalue")):
-        if any(name in seed.values and "wer" in seed.values for seed in seeds):
-            parts.append(_plot(_scatter, seeds, name, label))
-    parts.append("</div><h2>Each cell</h2>")
+    parts.append(f"</div><h2>{PREDICTS}</h2>")
+    plots = [
+        _plot(_scatter, seeds, name, label)
+        for name, label in (("sharpness", "sharpness"), ("largest", "largest eigenvalue"))
+        if any(name in seed.values and "wer" in seed.values for seed in seeds)
+    ]
+    parts.append(f'<div class="row">{"".join(plots)}</div>' if plots else _NOT_YET)
+    parts.append("<h2>Each cell</h2>")
     shown: set[str] = set()
     for seed in seeds:
         if seed.cell not in shown and (pictures := _pictures(seed)):

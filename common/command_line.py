@@ -216,6 +216,8 @@ def _override(base: ConfigDict, words: Sequence[str]) -> tuple[FrozenConfigDict,
     """The config with the settings on the command line, and what these were before."""
     for word in words:
         _check_name(base, _OVERRIDE.match(word)[1])
+    # The last of several counts: ml_collections would join tuples that are given twice.
+    words = list({_OVERRIDE.match(word)[1]: word for word in words}.values())
     values, line = flags.FlagValues(), ["", *map(_quoted, words)]
     before = ConfigDict(base).to_dict()
     try:

@@ -130,6 +130,16 @@ def evaluate(
     return dataclasses.replace(report, scalars=scalars)
 
 
+def reports(
+    task: Task, eval_step: Callable, variables: state.Variables, mesh: Mesh
+) -> dict[str, Report]:
+    """Of all evaluation splits, by name, as `evaluate` finds them; nothing is written or said."""
+    return {
+        split: evaluate(task, eval_step, variables, split, batches, mesh)
+        for split, batches in task.eval_data().items()
+    }
+
+
 def evaluate_all(
     task: Task,
     eval_step: Callable,

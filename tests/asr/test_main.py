@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from ml_collections import ConfigDict
 
-from asr import costs, model
-from common import preemption, workdir
+from asr import costs, lowrank, model, responses
+from asr import task as asr_task
+from common import errors, evaluation, preemption, workdir
 from common.analysis import directions
 from common.audio import io
 from common.data import embedded
+from common.trained import load
 from configs.asr import quickstart
 from tests import commands
 
@@ -209,6 +212,21 @@ def test_lowrank_truncates_to_a_budget_fine_tunes_and_merges(trained, tmp_path):
     assert config["optimizer"]["learning_rate"] == 1e-3
     evaluated = commands.run("asr.main", f"--workdir={out}", "--mode=evaluate").stdout
     assert evaluated.splitlines()[0] in lines[2]
+
+    # From Python, the same.
+    config = ConfigDict(load(asr_task.PACKAGE, trained).config.to_dict())
+    config.data.batch_seconds = 60.0  # for the tests' eight devices
+    found = load(asr_task.PACKAGE, trained, config=workdir.freeze(config))
+    maps = lowrank.components(found, "activations", batches=2)
+    for name, row in said["maps"].items():
+        assert maps[name].lost(row["rank"]) == pytest.approx(row["share_lost"], rel=1e-3)
+    reports = evaluation.reports(found.task, found.eval_step, found.variables, found.mesh)
+    assert reports["dev"].scalars["wer"] == pytest.approx(said["splits"]["dev"]["before"]["wer"])
+    heard = responses.of_run(found)
+    assert sum(cost.parameters for cost in heard.table) == sizes[0]
+    assert [one.name for one in heard.layers][:2] == ["block_0/conv_0", "block_1/conv_0"]
+    with pytest.raises(errors.UserError, match="choose one of weights, activations, normalized"):
+        lowrank.components(found, "activation")
 
     again = (f"--workdir={out}", "--merge", f"--out={merged}", "--steps=0")
     done = commands.run("asr.lowrank", *again)

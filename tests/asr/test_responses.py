@@ -21,6 +21,7 @@ def test_a_filter_of_one_modulation_and_one_band():
     assert found.stable_rank == pytest.approx(1.0)
     assert responses.share_below(found, 16.0) > 0.9
     assert responses.share_below(found, 8.0) < 0.1
+    np.testing.assert_array_equal(found.filters[1], -2 * np.outer(u, v))
 
 
 def test_a_filter_of_full_rank():

@@ -34,6 +34,9 @@ def test_every_cell_is_a_config(tmp_path):
         assert made.encoder.conv == study.widths.VARIANTS[cell.form]["conv"]
         assert made.keep_every == made.checkpoint_every == made.evaluate_every == 10
     assert {cell.form for cell in found} == set(study.widths.VARIANTS)
+    # Behind a user's own settings they count, and are not joined to them.
+    blocks = "--config.encoder.blocks=((2,64,2),(2,64,1),(1,64,1))"
+    assert len(command_line.read_config(CONFIG, [blocks, *words]).encoder.blocks) == 3
 
 
 def test_checkpoints_end_with_the_last_step():
@@ -55,7 +58,7 @@ class Workers(study.Workers):
         if "--mode=attribution" in words and not self.empty:
             table = log_file.parent / "analysis" / "attribution_30_transcript.json"
             table.parent.mkdir(exist_ok=True)
-            table.write_text("[]")
+            table.write_text(json.dumps([{"converged": False}]))
         return 1 if self.fail and self.fail in self.calls[-1] else 0
 
 
@@ -67,7 +70,7 @@ def test_stages_are_done_once(tmp_path):
     problem = study.work(cell, stages, first)
     assert problem.startswith("hessian_15 ended with 1:")
     assert "the reason" in problem
-    assert len(first.calls) == 3
+    assert len(first.calls) == 4
     assert f"--config={CONFIG}" in first.calls[0]
     assert "--config.encoder.rank=2" in first.calls[0]
     # A map that does not add up is no failure, but no map at all is one.
@@ -75,12 +78,61 @@ def test_stages_are_done_once(tmp_path):
     assert problem.startswith("attribution ended with 1:")
     second = Workers(fail="--mode=attribution")
     assert study.work(cell, stages, second) is None
-    names = ["train", "landscape", "hessian_15", "hessian_30", "attribution", "responses"]
+    names = ["train", "responses", "landscape", "hessian_15", "hessian_30", "attribution"]
     assert study.done(cell) == names
-    assert len(second.calls) == 2
+    assert len(second.calls) == 1
     third = Workers()
     assert study.work(cell, stages, third) is None
     assert third.calls == []
+
+
+class Trainings(Workers):
+    """Each training leaves its curve; those of seed 1 of one cell fail."""
+
+    def __init__(self):
+        super().__init__()
+        self.reports = []
+
+    def call(self, words, log_file, env):
+        report = log_file.parents[1] / "report.html"
+        self.reports.append(report.read_text() if report.exists() else "")
+        code = super().call(words, log_file, env)
+        if not any(word.startswith("--config=") for word in words):
+            return code
+        if log_file.parent.name == "dense_log_mel.1":
+            return 1
+        line = {"step": 30, "split": "dev", "wer": 0.25}
+        (log_file.parent / "metrics.jsonl").write_text(json.dumps(line))
+        return code
+
+
+def test_all_are_trained_before_any_is_looked_into(tmp_path):
+    """The report then has the error rates of all. What was not trained is not looked into."""
+    config = command_line.read_config(CONFIG, [])
+    wanted = study.cells(tmp_path, ["separable/log_mel", "dense/log_mel"], 2)
+    study.check(tmp_path, arguments(), config)
+    workers = Trainings()
+    failed = study.work_all(tmp_path, config, wanted, arguments(), workers, at_once=1)
+    assert [(cell.name, cell.seed) for cell in failed] == [("dense/log_mel", 1)]
+    assert failed[wanted[3]].startswith("train ended with 1:")
+    quick = ["asr.responses" in call or f"--config={CONFIG}" in call for call in workers.calls]
+    assert quick == [True] * 7 + [False] * 12  # four stages of three cells
+    folders = [str(cell.folder) for cell in wanted]
+    assert [
+        next(f for f in folders if f"={f} " in call) for call in workers.calls[::2][:4]
+    ] == folders
+    assert not any(folders[3] in call for call in workers.calls[7:])
+    page = workers.reports[7]
+    assert "3 runs of 2 cells" in page
+    assert "3 are trained to the end, 0 have a landscape" in page
+    assert "WER of dense/log_mel less that of separable/log_mel" in page
+    assert page.count("Not there yet") == 3
+    assert "nan" not in page
+    # Again: the rest alone.
+    again = Workers()
+    assert study.work_all(tmp_path, config, wanted, arguments(), again, at_once=1) == {}
+    assert len(again.calls) == 6
+    assert all(str(folders[3]) in call for call in again.calls)
 
 
 def test_a_process_and_its_end(tmp_path):
@@ -142,7 +194,10 @@ def test_what_it_says_of_known_figures(folder):
     assert runs == 12
     assert 0.8 < rho <= 1
     assert low <= rho <= high
-    lines = "\n".join(study_report.findings(seeds))
+    answers = study_report.findings(seeds)
+    assert len(answers) == 3
+    assert len(answers[study_report.PREDICTS]) == 2  # of the trace all are alike
+    lines = "\n".join(line for some in answers.values() for line in some)
     assert "WER of dense/log_mel less that of separable/log_mel: +10" in lines
     assert "(3 seeds): higher." in lines
     assert "rank_1/log_mel less that of separable/log_mel" in lines
@@ -160,6 +215,9 @@ def test_a_run_that_is_not_at_its_end_has_no_last_figure(folder):
 def test_one_page_with_all_in_it(folder):
     path = study_report.write(folder)
     text = path.read_text()
+    assert "12 runs of 4 cells, encoders of equal parameters, 30 steps each; 12 are trained" in text
+    assert "<li><b>rank_1</b>: filters that are sums" in text
+    assert "<li><b>waveform</b>: a learned filter bank" in text
     assert "http://" not in text
     assert "https://" not in text
     assert text.count("data:image/png;base64,") == 6

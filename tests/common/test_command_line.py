@@ -50,6 +50,16 @@ def test_settings_on_the_command_line_go_into_the_file(tmp_path):
     assert options.overridden["data.batch_rows"] == 16
 
 
+def test_the_last_of_several_counts(tmp_path):
+    """Of tuples too, which are not joined: commands put settings behind those of a user."""
+    twice = ("--config.optimizer.boundaries=(3, 5)", "--config.data.train=a,b", "--config.seed=1")
+    last = ("--config.optimizer.boundaries=(7,)", "--config.data.train", "c", "--config.seed=2")
+    config = parse(tmp_path, CONFIG, *twice, *last).config
+    assert config.optimizer.boundaries == (7,)
+    assert config.data.train == ("c",)
+    assert config.seed == 2
+
+
 def test_a_work_directory_is_the_base_of_later_commands(tmp_path):
     folder = saved(tmp_path)
     assert parse(folder).config.data.batch_rows == 24
