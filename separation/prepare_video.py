@@ -68,12 +68,15 @@ class Preparer:
             done = json.loads(note.read_text("utf-8"))
             if done["identity"] == identity and self._whole(done):
                 return done
+        finder = self.cascade if self.tables is None else self.tables.of(film.path)
         try:
-            finder = self.cascade if self.tables is None else self.tables.of(film.path)
             made = preparing.prepare(film.path, film.name, self.out, finder, self.settings)
             found = dataclasses.asdict(made) | {"problem": ""}
         except (frames.FilmError, io.AudioError) as error:
-            found = {"people": [], "refused": [], "problem": _reason(error)}
+            problem = _reason(error)
+            if problem == "no face" and self.tables is not None and not len(finder):
+                problem += f" (no line of it in {self.tables.file_of(film.path).name})"
+            found = {"people": [], "refused": [], "problem": problem}
         except errors.UserError:
             raise
         except Exception as error:  # whatever its reason, it is one film that cannot be had
