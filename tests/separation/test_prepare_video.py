@@ -250,6 +250,18 @@ def test_wrong_options_are_one_message(tmp_path, options, says):
     assert says in commands.message("separation.prepare_video", *where, *options)
 
 
+def test_a_damaged_table_of_one_film_of_several_is_named(tmp_path, run):
+    for name in "ab":
+        encode(tmp_path / "films" / f"{name}.mp4", scene((drawing("one"), 60, 120)))
+        (tmp_path / f"{name}.csv").write_text("frame,x,y,w,h\n0,1,2,3\n")
+    lines = [f"{k},{box(60, 120)}" for k in range(FRAMES)]
+    (tmp_path / "b.csv").write_text("\n".join(["frame,x,y,w,h", *lines]) + "\n")
+    said = run(tmp_path / "films", "--faces", tmp_path, "--out", tmp_path / "out")
+    assert "1 people in 1 of 2 films" in said
+    assert "1 faces: a" in said
+    assert "a.csv, line 2: 4 fields" in (tmp_path / "out" / "rejected.tsv").read_text()
+
+
 def test_a_table_of_one_film_is_not_taken_for_two(tmp_path):
     for name in "ab":
         encode(tmp_path / f"{name}.mp4", scene((drawing("one", 10), 60, 120)))
