@@ -68,19 +68,25 @@ class Preparer:
             done = json.loads(note.read_text("utf-8"))
             if done["identity"] == identity and self._whole(done):
                 return done
+        finder, problem = self.cascade, ""
+        people: dict[str, Any] = {"people": [], "refused": []}
         try:
-            finder = self.cascade if self.tables is None else self.tables.of(film.path)
+            if self.tables is not None:
+                finder = self.tables.of(film.path)
             made = preparing.prepare(film.path, film.name, self.out, finder, self.settings)
-            found = dataclasses.asdict(made) | {"problem": ""}
+            people = dataclasses.asdict(made)
         except (frames.FilmError, io.AudioError) as error:
-            found = {"people": [], "refused": [], "problem": _reason(error)}
+            problem = _reason(error)
+            if problem == "no face" and self.tables is not None and not len(finder):
+                problem += f" (no line of it in {self.tables.file_of(film.path).name})"
+        except records.DataError as error:  # a folder of tables has one for each film
+            problem = f"faces ({error})"
         except errors.UserError:
             raise
         except Exception as error:  # whatever its reason, it is one film that cannot be had
             log.warning("%s", io.printable(film.path), exc_info=error)
-            reason = f"failed ({type(error).__name__}: {error})"
-            found = {"people": [], "refused": [], "problem": reason}
-        found |= {"identity": identity, "film": film.path}
+            problem = f"failed ({type(error).__name__}: {error})"
+        found = {**people, "problem": problem, "identity": identity, "film": film.path}
         files.write_text(note, json.dumps(found) + "\n")
         return found
 

@@ -169,7 +169,7 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_others_go_on(tmp_path,
         "crowd.mp4": "two faces in one crop (in 100% of pictures)",
         "half.mp4": "unreadable (its format is not known, or its header is damaged)",
         "mute.mp4": "no sound",
-        "nobody.mp4": "no face",
+        "nobody.mp4": "no face (no line of it in faces.csv)",
         "short.mp4": "shorter than a window (50 of 64 pictures)",
         "silent.mp4": f"no sound ({io.silence('mean')})",
         "text.mkv": "unreadable (its format is not known, or its header is damaged)",
@@ -248,6 +248,18 @@ def test_wrong_options_are_one_message(tmp_path, options, says):
     encode(tmp_path / "a.mp4", scene((drawing("one", 10), 60, 120)))
     where = (tmp_path / "a.mp4", "--out", tmp_path / "out")
     assert says in commands.message("separation.prepare_video", *where, *options)
+
+
+def test_a_damaged_table_of_one_film_of_several_is_named(tmp_path, run):
+    for name in "ab":
+        encode(tmp_path / "films" / f"{name}.mp4", scene((drawing("one"), 60, 120)))
+        (tmp_path / f"{name}.csv").write_text("frame,x,y,w,h\n0,1,2,3\n")
+    lines = [f"{k},{box(60, 120)}" for k in range(FRAMES)]
+    (tmp_path / "b.csv").write_text("\n".join(["frame,x,y,w,h", *lines]) + "\n")
+    said = run(tmp_path / "films", "--faces", tmp_path, "--out", tmp_path / "out")
+    assert "1 people in 1 of 2 films" in said
+    assert "1 faces: a" in said
+    assert "a.csv, line 2: 4 fields" in (tmp_path / "out" / "rejected.tsv").read_text()
 
 
 def test_a_table_of_one_film_is_not_taken_for_two(tmp_path):
