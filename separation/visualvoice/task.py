@@ -34,15 +34,20 @@ class VisualVoiceTask(extraction.SeparationTask):
         return sections.build(losses.LossConfig, self.config.loss.visualvoice)
 
     def init(self, key: Key[Array, ""]) -> state.Variables:
-        sizes = self.sizes
-        people = sizes.together if sizes.cue_size else 1
-        audio, lengths = jnp.zeros((1, 8000)), jnp.full((1,), 8000, jnp.int32)
-        steps = films.Films(self.train_split.source, sizes.sample_rate_hz).frames(8000)
-        mouth = jnp.zeros((1, people, steps, pictures.MOUTH_SIZE, pictures.MOUTH_SIZE))
-        face = jnp.zeros((1, people, 1, *films.FACE))
-        there = jnp.ones((1, people, steps), bool), jnp.ones((1, people, 1), bool)
-        shown = (mouth, there[0], face, there[1])
-        return dict(self.model.init(key, audio, lengths, *shown, train=False))
+        """Fresh variables. By shapes alone: of a network of constants XLA folds all it can, for
+        minutes."""
+        people, samples = self.sizes.together if self.sizes.cue_size else 1, 8000
+        frames = -(-samples // (self.sizes.sample_rate_hz // films.FRAMES_PER_SECOND))
+        mouth = (1, people, frames, pictures.MOUTH_SIZE, pictures.MOUTH_SIZE)
+        shapes = [
+            jax.ShapeDtypeStruct((1, samples), jnp.float32),
+            jax.ShapeDtypeStruct((1,), jnp.int32),
+            jax.ShapeDtypeStruct(mouth, jnp.float32),
+            jax.ShapeDtypeStruct((1, people, frames), jnp.bool_),
+            jax.ShapeDtypeStruct((1, people, 1, *films.FACE), jnp.float32),
+            jax.ShapeDtypeStruct((1, people, 1), jnp.bool_),
+        ]
+        return dict(self.model.lazy_init(key, *shapes, train=False))
 
     def adopt(
         self, fresh: state.Variables, found: state.Variables, meta: Mapping[str, Any]
