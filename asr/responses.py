@@ -128,7 +128,8 @@ class Measured(NamedTuple):
 
 def of_run(found: trained.Trained) -> Measured:
     """Of the checkpoint of a recogniser."""
-    config, params = found.config, jax.device_get(found.variables["params"])
+    config = found.config
+    params = jax.device_put(jax.device_get(found.variables["params"]), jax.devices()[0])
     encoder, rate = found.task.model.encoder_config, 1000.0 / config.features.hop_ms
     table = costs.layer_costs(encoder, params["encoder"], rate)
     bank = None
