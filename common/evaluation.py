@@ -146,7 +146,8 @@ def evaluate_all(
     """All evaluation splits, with `test` those for testing too, written and said.
 
     The reports' files go into the folder `results`, with the numbers of each in <split>.json, and
-    `about` what they were measured; their samples into `samples` beside it. `stop` is that of `evaluate`.
+    `about` what they were measured; their samples into `samples` beside it. `stop` is that of
+    `evaluate`.
     """
     reports = {}
     for split, batches in task.eval_data(test=test).items():

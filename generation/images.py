@@ -1,4 +1,4 @@
-"""Pictures of people: decoded, cut to a square, brought to one size; bytes and values in [-1, 1]."""
+"""Pictures of people: decoded, cut to a square of one size; bytes and values in [-1, 1]."""
 
 import io
 import pathlib
@@ -36,7 +36,8 @@ def read(source: pathlib.Path | bytes, name: object = None) -> UInt8[np.ndarray,
     if min(found.shape[:2]) < LEAST_PIXELS:
         height, width, _ = found.shape
         raise ImageError(
-            name, f"{width} x {height} pixels are too few, it takes {LEAST_PIXELS} x {LEAST_PIXELS}."
+            name,
+            f"{width} x {height} pixels are too few, it takes {LEAST_PIXELS} x {LEAST_PIXELS}.",
         )
     return found
 

@@ -45,7 +45,8 @@ def adversarial(name: str) -> Adversarial:
 
 
 def gradient_penalty(
-    logits: Callable[[Float[Array, "b h w c"]], Float[Array, "b"]], pictures: Float[Array, "b h w c"]
+    logits: Callable[[Float[Array, "b h w c"]], Float[Array, "b"]],
+    pictures: Float[Array, "b h w c"],
 ) -> Float[Array, "b"]:
     """|dD/dx|^2 of each picture: R1 of Mescheder et al. 2018, equation 9, without its gamma / 2.
 

@@ -98,9 +98,13 @@ def check(config: Any) -> None:
     if picture.channels not in (1, 3):
         raise errors.UserError(f"config.picture.channels={picture.channels}: 1 (grey) or 3.")
     if kind == "gan" and not 8 <= picture.size <= 256:
-        raise errors.UserError(f"config.picture.size={picture.size}: model.kind=gan makes 8 to 256.")
+        raise errors.UserError(
+            f"config.picture.size={picture.size}: model.kind=gan makes 8 to 256."
+        )
     if kind == "matcher" and picture.size % 8:
-        raise errors.UserError(f"config.picture.size={picture.size}: a matcher takes multiples of 8.")
+        raise errors.UserError(
+            f"config.picture.size={picture.size}: a matcher takes multiples of 8."
+        )
     if kind == "voice2face" and picture.size != voice2face.SIZE:
         raise errors.UserError(
             f"config.picture.size={picture.size}: model.kind=voice2face makes pictures of "
@@ -114,13 +118,13 @@ def check(config: Any) -> None:
         raise errors.UserError("config.model.kind=voice2face needs config.voice.kind=encoder.")
     if config.dtype not in ("float32", "bfloat16"):
         raise errors.UserError(f"config.dtype={config.dtype!r}: choose float32 or bfloat16.")
-    if config.data.independent and (config.loss.wrong_pairs or config.model.conditional):
-        if kind == "gan":
-            raise errors.UserError(
-                "config.data.independent: pictures drawn without regard to the voices cannot teach "
-                "model.kind=gan which belong together; set model.conditional and loss.wrong_pairs "
-                "to False, or data.independent to False."
-            )
+    hears = config.loss.wrong_pairs or config.model.conditional
+    if kind == "gan" and config.data.independent and hears:
+        raise errors.UserError(
+            "config.data.independent: pictures drawn without regard to the voices cannot teach "
+            "model.kind=gan which belong together; set model.conditional and loss.wrong_pairs to "
+            "False, or data.independent to False."
+        )
     if config.loss.wrong_pairs and kind == "voice2face":
         raise errors.UserError(
             "config.loss.wrong_pairs: the discriminator of voice2face does not hear the voice."

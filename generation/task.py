@@ -62,9 +62,7 @@ class GanTask(paired.PairedTask):
     @functools.cached_property
     def networks(self) -> model.Networks:
         people = self.config.model.kind == "voice2face" or self.config.loss.identity
-        return model.make_gan(
-            self.config, self._encoder_config, len(self.classes) if people else 0
-        )
+        return model.make_gan(self.config, self._encoder_config, len(self.classes) if people else 0)
 
     @functools.cached_property
     def _encoder_config(self) -> Any:
@@ -207,7 +205,9 @@ class GanTask(paired.PairedTask):
         condition = self._condition(variables, batch, key)
         fake = self.networks.generate(params, condition, self._noise(batch, key))
         logits, people = self.networks.judge(params, fake, condition)
-        terms = {"fooled_loss": metrics.Term(*metrics.ratio(self._adversarial.fooled(logits), mask))}
+        terms = {
+            "fooled_loss": metrics.Term(*metrics.ratio(self._adversarial.fooled(logits), mask))
+        }
         if people is not None and train:  # the labels of an evaluation are of other people
             found = voice2face.identity_loss(people, batch["label"])
             weight = self.config.loss.identity

@@ -82,9 +82,7 @@ def make_encoder(config: Any, axis_name: str | None = None) -> VoiceEncoder:
     return VoiceEncoder(tuple(settings.channels), settings.size, axis_name)
 
 
-def init_encoder(
-    encoder: VoiceEncoder, key: Key[Array, ""], num_mels: int
-) -> dict[str, Any]:
+def init_encoder(encoder: VoiceEncoder, key: Key[Array, ""], num_mels: int) -> dict[str, Any]:
     """Fresh variables."""
     frames = jax.ShapeDtypeStruct((1, 64, num_mels), jnp.float32)
     return dict(encoder.lazy_init(key, frames, jnp.full((1,), 64, jnp.int32), train=False))

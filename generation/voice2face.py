@@ -17,9 +17,9 @@ _SLOPE = 0.2
 
 
 class Generator(nn.Module):
-    """A voice's vector of length 1, moved by noise, to a picture: transposed convolutions of 4 taps.
+    """A voice's vector of length 1, moved by noise, to a picture.
 
-    From 1 x 1 to 4 x 4, then twice as large with each.
+    Transposed convolutions of 4 taps: from 1 x 1 to 4 x 4, then twice as large with each.
     """
 
     widths: tuple[int, ...] = (1024, 512, 256, 128, 64)

@@ -208,9 +208,7 @@ def _read(path: pathlib.Path, key: str) -> np.ndarray:
         with path.open("rb") as file, np.load(file) as arrays:
             return arrays[key]
     except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
-        raise OSError(
-            f"{path} is damaged: delete {path.parent.parent} to draw it again"
-        ) from error
+        raise OSError(f"{path} is damaged: delete {path.parent.parent} to draw it again") from error
 
 
 class Portraits:
