@@ -24,7 +24,8 @@ class Report:
     samples/<split>-<name>-<step>.png of the work directory. `meta` holds JSON values for later
     commands, kept with the checkpoints (a calibration). `files` are written to the work directory's
     results/: name (`files.safe_name` makes one of a split's) -> text or bytes. `over` tells which
-    recordings the numbers are of: those of others are not compared with them for the best checkpoint.
+    recordings the numbers are of: those of others are not compared with them for the best
+    checkpoint.
     """
 
     scalars: Mapping[str, float]
