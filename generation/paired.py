@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class WithFaces(Mapping[str, splits.Split]):
     """The parts of the data, of people who have a face; opened when first asked for."""
 
-    def __init__(self, parts: Mapping[str, splits.Split], settings: Any) -> None:
+    def __init__(self, parts: Mapping, settings: Any) -> None:  # a checker would open them
         self._parts, self._settings = parts, settings
         self._open: dict[str, splits.Split] = {}
         self._faces: dict[str, people.Faces] = {}

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 _NAMED = 3  # people in a message
 
 
+@runtime_checkable
 class Faces(Protocol):
     """Pictures of people, random access. `fingerprint` changes when they do."""
 

@@ -128,9 +128,13 @@ class GanTask(paired.PairedTask):
     def _adversarial(self) -> losses.Adversarial:
         return losses.adversarial(self.config.loss.kind)
 
-    def _condition(self, variables: state.Variables, batch: Batch, key: Any) -> jax.Array:
+    def _condition(
+        self, variables: state.Variables, batch: Batch, key: Any, *, train: bool
+    ) -> jax.Array:
         """What is heard of the voices of a batch; of as many frames of each in a training step."""
         audio = batch["audio"]
+        if not train:
+            return self.networks.condition(variables, audio)
         count = model.heard_samples(self.config, jax.random.fold_in(key, 0), audio.shape[1])
         return self.networks.condition(variables, audio, jnp.full(audio.shape[:1], count))
 
@@ -142,9 +146,8 @@ class GanTask(paired.PairedTask):
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
     ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
         """Real pictures against fakes, and against real ones with another's voice."""
-        del train
         settings, mask, params = self.config.loss, batch["mask"], variables["params"]
-        condition = self._condition(variables, batch, key)
+        condition = self._condition(variables, batch, key, train=train)
         independent = self.config.data.independent
         real = images.to_values(batch["other_face" if independent else "face"])
         labels = batch["other_label" if independent else "label"]
@@ -202,7 +205,7 @@ class GanTask(paired.PairedTask):
             rows = batch["mask"].shape[0]
             batch = {**batch, "row": parallel.row_numbers(rows)}
         mask, params = batch["mask"], variables["params"]
-        condition = self._condition(variables, batch, key)
+        condition = self._condition(variables, batch, key, train=train)
         fake = self.networks.generate(params, condition, self._noise(batch, key))
         logits, people = self.networks.judge(params, fake, condition)
         terms = {
@@ -268,8 +271,8 @@ class GanTask(paired.PairedTask):
         columns, people = (
             np.concatenate([batch[name] for batch in outputs]) for name in ("grid", "grid_person")
         )
-        columns = columns[np.argsort(people)]
-        grid = pictures.tiled(list(columns.swapaxes(0, 1)), scale=_SCALE)
+        rows = columns[np.argsort(people)].swapaxes(0, 1)
+        grid = pictures.tiled([list(row) for row in rows], scale=_SCALE)
         found = Report({}) if self.judge is None else judging.report(split, outputs)
         return dataclasses.replace(found, samples={"faces": grid}, over=self.parts[split].identity)
 

@@ -81,11 +81,10 @@ def test_the_grid_shows_the_same_inputs_at_a_fixed_contrast(learned):
     ],
 )
 def test_eight_devices_equal_one(tmp_path, changes):
-    changes = {"data.batch_rows": 16, **changes}
-    task = toy.make_task(tmp_path, changes)
-    (one, said), (eight, said_eight) = (toy.trained(task, 2, devices=d) for d in (1, 8))
-    # Sums of float32 gradients in another order, divided by their size by Adam.
-    compare = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4)
+    task = toy.make_task(tmp_path, {**toy.PLAIN, **changes})
+    (one, said), (eight, said_eight) = (toy.trained(task, 3, devices=d) for d in (1, 8))
+    # Sums of some hundreds of float32 numbers of order 1 in another order, three times over.
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(compare, one.params, eight.params)
     said, said_eight = metrics.finalize(said), metrics.finalize(said_eight)
     for name in ("real_loss", "fake_loss", "fooled_loss", "r1"):
