@@ -67,7 +67,8 @@ def test_the_generator_of_voice2face_against_loops():
     net = published.Generator((3, 4, 2), 3)
     rng = np.random.default_rng(0)
     heard, noise = (rng.normal(size=(2, 5)).astype(np.float32) for _ in range(2))
-    params = net.init(jax.random.key(0), heard, noise)["params"]
+    given = jnp.asarray(heard), jnp.asarray(noise)
+    params = net.init(jax.random.key(0), *given)["params"]
     params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
     x = heard + 0.05 * noise
     x = (x / np.linalg.norm(x, axis=1, keepdims=True))[:, None, None]
@@ -79,7 +80,7 @@ def test_the_generator_of_voice2face_against_loops():
     x = x @ np.asarray(params["picture"]["kernel"])[0, 0] + np.asarray(params["picture"]["bias"])
     assert x.shape == (2, 16, 16, 3)
     # Sums of some dozens of float32 numbers of order 1.
-    np.testing.assert_allclose(net.apply({"params": params}, heard, noise), x, atol=1e-5)
+    np.testing.assert_allclose(net.apply({"params": params}, *given), x, atol=1e-5)
 
 
 def test_the_gradient_penalty_is_that_of_finite_differences():
@@ -87,7 +88,8 @@ def test_the_gradient_penalty_is_that_of_finite_differences():
     rng = np.random.default_rng(0)
     pictures = rng.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
     condition = rng.normal(size=(2, 4)).astype(np.float32)
-    variables = net.init(jax.random.key(1), pictures, condition)
+    condition = jnp.asarray(condition)
+    variables = net.init(jax.random.key(1), jnp.asarray(pictures), condition)
 
     def logits(x):
         return net.apply(variables, x, condition)[0]
