@@ -40,7 +40,10 @@ class Matcher(nn.Module):
         self.log_scale = self.param("log_scale", start, (), jnp.float32)
 
     def voice(self, x: Float[Array, "b l f"], lengths: Int[Array, "b"]) -> Float[Array, "b d"]:
-        """Of log-mel frames."""
+        """Of log-mel frames; whatever their level."""
+        # The mean of each band stays: it is what a long-term spectrum is made of.
+        level = jnp.mean(masking.masked_mean(x, lengths), axis=1)
+        x = (x - level[:, None, None]) / 2.0
         for layer in self.hear:
             x, lengths = layer(x, lengths)
             x = nn.leaky_relu(x, 0.2)

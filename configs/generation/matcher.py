@@ -21,7 +21,6 @@ def get_config(size: str = "") -> ConfigDict:
     config = settings.default_config()
     config.data.update({"hours": 1.0, "eval_hours": 0.15, "batch_rows": 64, "crop_seconds": 1.5})
     config.model.kind = "matcher"
-    config.features.normalize = "mean"
     config.loss.wrong_pairs = False
     config.optimizer.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 20})
     config.optimizer.update({"b1": 0.9, "b2": 0.98, "weight_decay": 0.05, "clip_norm": 5.0})
