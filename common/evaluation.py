@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
-from common import errors, files, hosts, metrics, parallel, state
+from common import errors, files, hosts, metrics, parallel, pictures, state
 from common.data import pipeline
 from common.task import Metrics, Report, Task
 
@@ -156,13 +156,14 @@ def evaluate_all(
     """All evaluation splits, with `test` those for testing too, written and said.
 
     The reports' files go into the folder `results`, with the numbers of each in <split>.json, and
-    `about` what they were measured. `stop` is that of `evaluate`.
+    `about` what they were measured; their samples into `samples` beside it. `stop` is that of
+    `evaluate`.
     """
     reports = {}
     for split, batches in task.eval_data(test=test).items():
         report = evaluate(task, eval_step, variables, split, batches, mesh, stop)
         writer.scalars(step, split, report.scalars)
-        for name, image in report.images.items():
+        for name, image in {**report.images, **report.samples}.items():
             writer.image(step, f"{split}/{name}", image)
         for name, (samples, rate) in report.audio.items():
             writer.audio(step, f"{split}/{name}", samples, rate)
@@ -171,6 +172,11 @@ def evaluate_all(
         text = json.dumps({"step": step, "split": split, **(about or {}), **numbers}, indent=2)
         figures = {f"{files.safe_name(split)}.json": f"{text}\n"}
         write_files(results, {**figures, **report.files})
+        kept = {
+            f"{files.safe_name(f'{split}-{name}')}-{step:07d}.png": pictures.png(image)
+            for name, image in report.samples.items()
+        }
+        write_files(results.parent / "samples", kept)
         reports[split] = report
     return reports
 

@@ -1,8 +1,10 @@
 """Pictures as the writers take them: RGB bytes, upright."""
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
+import PIL.Image
 from jaxtyping import Shaped, UInt8
 
 # Nine equidistant colours of viridis: even in lightness, readable in grey and to the colour-blind.
@@ -23,6 +25,36 @@ def rgb(image: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
             raise ValueError(f"a picture is of uint8 or floats in 0..1, got {image.dtype}")
         image = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+
+
+def png(image: Shaped[np.ndarray, "..."]) -> bytes:
+    """A PNG file of what `rgb` takes."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(rgb(image)).save(file, format="png")
+    return file.getvalue()
+
+
+def tiled(
+    rows: Sequence[Sequence[Shaped[np.ndarray, "..."]]], *, scale: int = 1, gap: int = 2
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Pictures of one size (`rgb`) in rows, with white between; each pixel is `scale` wide.
+
+    What is missing at the end of a row is white. Raises ValueError for pictures of several sizes.
+    """
+    tiles = [[rgb(np.asarray(one)) for one in row] for row in rows]
+    shapes = {tile.shape for row in tiles for tile in row}
+    if len(shapes) != 1:
+        raise ValueError(f"pictures of one size are needed, got {sorted(shapes)}")
+    height, width, _ = (scale * size for size in shapes.pop())
+    columns = max(map(len, tiles))
+    size = len(tiles) * (height + gap) - gap, columns * (width + gap) - gap, 3
+    whole = np.full(size, 255, np.uint8)
+    for i, row in enumerate(tiles):
+        for j, tile in enumerate(row):
+            top, left = i * (height + gap), j * (width + gap)
+            large = tile.repeat(scale, 0).repeat(scale, 1)
+            whole[top : top + height, left : left + width] = large
+    return whole
 
 
 def spectrogram(features: Shaped[np.ndarray, "l f"]) -> UInt8[np.ndarray, "f l 3"]:

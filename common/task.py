@@ -20,15 +20,18 @@ Metrics = Mapping[str, Ratio]
 class Report:
     """What an evaluation has to say: numbers for the writers, lines for the terminal.
 
-    `images` are what `writers.Writers.image` takes. `meta` holds JSON values for later commands,
-    kept with the checkpoints (a calibration). `files` are written to the work directory's results/:
-    name (`files.safe_name` makes one of a split's) -> text or bytes. `over` tells which recordings
-    the numbers are of: those of others are not compared with them for the best checkpoint.
+    `images` are what `writers.Writers.image` takes; `samples` are such too, and are also kept as
+    samples/<split>-<name>-<step>.png of the work directory. `meta` holds JSON values for later
+    commands, kept with the checkpoints (a calibration). `files` are written to the work directory's
+    results/: name (`files.safe_name` makes one of a split's) -> text or bytes. `over` tells which
+    recordings the numbers are of: those of others are not compared with them for the best
+    checkpoint.
     """
 
     scalars: Mapping[str, float]
     lines: Sequence[str] = ()
     images: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    samples: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     audio: Mapping[str, tuple[np.ndarray, int]] = dataclasses.field(default_factory=dict)
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str | bytes] = dataclasses.field(default_factory=dict)

@@ -6,9 +6,10 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
-from common import checkpoint, errors, evaluation, parallel, trainer
+from common import checkpoint, errors, evaluation, parallel, pictures, trainer
 from common.task import Report
 from tests.common import toy
 
@@ -29,7 +30,8 @@ class Pictures(toy.ToyTask):
         images = {f"{int(one['index'])}": one["x"] for one in examples}
         lengths = " ".join(str(one["length"]) for one in examples)
         files = {f"{split}/lengths.txt": lengths + "\n", "raw.bin": b"\x00\xff"}
-        return Report({"shown": float(len(images))}, images=images, files=files)
+        samples = {"first": examples[0]["x"].clip(0, 1)}
+        return Report({"shown": float(len(images))}, images=images, files=files, samples=samples)
 
 
 def split_of(order, rows=4):
@@ -149,6 +151,28 @@ def test_files_of_a_report_lie_in_the_results(trained):
     )
     assert (workdir / "results" / "raw.bin").read_bytes() == b"\x00\xff"
     assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["shown"] == 3
+
+
+def test_samples_are_kept_as_pictures_of_their_step(trained):
+    workdir, *_, reports = trained
+    (path,) = (workdir / "samples").iterdir()
+    assert path.name == "dev-first-0000005.png"
+    with PIL.Image.open(path) as image:
+        found = np.asarray(image)
+    np.testing.assert_array_equal(found, pictures.rgb(reports["dev"].samples["first"]))
+    assert found.max() > found.min()
+
+
+def test_tiles_keep_their_pixels():
+    one, two = np.full((2, 3, 3), 10, np.uint8), np.linspace(0, 1, 6).reshape(2, 3)
+    whole = pictures.tiled([[one, two], [two]], scale=2, gap=1)
+    assert whole.shape == (2 * 4 + 1, 2 * 6 + 1, 3)
+    np.testing.assert_array_equal(whole[:4:2, 7::2], pictures.rgb(two))
+    np.testing.assert_array_equal(whole[5::2, 1:6:2], pictures.rgb(two))
+    assert (whole[4] == 255).all()
+    assert (whole[5:, 7:] == 255).all()
+    with pytest.raises(ValueError, match="of one size"):
+        pictures.tiled([[one], [two.T]])
 
 
 @pytest.mark.parametrize("name", ["/corpus/dev.tsv", "../dev.tsv", "a/../../dev.tsv", ".", ""])

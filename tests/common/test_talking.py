@@ -72,6 +72,19 @@ def test_same_bytes_for_any_number_of_workers(cache, tmp_path):
     assert files(again) == files(cache / "embedded" / again.name)
 
 
+def test_portraits_alone_are_the_same(cache, source):
+    """Without the films, in a folder of their own."""
+    alone = talking.Portraits("train", TINY, cache, num_workers=1, progress=False)
+    assert alone.folder != source.folder
+    assert not list(alone.folder.glob("mouths*"))
+    again = pickle.loads(pickle.dumps(alone))
+    for speaker, about in source.speakers.items():
+        np.testing.assert_array_equal(again[speaker], source.portraits(speaker))
+        assert again.lines[speaker]["factors"] == about["factors"]
+    with pytest.raises(KeyError):
+        alone["nobody"]
+
+
 def test_drawings_are_those_of_this_version():
     """Where this fails and the change is meant: raise talking._DRAW_VERSION."""
     face = faces.make_face("golden", 120.0, 97.0)

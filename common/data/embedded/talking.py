@@ -9,7 +9,8 @@ version of the drawings each split has
     faces.jsonl      a line a speaker: what the voice has, and every factor of the face (faces.py)
 
 Frame k shows the middle of the samples from 640 k to 640 (k + 1) at 16 kHz; the last frame may
-stand for fewer. Drawings, not people: results on them have to be labelled so.
+stand for fewer. `Portraits("train")` draws the portraits alone, in a folder of their own. Drawings,
+not people: results on them have to be labelled so.
 """
 
 import dataclasses
@@ -105,27 +106,35 @@ def _check_space(folder: pathlib.Path, seconds: float, num_speakers: int) -> Non
         )
 
 
+def _read_records(corpus: pathlib.Path, split: str) -> list[dict]:
+    with (corpus / split / "records.jsonl").open() as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _mouth_jobs(folder: pathlib.Path, records: Sequence[dict]) -> list[dict]:
+    """Jobs that draw the mouths of a split's utterances, a file for each of its shards."""
+    shards: dict[int, list[dict]] = {}
+    for record in records:
+        film = {key: record[key] for key in ("id", "speaker", "samples", "phones")}
+        shards.setdefault(record["shard"], []).append(film)
+    paths = {shard: folder / f"mouths-{shard:05d}.npz" for shard in shards}
+    return [{"path": str(paths[n].absolute()), "films": films} for n, films in shards.items()]
+
+
 def _draw_into(
-    folder: pathlib.Path, corpus: pathlib.Path, num_workers: int, progress: bool
+    folder: pathlib.Path, corpus: pathlib.Path, num_workers: int, progress: bool, *, mouths: bool
 ) -> None:
-    """Draws all faces of a rendered corpus into an empty folder, `faces.json` last."""
-    jobs, speakers = [], {}
+    """Draws the portraits, and with `mouths` the films, of a rendered corpus into an empty folder,
+    `faces.json` last."""
+    jobs, speakers, seconds = [], {}, 0.0
     for split in embedded.SPLITS:
         (folder / split).mkdir()
-        with (corpus / split / "records.jsonl").open() as lines:
-            records = [json.loads(line) for line in lines]
+        records = _read_records(corpus, split)
         speakers[split] = list(dict.fromkeys(record["speaker"] for record in records))
-        shards: dict[int, list[dict]] = {}
-        for record in records:
-            film = {key: record[key] for key in ("id", "speaker", "samples", "phones")}
-            shards.setdefault(record["shard"], []).append(film)
-        for shard, films in shards.items():
-            path = folder / split / f"mouths-{shard:05d}.npz"
-            jobs.append({"path": str(path.absolute()), "films": films})
+        if mouths:
+            jobs += _mouth_jobs(folder / split, records)
+            seconds += sum(record["samples"] for record in records) / embedded.SAMPLE_RATE_HZ
     portraits = []
-    seconds = sum(
-        film["samples"] / embedded.SAMPLE_RATE_HZ for job in jobs for film in job["films"]
-    )
     _check_space(folder, seconds, sum(map(len, speakers.values())))
     for split, some in speakers.items():
         for start in range(0, len(some), _VOICES_PER_JOB):
@@ -154,20 +163,28 @@ def _draw_into(
 
 
 def draw(
-    corpus: pathlib.Path, *, num_workers: int | None = None, progress: bool = True
+    corpus: pathlib.Path,
+    *,
+    mouths: bool = True,
+    num_workers: int | None = None,
+    progress: bool = True,
 ) -> pathlib.Path:
-    """Draws the faces of a corpus that `embedded.render` made, beside it, unless they are there.
+    """Draws all faces of a corpus that `embedded.render` made, beside it, unless they are there.
 
-    Returns their folder, which appears whole or not at all.
+    Returns their folder, which appears whole or not at all. Without `mouths`, which take most of
+    the time, it is another one, of portraits.
 
     Raises:
       RenderError: they cannot be written.
     """
     workers = num_workers or os.cpu_count() or 1
-    final = corpus.with_name(f"{corpus.name}-faces{_DRAW_VERSION}")
-    return embedded.write_once(
-        final, _LAST, lambda folder: _draw_into(folder, corpus, workers, progress), progress
-    )
+    kind = "faces" if mouths else "portraits"
+    final = corpus.with_name(f"{corpus.name}-{kind}{_DRAW_VERSION}")
+
+    def write(folder: pathlib.Path) -> None:
+        _draw_into(folder, corpus, workers, progress, mouths=mouths)
+
+    return embedded.write_once(final, _LAST, write, progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +217,60 @@ class Stored:
             raise OSError(
                 f"{self.path} is damaged: delete {self.path.parent.parent} to draw it again"
             ) from error
+
+
+class Portraits:
+    """The portraits of the voices of one split, by speaker; see `TalkingFaces` for its arguments.
+
+    It pickles as a path.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        settings: embedded.CorpusSettings | None = None,
+        cache: pathlib.Path | None = None,
+        *,
+        num_workers: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        speech = embedded.EmbeddedCorpus(
+            split, settings, cache, num_workers=num_workers, progress=progress
+        )
+        corpus = speech.folder.parent
+        drawn = draw(corpus, mouths=False, num_workers=num_workers, progress=progress)
+        self.folder = drawn / split
+
+    @classmethod
+    def at(cls, folder: pathlib.Path) -> "Portraits":
+        """Those of a folder that `draw` made, e.g. folder/train."""
+        portraits = cls.__new__(cls)
+        portraits.folder = folder
+        return portraits
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the pictures do."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder}
+
+    @functools.cached_property
+    def lines(self) -> dict[str, dict]:
+        """By speaker: `pitch_hz` and `formants_percent` of the voice, the face's `factors`, and
+        where its pictures are."""
+        with (self.folder / "faces.jsonl").open() as lines:
+            return {line["speaker"]: line for line in map(json.loads, lines)}
+
+    def stored(self, speaker: str) -> Stored:
+        """Pictures of a speaker where they lie; KeyError for one who is not in this split."""
+        shard = self.lines[speaker]["shard"]
+        return Stored(self.folder / f"portraits-{shard:05d}.npz", speaker, _PORTRAIT)
+
+    def __getitem__(self, speaker: str) -> UInt8[np.ndarray, "k 224 224 3"]:
+        """Pictures of a speaker."""
+        return np.asarray(self.stored(speaker))
 
 
 class TalkingFaces:
@@ -241,22 +312,20 @@ class TalkingFaces:
         return {"speech": self.speech, "folder": self.folder}
 
     @functools.cached_property
-    def _faces(self) -> dict[str, dict]:
-        with (self.folder / "faces.jsonl").open() as lines:
-            return {line["speaker"]: line for line in map(json.loads, lines)}
+    def _portraits(self) -> Portraits:
+        return Portraits.at(self.folder)
 
     @property
     def speakers(self) -> dict[str, dict]:
         """By speaker: `pitch_hz` and `formants_percent` of the voice, and the face's `factors`."""
         return {
             speaker: {key: line[key] for key in ("pitch_hz", "formants_percent", "factors")}
-            for speaker, line in self._faces.items()
+            for speaker, line in self._portraits.lines.items()
         }
 
     def portraits(self, speaker: str) -> Stored:
         """Pictures of a speaker; KeyError for one who is not in this split."""
-        shard = self._faces[speaker]["shard"]
-        return Stored(self.folder / f"portraits-{shard:05d}.npz", speaker, _PORTRAIT)
+        return self._portraits.stored(speaker)
 
     def mouths(self, index: int) -> Stored:
         """The mouth of an utterance."""
@@ -272,5 +341,5 @@ class TalkingFaces:
         return record | {
             "video": self.mouths(index),
             "face": self.portraits(speaker),
-            "factors": self._faces[speaker]["factors"],
+            "factors": self._portraits.lines[speaker]["factors"],
         }

@@ -1,0 +1,48 @@
+"""A small conditional GAN draws faces of synthetic voices, in minutes on a laptop.
+
+Non-saturating loss, projection discriminator with wrong pairs, R1, average of the generator. Data:
+eSpeak NG's voices with drawn portraits, some factors of which follow the voice; rendered on first
+use. Drawings: the figures say nothing about people.
+Command: python -m generation.main --config=configs/generation/quickstart.py --workdir=runs/faces
+Hardware: 2 CPU cores.
+Argument: debug (tiny networks, a few dozen steps, several checkpoints).
+Expected: see benchmarks/RESULTS.md.
+"""
+
+from ml_collections import ConfigDict
+
+from generation import settings
+
+
+def get_config(size: str = "") -> ConfigDict:
+    """At 32 x 32."""
+    if size not in ("", "debug"):
+        raise ValueError(f"quickstart.py:{size}: the argument is debug or nothing")
+    config = settings.default_config()
+    config.data.update({"hours": 1.0, "eval_hours": 0.15, "batch_rows": 32})
+    config.optimizer.learning_rate = 1e-3
+    config.discriminator_optimizer.learning_rate = 1e-3
+    config.update({"total_steps": 2000, "log_every": 25, "evaluate_every": 200})
+    config.update({"checkpoint_every": 200, "ema_decay": 0.995})
+    if size == "debug":
+        shrink(config)
+    return config
+
+
+def shrink(config: ConfigDict) -> None:
+    """Tiny networks and a few dozen steps on a minute of the embedded corpus."""
+    config.data.update({"kind": "embedded", "train": ("train",), "eval": ("dev",), "test": ()})
+    config.data.update({"hours": 0.02, "eval_hours": 0.01, "batch_rows": 16, "num_workers": 0})
+    config.data.update({"voices": 8, "eval_voices": 4, "min_seconds": 0.4, "crop_seconds": 1.0})
+    config.data.update({"eval_seconds": 1.0, "eval_turns": 2, "eval_rows": 8, "vad": "none"})
+    config.features.update({"num_mels": 24, "num_fft": 1024})
+    config.voice.update({"channels": (16, 16), "size": 8, "crop_frames": (0, 0)})
+    config.model.update({"width": 4, "most": 16, "noise": 8, "generator_widths": (16, 8, 8, 8, 8)})
+    config.model.face_widths = (8, 8, 8, 8, 8)
+    config.model.matcher.update({"size": 16, "voice_channels": 16, "face_channels": 4})
+    config.samples.update({"people": 4, "faces": 2})
+    for optimizer in (config.optimizer, config.discriminator_optimizer):
+        optimizer.update({"schedule": "constant", "learning_rate": 2e-3, "warmup_steps": 1})
+    config.update({"total_steps": 30, "log_every": 5, "evaluate_every": 15})
+    config.update({"checkpoint_every": 10, "ema_decay": min(config.ema_decay, 0.9)})
+    config.update({"dtype": "float32"})

@@ -1,0 +1,208 @@
+"""Batches of voices with faces: a stretch of a recording, its speaker's picture, another's."""
+
+import dataclasses
+import functools
+import logging
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from common import errors
+from common.audio import io, vad
+from common.data import buckets, pipeline, speech, splits
+from generation import people
+
+log = logging.getLogger(__name__)
+
+_FAINTEST = 1e-4  # the peak of a recording that holds no voice: 3 steps of 16 bits
+
+
+def check_voice(audio: Float[np.ndarray, "t"], name: object) -> None:
+    """Raises io.AudioError for a recording in which there is nothing to hear."""
+    if not len(audio) or np.abs(audio).max() < _FAINTEST:
+        raise io.AudioError(name, "is silent: there is no voice to make a face of")
+
+
+def detector(config: Any) -> vad.Detector | None:
+    """What finds the pauses that are cut out of recordings; webrtc as Wen et al. (2019) used it."""
+    if config.data.vad == "webrtc":
+        return vad.WebRtcVad(aggressiveness=2, hop_ms=20)
+    if config.data.vad not in ("none", "energy"):
+        raise errors.UserError(
+            f"config.data.vad={config.data.vad!r}: choose none, energy or webrtc."
+        )
+    return vad.EnergyVad() if config.data.vad == "energy" else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Recordings, each with a picture of its speaker and one of somebody else: `Examples`.
+
+    {"audio": f32[samples], "label": i32, "face": u8[h, w, c], "other_face": u8[h, w, c],
+    "other_label": i32, "index": i32}. What is shorter than `samples` is repeated. In training the
+    stretch, both pictures and who else is drawn, and pictures are mirrored at random; in evaluation
+    they are the first ones. With `independent` "other" is anybody, the speaker too. A silent
+    recording or a picture that cannot be read raises io.AudioError or images.ImageError.
+    """
+
+    crops: speech.SpeechCrops
+    names: tuple[str, ...]  # of the people, by label
+    faces: people.Small
+    samples: int
+    independent: bool = False
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """That of the recordings, and of the pictures."""
+        how = f"{self.faces.identity} {self.samples} {self.independent}"
+        return {**self.crops.identity, "faces": how}
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def audio(self, i: int, rng: np.random.Generator | None) -> dict[str, Any]:
+        """{"audio", "label", "index", "id"} of recording i."""
+        row = self.crops.draw(i, rng, {"audio": self.samples})
+        check_voice(row["audio"], row["id"])
+        return {**row, "audio": np.resize(row["audio"], self.samples)}
+
+    def draw(
+        self, i: int, rng: np.random.Generator | None, lengths: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """Recording i and the two pictures."""
+        del lengths
+        row = self.audio(i, rng)
+        label, count = int(row["label"]), len(self.names)
+        if rng is None:
+            # Of another stream than the names' order, which may follow the voice.
+            rng, mirrored = np.random.default_rng([zlib.crc32(b"pictures"), i]), False
+        else:
+            mirrored = True
+        other = int(rng.integers(count)) if self.independent else None
+        if other is None:
+            other = (label + 1 + int(rng.integers(count - 1))) % count
+        return {
+            **row,
+            "face": self._face(label, rng, mirrored),
+            "other_face": self._face(other, rng, mirrored),
+            "other_label": np.int32(other),
+        }
+
+    def _face(self, label: int, rng: np.random.Generator, mirrored: bool) -> np.ndarray:
+        person = self.names[label]
+        number, turned = rng.integers(self.faces.count(person)), rng.integers(2)
+        face = self.faces(person, int(number))
+        return face[:, ::-1] if mirrored and turned else face
+
+
+@dataclasses.dataclass(frozen=True)
+class Seated:
+    """A fixed number of rows of every person, to be matched: `Examples`.
+
+    Row (p, k): recording k of person p ("audio"), the next one ("probe"), picture k ("face");
+    "person" p and "turn" k. What there are fewer of is taken again; the other keys are those of
+    `Pairs`.
+    """
+
+    pairs: Pairs
+    turns: int
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        return {**self.pairs.identity, "turns": str(self.turns)}
+
+    @functools.cached_property
+    def _of(self) -> tuple[np.ndarray, ...]:
+        """The recordings of every person."""
+        labels = self.pairs.crops.labels
+        return tuple(np.flatnonzero(labels == p) for p in range(len(self.pairs.names)))
+
+    @property
+    def lonely(self) -> int:
+        """How many people have one recording only, which is then its own probe."""
+        return sum(len(found) == 1 for found in self._of)
+
+    def __len__(self) -> int:
+        return len(self.pairs.names) * self.turns
+
+    def draw(
+        self, i: int, rng: np.random.Generator | None, lengths: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """Row i: person i // turns."""
+        del rng
+        person, turn = divmod(i, self.turns)
+        mine = self._of[person]
+        row = self.pairs.draw(int(mine[turn % len(mine)]), None, lengths)
+        probe = self.pairs.audio(int(mine[(turn + 1) % len(mine)]), None)
+        name = self.pairs.names[person]
+        face = self.pairs.faces(name, turn % self.pairs.faces.count(name))
+        seat = {"person": np.int32(person), "turn": np.int32(turn)}
+        return {**row, "face": face, "probe": probe["audio"], **seat}
+
+
+def names_of(split: splits.Split) -> tuple[str, ...]:
+    """The people of a split in the order of their labels."""
+    return tuple(sorted(set(split.speakers)))
+
+
+def pairs(split: splits.Split, faces: people.Faces, config: Any, *, train: bool) -> Pairs:
+    """The pairs of a split (`people.with_faces`)."""
+    data, names = config.data, names_of(split)
+    labels = np.searchsorted(np.array(names), np.array(split.speakers)).astype(np.int32)
+    crops = speech.SpeechCrops(
+        *(split.source, split.index, labels, data.sample_rate_hz),
+        channel=splits.channel(data),
+        num_speakers=len(names),
+        detector=detector(config),
+    )
+    small = people.Small(faces, config.picture.size, config.picture.channels)
+    seconds = data.crop_seconds if train else data.eval_seconds
+    samples = math.ceil(seconds * data.sample_rate_hz)
+    return Pairs(crops, names, small, samples, data.independent)
+
+
+def train_batches(split: splits.Split, faces: people.Faces, config: Any) -> Any:
+    """The endless stream of `batch_rows` pairs; an epoch has each recording once."""
+    data, found = config.data, pairs(split, faces, config, train=True)
+    per_step = jax.device_count() * config.accumulate
+    if data.batch_rows % per_step:
+        raise errors.UserError(
+            f"config.data.batch_rows={data.batch_rows} does not divide by {per_step} (devices x "
+            "accumulation)."
+        )
+    log.info("%s: %d recordings of %d people.", split.name, len(found), len(found.names))
+    return pipeline.train_batches(
+        found,
+        (buckets.Bucket(data.batch_rows, {}),),
+        {},
+        seed=config.seed,
+        num_workers=data.num_workers,
+        max_failed_share=data.max_bad_share,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def eval_batches(split: splits.Split, faces: people.Faces, config: Any) -> Any:
+    """`eval_turns` rows of every person, in fixed order."""
+    data = config.data
+    seated = Seated(pairs(split, faces, config, train=False), data.eval_turns)
+    if seated.lonely:
+        log.warning(
+            "%s: %d people have one recording only: it is matched with itself.",
+            *(split.name, seated.lonely),
+        )
+    rows = -(-data.eval_rows // jax.device_count()) * jax.device_count()
+    return pipeline.eval_batches(
+        seated,
+        (buckets.Bucket(rows, {}),),
+        {},
+        num_workers=data.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

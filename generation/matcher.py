@@ -1,0 +1,122 @@
+"""A net that says which face belongs to which voice: two encoders into one space."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from common import parallel
+from common.nn import conv, conv2d, masking
+from generation import voice
+
+
+@dataclasses.dataclass(frozen=True)
+class MatcherConfig:
+    """Sizes. `temperature`: where the scale of the cosines, which is learned, begins."""
+
+    size: int = 32
+    voice_channels: int = 64
+    face_channels: int = 16
+    temperature: float = 0.1
+    colour: float = 0.3  # faces are brightened and tinted by so much in training
+
+
+class Matcher(nn.Module):
+    """Vectors of length 1 of voices and of faces; those of one person are near each other."""
+
+    config: MatcherConfig
+
+    def setup(self) -> None:
+        c, size = self.config, self.config.size
+        self.hear = [conv.Conv(c.voice_channels, 5, stride=2, use_bias=True) for _ in range(3)]
+        self.heard = nn.Dense(size)
+        widths = [c.face_channels * factor for factor in (1, 2, 4)]
+        self.look = [conv2d.Conv2D(width, use_bias=True) for width in widths]
+        self.seen = [nn.Dense(4 * size), nn.Dense(size)]
+        start = nn.initializers.constant(jnp.log(1 / c.temperature))
+        self.log_scale = self.param("log_scale", start, (), jnp.float32)
+
+    def voice(self, x: Float[Array, "b l f"], lengths: Int[Array, "b"]) -> Float[Array, "b d"]:
+        """Of log-mel frames; whatever their level."""
+        # The mean of each band stays: it is what a long-term spectrum is made of.
+        level = jnp.mean(masking.masked_mean(x, lengths), axis=1)
+        x = (x - level[:, None, None]) / 2.0
+        for layer in self.hear:
+            x, lengths = layer(x, lengths)
+            x = nn.leaky_relu(x, 0.2)
+        mean = masking.masked_mean(x, lengths)
+        square = masking.masked_mean(jnp.square(x), lengths)
+        deviation = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0) + 1e-4)
+        return voice.unit(self.heard(jnp.concatenate([mean, deviation], axis=1)))
+
+    def face(self, pictures: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+        """Of pictures in [-1, 1], of the size that it was trained on."""
+        x = pictures
+        for layer in self.look:
+            x = nn.leaky_relu(layer(x), 0.2)
+            b, h, w, c = x.shape
+            x = x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+        first, last = self.seen
+        return voice.unit(last(nn.leaky_relu(first(x.reshape(x.shape[0], -1)), 0.2)))
+
+    def __call__(
+        self, x: Float[Array, "b l f"], lengths: Int[Array, "b"], pictures: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b d"], Float[Array, ""]]:
+        """Both vectors, and what their cosines are multiplied with."""
+        scale = jnp.exp(jnp.minimum(self.log_scale, jnp.log(50.0)))
+        return self.voice(x, lengths), self.face(pictures), scale
+
+
+def contrast(
+    voices: Float[Array, "b d"],
+    faces: Float[Array, "b d"],
+    scale: Any,
+    labels: Int[Array, "b"],
+    mask: Bool[Array, "b"],
+) -> tuple[Float[Array, "b"], Bool[Array, "b"]]:
+    """InfoNCE of each row in both directions, and whether its face is the nearest to its voice.
+
+    Oord et al. 2018, equation 4, symmetric as in CLIP (Radford et al. 2021, figure 3). All rows of
+    the global batch are compared, inside the mapped axis; other rows of the same person and rows
+    that are not real are left out.
+    """
+
+    def all_of(x: Array) -> Array:
+        return jax.lax.all_gather(x, parallel.AXIS, tiled=True)
+
+    mine = parallel.row_numbers(len(labels))
+    all_labels, all_real = all_of(labels), all_of(mask)
+    same = labels[:, None] == all_labels[None, :]
+    own = mine[:, None] == jnp.arange(len(all_labels))[None, :]
+    out = (same | ~all_real[None, :]) & ~own
+    loss, correct = jnp.zeros(labels.shape), None
+    for one, other in ((voices, faces), (faces, voices)):
+        logits = jnp.where(out, -jnp.inf, scale * one @ all_of(other).T)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), mine[:, None], axis=1)[:, 0]
+        loss -= 0.5 * chosen
+        if correct is None:
+            correct = jnp.argmax(logits, axis=1) == mine
+    return loss, correct
+
+
+def augmented(
+    pictures: Float[Array, "b h w c"], keys: Array, strength: float
+) -> Float[Array, "b h w c"]:
+    """Pictures brightened, of other contrast and tint, and shifted by up to an eighth of a side."""
+
+    def one(picture: Array, key: Array) -> Array:
+        light, contrast_key, tint, where = jax.random.split(key, 4)
+        uniform = jax.random.uniform
+        factor = 1 + strength * uniform(contrast_key, (), minval=-1, maxval=1)
+        colour = uniform(tint, picture.shape[-1:], minval=-1, maxval=1)
+        shift = strength * (uniform(light, (), minval=-1, maxval=1) + colour)
+        most = picture.shape[0] // 8
+        padded = jnp.pad(picture, ((most, most), (most, most), (0, 0)), mode="edge")
+        top, left = jax.random.randint(where, (2,), 0, 2 * most + 1)
+        cut = jax.lax.dynamic_slice(padded, (top, left, 0), picture.shape)
+        return jnp.clip(factor * cut + shift[None, None, :], -1, 1)
+
+    return jax.vmap(one)(pictures, keys)

@@ -1,0 +1,62 @@
+"""Which face belongs to a voice: chances of being right, exact, without drawing galleries.
+
+Scores s[i, j]: voice i against the face of person j. The own face is compared with all others once;
+1:N is then the expectation over all galleries of N faces in which the own one is, 1:2 as in Nagrani
+et al. 2018 ("Seeing voices and hearing faces", section 4).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from common import metrics
+
+GALLERIES = (2, 5, 10)
+RECALLS = (1, 5, 10)
+
+
+class Ranked(NamedTuple):
+    """Of every voice: other people's faces that score below its own, those that score the same
+    (of these half count as below), and how many others there are."""
+
+    below: Int[np.ndarray, "p"]
+    ties: Int[np.ndarray, "p"]
+    others: int
+
+
+def ranked(scores: Float[np.ndarray, "p p"]) -> Ranked:
+    """From the scores of people against people."""
+    own = np.diagonal(scores)[:, None]
+    equal = (scores == own).sum(1) - 1
+    return Ranked((scores < own).sum(1), equal, len(scores) - 1)
+
+
+def one_of(found: Ranked, size: int) -> Float[np.ndarray, "p"]:
+    """Each voice's chance to be given its own face out of `size`; NaN with fewer people.
+
+    With b others below of m, C(b, size - 1) / C(m, size - 1); ties are broken by lot.
+    """
+    if found.others < size - 1:
+        return np.full(len(found.below), np.nan)
+    whole = math.comb(found.others, size - 1)
+    return np.array(
+        [
+            # The place of the own face among its t ties is any of t + 1.
+            np.mean([math.comb(int(b) + k, size - 1) / whole for k in range(int(t) + 1)])
+            for b, t in zip(found.below, found.ties)
+        ]
+    )
+
+
+def recall(found: Ranked, at: int) -> Float[np.ndarray, "p"]:
+    """Each voice's chance that its own face is among the best `at` of all."""
+    above = found.others - found.below - found.ties
+    # Of t + 1 equal places those from above + 1 to `at` count.
+    return np.clip((at - above) / (found.ties + 1), 0, 1)
+
+
+def interval(values: Float[np.ndarray, "p"]) -> tuple[float, float]:
+    """95 % interval of the mean when the people whose voices are heard are drawn anew."""
+    return metrics.percentile_interval(metrics.resampled_rates(values, np.ones(len(values))))

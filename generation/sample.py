@@ -1,0 +1,75 @@
+"""Draws faces of a voice with a trained network.
+
+    python -m generation.sample --workdir=runs/faces --voice=a.wav --out=grid.png --n=10
+    python -m generation.sample --workdir=runs/faces --voice=a.wav --voice=b.wav --out=grid.png
+    python -m generation.sample --workdir=runs/faces --interpolate a.wav b.wav --out=film.mp4
+
+A row of the grid is a voice, a column a draw of chance, the same one for all voices. --interpolate
+writes a film (MP4, and a GIF beside it) of the faces between two voices. Recordings of any format,
+rate and length. A face is a guess: a voice tells little of how somebody looks.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from common import app, errors, files, pictures
+from common.analysis import video
+from generation import maker as maker_lib
+
+_FPS = 12
+_SIDE = 128  # pixels of a face in a grid or a film, at least
+
+
+def enlarged(faces: np.ndarray) -> int:
+    """How often each pixel of a face is to be repeated."""
+    return max(1, _SIDE // faces.shape[-2])
+
+
+def write_grid(maker: maker_lib.FaceMaker, voices: Sequence[str], args) -> pathlib.Path:
+    """The faces of voices as a PNG."""
+    rows = [maker(voice, count=args.n, seed=args.seed) for voice in voices]
+    grid = pictures.tiled([list(row) for row in rows], scale=enlarged(rows[0]))
+    with files.replacing(args.out) as temporary:
+        temporary.write_bytes(pictures.png(grid))
+    return args.out
+
+
+def write_film(maker: maker_lib.FaceMaker, ends: Sequence[str], args) -> pathlib.Path:
+    """The faces between two voices as a film."""
+    faces = maker.between(*ends, frames=args.frames, seed=args.seed)
+    large = [pictures.tiled([[face]], scale=enlarged(faces)) for face in faces]
+    return video.write(large, args.out.with_suffix(""), fps=_FPS)[1]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = app.parser("generation.sample", __doc__)
+    app.add_run(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--voice", action="append", metavar="FILE", help="may be repeated")
+    what.add_argument("--interpolate", nargs=2, metavar="FILE", help="the two ends of a film")
+    parser.add_argument("--n", type=int, default=10, help="faces of each voice (10)")
+    parser.add_argument("--frames", type=int, default=36, help="of a film (36)")
+    parser.add_argument("--seed", type=int, default=0, help="of chance (0)")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="FILE")
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        if args.n < 1 or args.frames < 2:
+            raise errors.UserError("--n has to be 1 at least, and --frames 2.")
+        wanted = ".mp4" if args.interpolate else ".png"
+        if args.out.suffix.lower() != wanted:
+            raise errors.UserError(f"--out={args.out}: give a name that ends in {wanted}.")
+        files.check_output(args.out)
+        files.check_kept(args.out, args.voice or args.interpolate)
+        maker = maker_lib.load(args.workdir, step=args.checkpoint)
+        write = write_film if args.interpolate else write_grid
+        print(write(maker, args.interpolate or args.voice, args))
+
+    app.command("generation.sample", work)
+
+
+if __name__ == "__main__":
+    main()

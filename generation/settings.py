@@ -1,0 +1,101 @@
+"""Every setting of generation with its default; configs/generation/*.py start from here."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from common import optim, trainer
+from common.data import splits
+from generation import matcher
+
+
+def section(cls: type) -> dict[str, Any]:
+    """The fields of a config dataclass with their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(cls)}
+
+
+def default_config() -> ConfigDict:
+    """A small conditional GAN at 32 x 32 on the embedded voices and portraits."""
+    config = trainer.default_config()
+    # Of the generator, or of all there is where nobody plays against it.
+    config.optimizer = optim.default_config()
+    config.optimizer.update({"schedule": "constant", "warmup_steps": 1, "learning_rate": 5e-4})
+    config.optimizer.update({"b1": 0.0, "b2": 0.99, "eps": 1e-8})
+    config.discriminator_optimizer = config.optimizer.copy_and_resolve_references()
+    config.discriminator_updates = 1  # in a row, each on its share of a batch
+    config.data = splits.default_config()
+    config.data.update(
+        {
+            "min_seconds": 0.4,
+            "max_seconds": 1000.0,
+            "vad": "none",  # energy, webrtc: pauses are cut out
+            # Shorter recordings are repeated.
+            "crop_seconds": 3.0,
+            "eval_seconds": 4.0,
+            "batch_rows": 32,
+            # Whether pictures are drawn without regard to the voices, as by Wen et al.: then those
+            # of the speakers are not used, and "other" is anybody.
+            "independent": False,
+            # Of each person so many recordings and pictures are evaluated, in batches of so many.
+            "eval_turns": 2,
+            "eval_rows": 16,
+        }
+    )
+    # Whose faces: embedded, the portraits of data.kind=embedded.
+    config.faces = ConfigDict({"kind": "embedded"})
+    config.picture = ConfigDict({"size": 32, "channels": 3})  # or 1, grey
+    config.features = ConfigDict(
+        {
+            "num_mels": 64,
+            "min_hz": 20.0,
+            "max_hz": 7200.0,
+            "window_ms": 40.0,
+            "hop_ms": 10.0,
+            "num_fft": 1024,
+            "normalize": "none",  # utterance, for an encoder
+        }
+    )
+    config.voice = ConfigDict(
+        {
+            # statistics: means and deviations of the bands; encoder: of a trained network
+            "kind": "statistics",
+            # The run that trained it (configs/generation/voice.py); it stays as it is, and goes
+            # into the checkpoints.
+            "workdir": "",
+            "channels": (256, 384, 576, 864),
+            "size": 64,
+            # Frames of a voice that are heard in a training step, as many of each: drawn between
+            # these two. (0, 0): all.
+            "crop_frames": (0, 0),
+        }
+    )
+    config.model = ConfigDict(
+        {
+            # gan, voice2face; voice trains an encoder of voices, matcher a net that judges.
+            "kind": "gan",
+            "conditional": True,  # gan: without it the discriminator does not hear the voice
+            "width": 16,  # gan: channels at the last resolution, twice as many at each before
+            "most": 64,  # gan: but not more
+            "noise": 32,  # gan
+            # voice2face: channels of the layers
+            "generator_widths": (1024, 512, 256, 128, 64),
+            "face_widths": (32, 64, 128, 256, 512),
+            "matcher": section(matcher.MatcherConfig),
+        }
+    )
+    config.loss = ConfigDict(
+        {
+            "kind": "non_saturating",  # hinge, least_squares
+            "wrong_pairs": True,  # real faces with another's voice are wrong, too
+            "r1": 0.2,  # gamma of the gradient penalty on real pictures; 0: none
+            "r1_every": 8,  # steps, with so many times the weight
+            "identity": 0.0,  # of who it is, on real faces and on fakes with their speakers
+        }
+    )
+    config.samples = ConfigDict({"people": 8, "faces": 4})  # of the grid of an evaluation
+    # The run of a net (configs/generation/matcher.py) that says in evaluations which face belongs
+    # to which voice. It has to have been trained apart from this one. "": pictures only.
+    config.judge = ""
+    config.dtype = "float32"  # of the GAN's convolutions: or bfloat16
+    return config

@@ -1,0 +1,342 @@
+"""The GAN's task: what the trainer needs to train, evaluate and show it; and the package."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common import errors, metrics, optim, package, parallel, pictures, state, steps
+from common import workdir as workdir_lib
+from common.data import classes as classes_lib
+from common.data import splits
+from common.task import Batch, Metrics, Report
+from generation import (
+    data,
+    encoders,
+    images,
+    judging,
+    losses,
+    model,
+    paired,
+    voice,
+    voice2face,
+)
+from generation import settings as settings_lib
+
+log = logging.getLogger(__name__)
+
+_WEIGHT_OF_WRONG = 0.5  # of each of the two kinds of what is not to be believed
+_SCALE = 2  # of pictures in grids
+
+
+@dataclasses.dataclass(frozen=True)
+class GanTask(paired.PairedTask):
+    """See `common.task.Task`."""
+
+    averaged: tuple[str, ...] = ("generator",)
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.config.voice.kind == "encoder" and not self._has_checkpoints:
+            voice.keep_settings(
+                self.config.voice.workdir, self.workdir, settings_lib.default_config()
+            )
+
+    @property
+    def _has_checkpoints(self) -> bool:
+        return workdir_lib.has_checkpoints(self.workdir)
+
+    @property
+    def best_metric(self) -> tuple[str, str, str]:
+        """Without a judge the last checkpoint: losses of a game say nothing of the pictures."""
+        if not self.config.judge:
+            return "", "", "max"
+        return next(iter(self.config.data.eval), ""), "match_2", "max"
+
+    @functools.cached_property
+    def networks(self) -> model.Networks:
+        people = self.config.model.kind == "voice2face" or self.config.loss.identity
+        return model.make_gan(self.config, self._encoder_config, len(self.classes) if people else 0)
+
+    @functools.cached_property
+    def _encoder_config(self) -> Any:
+        """The config of the run of the voice encoder."""
+        settings = self.config.voice
+        if settings.kind != "encoder":
+            return None
+        if not (settings.workdir or self._has_checkpoints):
+            raise errors.UserError(
+                "config.voice.workdir is empty: train an encoder of voices first, with "
+                "python -m generation.main --config=configs/generation/voice.py --workdir=DIR, "
+                "and name its DIR."
+            )
+        kept = self._has_checkpoints and (self.workdir / voice.FOLDER).is_dir()
+        folder = self.workdir / voice.FOLDER if kept else settings.workdir
+        found = voice.settings_of(folder, settings_lib.default_config())
+        if found.data.sample_rate_hz != self.config.data.sample_rate_hz:
+            raise errors.UserError(
+                f"config.voice.workdir={settings.workdir}: it was trained at "
+                f"{found.data.sample_rate_hz} Hz, not config.data.sample_rate_hz="
+                f"{self.config.data.sample_rate_hz}."
+            )
+        return found
+
+    @functools.cached_property
+    def _frozen(self) -> Mapping[str, Any] | None:
+        """The trained encoder; None where there is none, or the checkpoints of this run have it."""
+        if self.config.voice.kind != "encoder" or self._has_checkpoints:
+            return None
+        with jax.ensure_compile_time_eval():
+            return jax.device_get(voice.of_run(PACKAGE, self.config.voice.workdir))
+
+    def init(self, key: jax.Array) -> state.Variables:
+        variables = self.networks.init(key)
+        return variables if self._frozen is None else {**variables, voice.FROZEN: self._frozen}
+
+    @functools.cached_property
+    def optimizer(self) -> optim.Optimizer:
+        config = self.config
+        groups = {
+            "discriminator": optim.Group(
+                config.discriminator_optimizer, ("discriminator",), config.discriminator_updates
+            ),
+            "generator": optim.Group(config.optimizer, ("generator",)),
+        }
+        return optim.make_optimizers(groups, config.total_steps)
+
+    @functools.cached_property
+    def train_step(self) -> steps.Step:
+        updates = self.config.discriminator_updates
+        players = (
+            steps.Player("discriminator", self.discriminator_loss, ("discriminator",), updates),
+            steps.Player("generator", self.loss, ("generator",)),
+        )
+        return steps.adversarial(
+            players,
+            self.optimizer.tx,
+            accumulate=self.config.accumulate,
+            ema_decay=self.config.ema_decay,
+        )
+
+    @functools.cached_property
+    def _adversarial(self) -> losses.Adversarial:
+        return losses.adversarial(self.config.loss.kind)
+
+    def _condition(
+        self, variables: state.Variables, batch: Batch, key: Any, *, train: bool
+    ) -> jax.Array:
+        """What is heard of the voices of a batch; of as many frames of each in a training step."""
+        audio = batch["audio"]
+        if not train:
+            return self.networks.condition(variables, audio)
+        count = model.heard_samples(self.config, jax.random.fold_in(key, 0), audio.shape[1])
+        return self.networks.condition(variables, audio, jnp.full(audio.shape[:1], count))
+
+    def _noise(self, batch: Batch, key: Any) -> jax.Array:
+        keys = parallel.row_keys(jax.random.fold_in(key, 1), batch["row"])
+        return jax.vmap(lambda key: jax.random.normal(key, (self.networks.noise,)))(keys)
+
+    def discriminator_loss(
+        self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
+    ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
+        """Real pictures against fakes, and against real ones with another's voice."""
+        settings, mask, params = self.config.loss, batch["mask"], variables["params"]
+        condition = self._condition(variables, batch, key, train=train)
+        independent = self.config.data.independent
+        real = images.to_values(batch["other_face" if independent else "face"])
+        labels = batch["other_label" if independent else "label"]
+        fake = self.networks.generate(params, condition, self._noise(batch, key))
+        of_real, people = self.networks.judge(params, real, condition)
+        of_fake, _ = self.networks.judge(params, fake, condition)
+        game, share = self._adversarial, _WEIGHT_OF_WRONG if settings.wrong_pairs else 1.0
+        terms = {
+            "real_loss": metrics.Term(*metrics.ratio(game.real(of_real), mask)),
+            "fake_loss": metrics.Term(*metrics.ratio(game.fake(of_fake), mask), share),
+        }
+        sums = {
+            "believed_real": metrics.ratio(of_real > 0, mask),
+            "believed_fake": metrics.ratio(of_fake > 0, mask),
+        }
+        if settings.wrong_pairs:
+            wrong = images.to_values(batch["other_face"])
+            of_wrong, _ = self.networks.judge(params, wrong, condition)
+            terms["wrong_loss"] = metrics.Term(*metrics.ratio(game.fake(of_wrong), mask), share)
+            sums["believed_wrong"] = metrics.ratio(of_wrong > 0, mask)
+        if people is not None:
+            found = voice2face.identity_loss(people, labels)
+            weight = settings.identity
+            terms["identity_loss"] = metrics.Term(*metrics.ratio(found, mask), weight)
+            right = jnp.argmax(people, axis=1) == labels
+            sums["identity_accuracy"] = metrics.ratio(right, mask)
+        if settings.r1 > 0:
+            terms["r1"] = self._penalty(params, real, condition, mask, step)
+        return terms, (sums, {})
+
+    def _penalty(
+        self, params: Any, real: jax.Array, condition: jax.Array, mask: jax.Array, step: Any
+    ) -> metrics.Term:
+        """R1 at every `r1_every`-th step, when it is worth so many (Karras et al. 2020, B)."""
+        every = self.config.loss.r1_every
+        due = step % every == 0
+
+        def penalty() -> jax.Array:
+            def logits(pictures: jax.Array) -> jax.Array:
+                return self.networks.judge(params, pictures, condition)[0]
+
+            return metrics.ratio(losses.gradient_penalty(logits, real), mask).total
+
+        total = jax.lax.cond(due, penalty, lambda: jnp.float32(0))
+        # In the log it is the mean over all steps, those without it too.
+        count = jnp.sum(mask, dtype=jnp.float32)
+        return metrics.Term(total, count, 0.5 * self.config.loss.r1 * every)
+
+    def loss(
+        self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
+    ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
+        """The generator's."""
+        del step
+        if "row" not in batch:  # outside of a training step
+            rows = batch["mask"].shape[0]
+            batch = {**batch, "row": parallel.row_numbers(rows)}
+        mask, params = batch["mask"], variables["params"]
+        condition = self._condition(variables, batch, key, train=train)
+        fake = self.networks.generate(params, condition, self._noise(batch, key))
+        logits, people = self.networks.judge(params, fake, condition)
+        terms = {
+            "fooled_loss": metrics.Term(*metrics.ratio(self._adversarial.fooled(logits), mask))
+        }
+        if people is not None and train:  # the labels of an evaluation are of other people
+            found = voice2face.identity_loss(people, batch["label"])
+            weight = self.config.loss.identity
+            terms["fake_identity_loss"] = metrics.Term(*metrics.ratio(found, mask), weight)
+        return terms, ({"pictures": self._work(batch)}, {})
+
+    def eval_step(
+        self, variables: state.Variables, batch: Batch
+    ) -> tuple[Metrics, Mapping[str, Any]]:
+        """Pictures of every voice with the same noises each time, beside the real one."""
+        condition = self.networks.condition(variables, batch["audio"])
+        keys = jax.vmap(jax.random.key)(batch["index"].astype(jnp.uint32))
+
+        def fakes(number: int) -> jax.Array:
+            def noise(key: jax.Array) -> jax.Array:
+                return jax.random.normal(jax.random.fold_in(key, number), (self.networks.noise,))
+
+            return self.networks.generate(variables["params"], condition, jax.vmap(noise)(keys))
+
+        made = jnp.stack([fakes(n) for n in range(self.config.samples.faces)], axis=1)
+        outputs = {"fakes": made, "face": batch["face"], "audio": batch["audio"]}
+        outputs |= {name: batch[name] for name in ("probe", "person", "turn")}
+        return {"pictures": self._work(batch)}, outputs
+
+    @functools.cached_property
+    def judge(self) -> judging.Judge | None:
+        """Who says which face belongs to which voice; opened when it is first asked."""
+        if not self.config.judge:
+            return None
+        return judging.open_judge(PACKAGE, self.config)
+
+    def keep(self, split: str, outputs: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+        """The judge's vectors in place of the sounds, and the pictures of the grid."""
+        kept = {name: outputs[name] for name in ("person", "turn", "mask", "index")}
+        if self.judge is not None:
+            kept |= self.judge.vectors(
+                {
+                    "fake": images.to_bytes(outputs["fakes"][:, 0]),
+                    "real": outputs["face"],
+                    "voice": outputs["probe"],
+                }
+            )
+        shown = outputs["mask"] & (outputs["turn"] == 0)
+        shown &= outputs["person"] < self.config.samples.people
+        faces = images.to_bytes(outputs["fakes"][shown])
+        kept["grid"] = np.concatenate([outputs["face"][shown][:, None], faces], axis=1)
+        kept["grid_person"] = outputs["person"][shown]
+        return kept
+
+    def report(
+        self,
+        split: str,
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        examples: Sequence[Mapping[str, np.ndarray]] = (),
+    ) -> Report:
+        """A grid: a column a person, the real face on top; and the judge's figures."""
+        del examples
+        columns, people = (
+            np.concatenate([batch[name] for batch in outputs]) for name in ("grid", "grid_person")
+        )
+        rows = columns[np.argsort(people)].swapaxes(0, 1)
+        grid = pictures.tiled([list(row) for row in rows], scale=_SCALE)
+        found = Report({}) if self.judge is None else judging.report(split, outputs)
+        return dataclasses.replace(found, samples={"faces": grid}, over=self.parts[split].identity)
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        picture = self.config.picture
+        return {
+            "kind": self.config.model.kind,
+            "picture": [picture.size, picture.size, picture.channels],
+            "people": classes_lib.digest(self.classes),
+            "voice": self.config.voice.workdir,
+        }
+
+    def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
+        own = self.checkpoint_meta()
+        if meta.get("kind") != own["kind"]:
+            raise errors.UserError(
+                f"The checkpoint is of a network of kind {meta.get('kind')!r}, and "
+                f"config.model.kind={own['kind']!r}: use another --workdir."
+            )
+        if meta["picture"] != own["picture"]:
+            then, now = (" x ".join(map(str, size)) for size in (meta["picture"], own["picture"]))
+            raise errors.UserError(
+                f"The checkpoint makes pictures of {then} (height, width, channels), and "
+                f"config.picture asks for {now}: leave the setting, or use another --workdir."
+            )
+        if meta["people"] != own["people"]:
+            raise errors.UserError(
+                f"The checkpoint was trained on other people than the {len(self.classes)} of "
+                f"{self.workdir / classes_lib.FILE}: put the file of that run back, or use another "
+                "--workdir."
+            )
+
+
+def make_task(config: Any, workdir: pathlib.Path) -> paired.PairedTask:
+    """The task of a config. Settings that cannot be are said; no data are opened."""
+    model.check(config)
+    losses.adversarial(config.loss.kind)
+    data.detector(config)
+    kinds = {"voice": encoders.VoiceTask, "matcher": encoders.MatcherTask}
+    parts = splits.Splits(config, workdir, require_text=False)
+    return kinds.get(config.model.kind, GanTask)(config, workdir, parts)
+
+
+def close(task: paired.PairedTask, workdir: pathlib.Path, reports: Mapping[str, Report]) -> None:
+    """The last words of a run: figures, and where things lie."""
+    for report in reports.values():
+        print("\n".join(report.lines))
+    if task.config.data.kind == "embedded":
+        print("These are synthetic voices and drawings: the figures say nothing about people.")
+    if any(report.samples for report in reports.values()):
+        print(f"  pictures: {workdir / 'samples'}")
+    print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
+    if isinstance(task, GanTask):
+        print(f"Next: python -m generation.sample --workdir={workdir} --voice=a.wav --out=grid.png")
+
+
+PACKAGE = package.Package(
+    "generation",
+    settings_lib.default_config,
+    make_task,
+    close,
+    changeable=("data", "judge", "samples", "parallel"),
+    fixed=(
+        *("data.sample_rate_hz", "data.train", "data.independent"),
+        *("data.crop_seconds", "data.batch_rows"),  # of no use without training
+    ),
+)

@@ -1,0 +1,79 @@
+"""Wen, Raj and Singh (NeurIPS 2019): their generator, face network and its two heads, exactly.
+
+64 x 64 pixels. The generator has 12,191,875 parameters, the face network 3,310,720; neither is
+normalised, and the picture is not squashed: it is clipped when it is shown.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from generation import voice
+
+SIZE = 64
+NOISE = 0.05  # times a normal vector beside the unit voice vector: the only chance there is
+_SLOPE = 0.2
+
+
+class Generator(nn.Module):
+    """A voice's vector of length 1, moved by noise, to a picture.
+
+    Transposed convolutions of 4 taps: from 1 x 1 to 4 x 4, then twice as large with each.
+    """
+
+    widths: tuple[int, ...] = (1024, 512, 256, 128, 64)
+    channels: int = 3
+
+    @nn.compact
+    def __call__(
+        self, condition: Float[Array, "b d"], noise: Float[Array, "b d"]
+    ) -> Float[Array, "b h w c"]:
+        x = voice.unit(condition + NOISE * noise)[:, None, None, :]
+        for i, width in enumerate(self.widths):
+            # Of 4 taps, "SAME" at stride 2 has the alignment of padding 1 in PyTorch's layer.
+            stride, padding = ((1, 1), "VALID") if i == 0 else ((2, 2), "SAME")
+            x = nn.relu(nn.ConvTranspose(width, (4, 4), stride, padding, name=f"up_{i}")(x))
+        return nn.Conv(self.channels, (1, 1), name="picture")(x)
+
+
+class FaceNet(nn.Module):
+    """A picture of 64 x 64 to a vector, for both heads."""
+
+    widths: tuple[int, ...] = (32, 64, 128, 256, 512)
+    features: int = 64
+
+    @nn.compact
+    def __call__(self, pictures: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+        x = nn.Conv(self.widths[0], (1, 1), name="picture")(pictures)
+        for i, width in enumerate(self.widths[1:]):
+            x = nn.leaky_relu(x, _SLOPE)
+            x = nn.Conv(width, (4, 4), (2, 2), ((1, 1), (1, 1)), name=f"down_{i}")(x)
+        x = nn.Conv(self.features, (4, 4), padding="VALID", name="last")(nn.leaky_relu(x, _SLOPE))
+        return x.reshape(x.shape[0], self.features)
+
+
+class Discriminator(nn.Module):
+    """Logits of being real and of who it is, both linear and without bias on one face network.
+
+    The voice enters by the second one alone.
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (32, 64, 128, 256, 512)
+    features: int = 64
+
+    @nn.compact
+    def __call__(
+        self, pictures: Float[Array, "b h w c"], condition: Float[Array, "b d"]
+    ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
+        del condition
+        x = FaceNet(self.widths, self.features, name="face")(pictures)
+        real = nn.Dense(1, use_bias=False, name="real")(x)[:, 0]
+        return real, nn.Dense(self.num_classes, use_bias=False, name="people")(x)
+
+
+def identity_loss(logits: Float[Array, "b n"], labels: Array) -> Float[Array, "b"]:
+    """Cross-entropy of each row, for either side: real faces, and fakes with their speakers."""
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+    return -chosen[:, 0]

@@ -1,0 +1,23 @@
+"""The experiments of configs/generation: every one builds its task, full and small."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from common import workdir
+from generation import task
+
+FOLDER = pathlib.Path(__file__).parents[2] / "configs" / "generation"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("argument", [(), ("debug",)])
+def test_it_builds(name, argument, tmp_path):
+    config = importlib.import_module(f"configs.generation.{name}").get_config(*argument)
+    found = task.make_task(workdir.freeze(config), tmp_path)
+    assert found.eval_names(test=True) == (*config.data.eval, *config.data.test)
+    assert f"--config=configs/generation/{name}.py" in (FOLDER / f"{name}.py").read_text()
+    with pytest.raises(ValueError, match="is debug or nothing"):
+        importlib.import_module(f"configs.generation.{name}").get_config("small")

@@ -1,0 +1,139 @@
+"""`python -m generation.main` and `.sample`, as a user starts them."""
+
+import json
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+
+from common.audio import io
+from tests import commands
+
+CONFIGS = "--config=configs/generation/"
+
+
+def fingerprint(folder, step):
+    """Of all arrays of a checkpoint."""
+    path = folder / "checkpoints" / str(step) / "meta" / "metadata"
+    return json.loads(path.read_text())["fingerprint"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A GAN trained in one go, and a judge; what they said."""
+    folder = tmp_path_factory.mktemp("runs")
+    said = {
+        name: commands.run(
+            "generation.main", f"{CONFIGS}{name}.py:debug", f"--workdir={folder / name}"
+        )
+        for name in ("quickstart", "matcher")
+    }
+    for i, pitch in enumerate((110, 200)):
+        time = np.arange(20000) / 8000
+        buzz = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 12))
+        io.write_wav(folder / f"{i}.wav", (0.1 * buzz).astype(np.float32), 8000)
+    io.write_wav(folder / "silent.wav", np.zeros(20000, np.float32), 8000)
+    return folder, said
+
+
+@pytest.mark.slow
+def test_it_trains_shows_and_resumes(runs, tmp_path):
+    folder, said = runs
+    whole = folder / "quickstart"
+    assert "figures say nothing about people" in said["quickstart"].stdout
+    assert [path.name for path in sorted((whole / "samples").iterdir())] == [
+        "dev-faces-0000015.png",
+        "dev-faces-0000030.png",
+    ]
+    assert list((whole / "tensorboard").iterdir())
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    names = {"discriminator_loss", "generator_loss", "learning_rate_generator", "r1"}
+    assert names <= set(train[-1])
+    assert None not in train[-1].values()
+    commands.run(
+        "generation.main",
+        *(f"{CONFIGS}quickstart.py:debug", f"--workdir={tmp_path}", "--config.total_steps=15"),
+    )
+    resumed = commands.run(
+        "generation.main", f"{CONFIGS}quickstart.py:debug", f"--workdir={tmp_path}"
+    )
+    assert "Resumed at step 15" in resumed.stderr
+    assert fingerprint(whole, 30) == fingerprint(tmp_path, 30)
+    refused = commands.message(
+        "generation.main",
+        *(f"{CONFIGS}quickstart.py:debug", f"--workdir={tmp_path}", "--config.picture.size=16"),
+    )
+    assert "makes pictures of 32 x 32 x 3" in refused
+
+
+@pytest.mark.slow
+def test_it_is_evaluated_by_a_net_of_its_own_training(runs):
+    folder, said = runs
+    assert "dev real faces: 4 people, %: 1:2 " in said["matcher"].stdout
+    found = commands.run(
+        "generation.main",
+        *(f"--workdir={folder / 'quickstart'}", "--mode=evaluate"),
+        f"--config.judge={folder / 'matcher'}",
+    )
+    assert "dev voice to made face: 4 people" in found.stdout
+    assert "ceiling, real faces: 4 people" in found.stdout
+    numbers = json.loads((folder / "quickstart" / "results" / "dev.json").read_text())
+    alone = json.loads((folder / "matcher" / "results" / "dev.json").read_text())
+    assert 0 <= numbers["match_2"] <= 1
+    # The probe is another recording than the one that the judge was evaluated on.
+    assert numbers["real_match_2"] == pytest.approx(alone["match_2"], abs=0.35)
+    refused = commands.message(
+        "generation.main",
+        *(f"--workdir={folder / 'quickstart'}", "--mode=evaluate"),
+        f"--config.judge={folder / 'quickstart'}",
+    )
+    assert "has trained a network of kind 'gan'" in refused
+
+
+@pytest.mark.slow
+def test_it_draws_faces_of_recordings(runs, tmp_path):
+    folder, _ = runs
+    options = (f"--workdir={folder / 'quickstart'}", f"--voice={folder / '0.wav'}")
+    commands.run("generation.sample", *options, f"--out={tmp_path / 'a.png'}", "--n=3")
+    with PIL.Image.open(tmp_path / "a.png") as image:
+        assert image.size == (3 * 130 - 2, 128)
+    ends = [str(folder / f"{i}.wav") for i in range(2)]
+    film = (f"--out={tmp_path / 'film.mp4'}", "--frames=5")
+    commands.run("generation.sample", options[0], "--interpolate", *ends, *film)
+    with av.open(str(tmp_path / "film.mp4")) as opened:
+        frames = [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
+    assert (len(frames), frames[0].shape) == (5 + 12, (128, 128, 3))  # the last stands for 1 s
+
+    def refused(*options):
+        return commands.message("generation.sample", f"--workdir={folder / 'quickstart'}", *options)
+
+    out = f"--out={tmp_path / 'b.png'}"
+    assert "is silent" in refused(f"--voice={folder / 'silent.wav'}", out)
+    assert "none.wav" in refused(f"--voice={folder / 'none.wav'}", out)
+    assert "ends in .mp4" in refused("--interpolate", *ends, out)
+    assert "1 at least" in refused(f"--voice={ends[0]}", out, "--n=0")
+    assert "makes no faces" in commands.message(
+        "generation.sample", f"--workdir={folder / 'matcher'}", f"--voice={ends[0]}", out
+    )
+    assert not (tmp_path / "b.png").exists()
+
+
+@pytest.mark.slow
+def test_python_draws_what_the_command_draws(runs):
+    from generation import load
+
+    folder, _ = runs
+    faces = load(folder / "quickstart")
+    assert faces.size == (32, 32, 3)
+    four, two = (faces(folder / "0.wav", count=n, seed=1) for n in (4, 2))
+    np.testing.assert_array_equal(four[:2], two)
+    assert (four[0] != four[1]).any()
+    audio = io.load_audio(folder / "0.wav", sample_rate_hz=16000)
+    np.testing.assert_array_equal(faces(audio, count=2, seed=1), two)
+    way = faces.between(folder / "0.wav", folder / "1.wav", frames=3, seed=1)
+    np.testing.assert_array_equal(way[0], two[0])
+    other = faces(folder / "1.wav", seed=1)
+    np.testing.assert_array_equal(way[-1], other[0])
+    assert (other[0] != two[0]).any()

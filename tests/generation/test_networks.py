@@ -1,0 +1,125 @@
+"""Sizes and parameters of the networks, and their layers against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common import parameters, workdir
+from configs.generation import quickstart, voice2face
+from generation import gan, losses, model, voice
+from generation import voice2face as published
+
+
+@pytest.mark.parametrize("size", [8, 28, 32, 64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_have_the_size_that_is_asked_for(size, channels):
+    """asariri's generator made 32 x 32 when it was asked for 64, its discriminator took 32 only."""
+    config = quickstart.get_config("debug")
+    config.picture.update({"size": size, "channels": channels})
+    config = workdir.freeze(config)
+    model.check(config)
+    networks = model.make_gan(config, None, 0)
+    variables = jax.eval_shape(networks.init, jax.random.key(0))
+    condition = jnp.zeros((5, networks.condition_size))
+    made = jax.eval_shape(networks.generate, variables["params"], condition, jnp.zeros((5, 8)))
+    assert made.shape == (5, size, size, channels)
+    logits, people = jax.eval_shape(networks.judge, variables["params"], made, condition)
+    assert (logits.shape, people) == ((5,), None)
+
+
+def test_the_published_numbers_of_parameters():
+    """Wen et al. 2019: 2,670,720 and 12,191,875 and 3,310,720, and linear heads without bias."""
+    config = workdir.freeze(voice2face.get_config())
+    networks = model.make_gan(config, config, 924)
+    shapes = jax.eval_shape(networks.init, jax.random.key(0))
+    params = shapes["params"]
+    assert parameters.count(shapes[voice.FROZEN]["params"]) == 2_670_720
+    assert parameters.count(params["generator"]) == 12_191_875
+    heads = params["discriminator"]
+    assert parameters.count(heads["face"]) == 3_310_720
+    assert {name: tree["kernel"].shape for name, tree in heads.items() if name != "face"} == {
+        "real": (64, 1),
+        "people": (64, 924),
+    }
+    assert parameters.count(heads) == 3_310_720 + 64 * 925
+    condition = jnp.zeros((2, 64))
+    made = jax.eval_shape(networks.generate, params, condition, condition)
+    assert made.shape == (2, 64, 64, 3)
+    logits, people = jax.eval_shape(networks.judge, params, made, condition)
+    assert (logits.shape, people.shape) == ((2,), (2, 924))
+
+
+def transposed(x, kernel, stride, cut):
+    """y[s i + k] += x[i] kernel[k], less `cut` at each end: the definition, loop by loop."""
+    b, h, w, _ = x.shape
+    taps = kernel.shape[0]
+    size = [(n - 1) * stride + taps for n in (h, w)]
+    y = np.zeros((b, *size, kernel.shape[3]))
+    for i in range(h):
+        for j in range(w):
+            spread = np.einsum("bc,klcd->bkld", x[:, i, j], kernel)
+            y[:, stride * i : stride * i + taps, stride * j : stride * j + taps] += spread
+    return y[:, cut : size[0] - cut, cut : size[1] - cut]
+
+
+def test_the_generator_of_voice2face_against_loops():
+    net = published.Generator((3, 4, 2), 3)
+    rng = np.random.default_rng(0)
+    heard, noise = (rng.normal(size=(2, 5)).astype(np.float32) for _ in range(2))
+    given = jnp.asarray(heard), jnp.asarray(noise)
+    params = net.init(jax.random.key(0), *given)["params"]
+    params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
+    x = heard + 0.05 * noise
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True))[:, None, None]
+    for i, (stride, cut) in enumerate([(1, 0), (2, 1), (2, 1)]):
+        layer = params[f"up_{i}"]
+        # Flax's layer correlates with its kernel, so that its taps are turned round.
+        kernel = np.asarray(layer["kernel"])[::-1, ::-1]
+        x = np.maximum(transposed(x, kernel, stride, cut) + np.asarray(layer["bias"]), 0)
+    x = x @ np.asarray(params["picture"]["kernel"])[0, 0] + np.asarray(params["picture"]["bias"])
+    assert x.shape == (2, 16, 16, 3)
+    # Sums of some dozens of float32 numbers of order 1.
+    np.testing.assert_allclose(net.apply({"params": params}, *given), x, atol=1e-5)
+
+
+def test_the_gradient_penalty_is_that_of_finite_differences():
+    net = gan.Discriminator(8, 4, 8)
+    rng = np.random.default_rng(0)
+    pictures = rng.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+    condition = rng.normal(size=(2, 4)).astype(np.float32)
+    condition = jnp.asarray(condition)
+    variables = net.init(jax.random.key(1), jnp.asarray(pictures), condition)
+
+    def logits(x):
+        return net.apply(variables, x, condition)[0]
+
+    found = losses.gradient_penalty(logits, jnp.asarray(pictures))
+    step = 1e-3
+    moved = pictures[None] + step * np.eye(192, dtype=np.float32).reshape(192, 1, 8, 8, 3)
+    both = jnp.concatenate([jnp.asarray(moved), jnp.asarray(2 * pictures[None] - moved)])
+    values = np.asarray(jax.lax.map(logits, both), np.float64).reshape(2, 192, 2)
+    slopes = (values[0] - values[1]) / (2 * step)
+    # Differences of float32 logits of order 0.1 over 2e-3; the leaky units have kinks.
+    np.testing.assert_allclose(found, np.square(slopes).sum(0), rtol=0.02)
+
+
+@pytest.mark.parametrize("name", list(losses.LOSSES))
+def test_losses_fall_as_the_sides_get_what_they_want(name):
+    game = losses.adversarial(name)
+    logits = jnp.linspace(-0.9, 0.9, 7)  # least squares has its least at 1 and 0
+    assert (np.diff(game.real(logits)) < 0).all()
+    assert (np.diff(game.fooled(logits)) < 0).all()
+    rising = game.fake(logits if name != "least_squares" else jnp.abs(logits[3:]))
+    assert (np.diff(rising) > 0).all()
+
+
+def test_statistics_do_not_hear_the_level():
+    config = voice.front_end(workdir.freeze(quickstart.get_config("debug")))
+    rng = np.random.default_rng(0)
+    audio = jnp.asarray(0.1 * rng.normal(size=(2, 8000)), jnp.float32)
+    whole = jnp.full((2,), 8000)
+    found = voice.statistics(audio, whole, config)
+    # The floor of the log-mel spectrum is 1e-6, far below.
+    np.testing.assert_allclose(voice.statistics(0.5 * audio, whole, config), found, atol=1e-3)
+    assert np.abs(found[0] - found[1]).max() > 0.01
