@@ -6,7 +6,8 @@
 Draws N pairs of recordings of a split, mixes each with both voices equally loud, extracts both by
 what is seen of them, and scores them against the true voices. DIR (RUN/results/pairs) gets
 
-    pairs-SPLIT.tsv    the list of the pairs; --list takes one in place of drawing
+    pairs-SPLIT.tsv    the list of the pairs; --list takes one in place of drawing, or a list of
+                       films with the columns video1, video2, s1_over_s2_db
     pairs-SPLIT.csv    a line for each voice of each pair
     pairs-SPLIT.txt    a line for each pair, and the means of each run with their intervals: a run
                        is appended to those of before
@@ -154,6 +155,7 @@ def evaluated(
             log.warning("Pair %d is left out: %s", number + 1, error)
             continue
         voices = np.stack([audio for audio, _ in both])
+        voices[1] *= np.float32(10 ** (-pair.ratio_db / 20))
         people = [person for _, person in both]
         found = extract(watcher, voices, people)
         for i, row in enumerate(scores(found, voices, measures)):

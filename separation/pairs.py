@@ -12,18 +12,23 @@ import numpy as np
 from common import errors, files
 from common.data import splits
 
-FIELDS = ("first", "first_start", "second", "second_start", "seconds")
+FIELDS = ("first", "first_start", "second", "second_start", "seconds", "ratio_db")
+_FILMS = ("video1", "video2", "s1_over_s2_db")  # of lists of films
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two recordings by their ids, where each begins, and how long both are, in seconds."""
+    """Two recordings by their ids, where each begins, and how long both are, in seconds.
+
+    `ratio_db`: power of the first over that of the second, of the stretches.
+    """
 
     first: str
     first_start: float
     second: str
     second_start: float
     seconds: float
+    ratio_db: float = 0.0
 
 
 def draw(
@@ -60,25 +65,37 @@ def write(path: pathlib.Path, pairs: Sequence[Pair]) -> None:
 
 
 def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
-    """The pairs of a table. Raises UserError that names the line of one that the split has not, or
-    that does not fit into its recordings."""
+    """The pairs of a table that `write` wrote, or of a list of films (video1, video2,
+    s1_over_s2_db: both from the start, cut to the shorter one).
+
+    Raises UserError that names the line of one that the split has not, or that does not fit into
+    its recordings.
+    """
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
     except OSError as error:
         raise errors.UserError(f"{path}: {error.strerror}.") from error
-    if not rows or set(FIELDS) - set(rows[0]):
+    of_films = bool(rows) and not set(_FILMS) - set(rows[0])
+    if not rows or (set(FIELDS[:-1]) - set(rows[0]) and not of_films):
         raise errors.UserError(
-            f"{path}: no list of pairs; it has the columns {', '.join(FIELDS)}, tabs between."
+            f"{path}: no list of pairs; it has the columns {', '.join(FIELDS)}, or "
+            f"{', '.join(_FILMS)}, tabs between."
         )
     length = dict(zip(split.ids, split.index.lengths / split.index.rate_hz, strict=True))
     found = []
     for line, row in enumerate(rows, 2):
+        if of_films:
+            names = [_film(split, row[name], f"{path}, line {line}") for name in _FILMS[:2]]
+            starts = {"first": names[0], "second": names[1], "first_start": 0, "second_start": 0}
+            seconds = min(length[name] for name in names)
+            row = {**starts, "seconds": seconds, "ratio_db": row[_FILMS[2]]}
         try:
-            numbers = [float(row[name]) for name in ("first_start", "second_start", "seconds")]
+            starts = [float(row[name]) for name in ("first_start", "second_start", "seconds")]
+            numbers = [*starts, float(row.get("ratio_db") or 0)]
         except (TypeError, ValueError) as error:
             raise errors.UserError(f"{path}, line {line}: {error}.") from error
-        pair = Pair(row["first"], numbers[0], row["second"], numbers[1], numbers[2])
+        pair = Pair(row["first"], numbers[0], row["second"], *numbers[1:])
         for name, start in ((pair.first, pair.first_start), (pair.second, pair.second_start)):
             if name not in length:
                 raise errors.UserError(f"{path}, line {line}: {split.name} has no {name!r}.")
@@ -89,3 +106,12 @@ def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
                 )
         found.append(pair)
     return tuple(found)
+
+
+def _film(split: splits.Split, name: str, where: str) -> str:
+    """The id of the only recording of a film, whose path may begin anywhere."""
+    found = [i for i, path in zip(split.ids, split.paths) if f"/{path}".endswith(f"/{name}")]
+    if len(found) != 1:
+        what = f"{len(found)} people" if found else "nobody"
+        raise errors.UserError(f"{where}: {split.name} has {what} in view in {name!r}, not one.")
+    return found[0]

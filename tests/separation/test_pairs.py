@@ -60,6 +60,23 @@ def test_a_line_that_cannot_be_is_named(tmp_path, line, message):
         pairs.read(path, split())
 
 
+def test_a_list_of_films(tmp_path):
+    """As GRID's: films by paths that begin anywhere, and how loud one is over the other."""
+    rows = [
+        {"id": f"{name}{k}", "audio": "x", "speaker": name, "path": f"/data/av/{name}/{k}.mpg"}
+        for k, name in enumerate("ab")
+    ]
+    index = records.Index(np.arange(2), np.array([32_000, 24_000]), RATE_HZ)
+    films = splits.Split("dev", records.RecordList("dev", rows), index)
+    path = tmp_path / "list.tsv"
+    head = "mix\tvideo1\tvideo2\ts1_over_s2_db\n"
+    path.write_text(f"{head}m0\tav/a/0.mpg\tav/b/1.mpg\t-1.5\n")
+    assert pairs.read(path, films) == (pairs.Pair("a0", 0.0, "b1", 0.0, 1.5, -1.5),)
+    path.write_text(f"{head}m0\tav/a/0.mpg\tb/2.mpg\t0\n")
+    with pytest.raises(errors.UserError, match=r"line 2: dev has nobody in view in 'b/2\.mpg'"):
+        pairs.read(path, films)
+
+
 def test_a_file_that_is_no_list(tmp_path):
     (tmp_path / "a.tsv").write_text("one\ttwo\n1\t2\n")
     with pytest.raises(errors.UserError, match="no list of pairs; it has the columns first"):
