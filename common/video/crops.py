@@ -48,12 +48,14 @@ class Views:
         return float(centre.real - side / 2), float(centre.imag - side / 2), side, side
 
     def cut(self, picture: PIL.Image.Image, k: int) -> PIL.Image.Image:
-        """The k-th crop; what lies outside of the picture is black."""
+        """The k-th crop; outside of the picture its edge goes on: a black bar would move there."""
         step, size = complex(self.steps[k]), self.size
+        reach = abs(step) * size  # more than half a diagonal
+        picture, shift = _extended(picture, complex(self.centres[k]), reach)
         # Several pixels of the picture make one: each is looked at, then they are averaged.
         finer = max(1, int(np.ceil(abs(step) - 1e-6)))
         step /= finer
-        corner = complex(self.centres[k]) - step * (1 + 1j) * size * finer / 2
+        corner = complex(self.centres[k]) + shift - step * (1 + 1j) * size * finer / 2
         matrix = (step.real, -step.imag, corner.real, step.imag, step.real, corner.imag)
         large = picture.transform(
             (size * finer, size * finer),
@@ -62,6 +64,19 @@ class Views:
             PIL.Image.Resampling.BILINEAR,
         )
         return large.reduce(finer) if finer > 1 else large
+
+
+def _extended(
+    picture: PIL.Image.Image, centre: complex, reach: float
+) -> tuple[PIL.Image.Image, complex]:
+    """A picture in which so many pixels around a place are there, and by how much all moved."""
+    low = np.floor([centre.real - reach, centre.imag - reach]).astype(int)
+    high = np.ceil([centre.real + reach, centre.imag + reach]).astype(int)
+    if (low >= 0).all() and (high <= picture.size).all():
+        return picture, 0j
+    x, y = (np.clip(np.arange(a, b), 0, n - 1) for a, b, n in zip(low, high, picture.size))
+    patch = np.asarray(picture)[y[:, None], x]
+    return PIL.Image.fromarray(patch), complex(-low[0], -low[1])
 
 
 def mouth_views(track: Track) -> Views:

@@ -204,6 +204,15 @@ def test_a_crop_is_the_picture_scaled_and_turned():
         np.testing.assert_allclose(found, expected, atol=1e-2)
 
 
+def test_outside_of_the_picture_its_edge_goes_on():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (60, 80, 3), np.uint8)
+    views = crops.Views(np.array([70 + 50j]), np.array([1 + 0j]), 40)
+    found = np.asarray(views.cut(PIL.Image.fromarray(pixels), 0))
+    expected = np.pad(pixels, ((0, 10), (0, 10), (0, 0)), "edge")[30:70, 50:90]
+    np.testing.assert_allclose(found.astype(int), expected, atol=1)
+
+
 def test_crops_are_steady_where_boxes_are_not():
     rng = np.random.default_rng(0)
     boxes = np.tile([100.0, 50.0, 80.0, 80.0], (60, 1)) + rng.normal(0, 2, (60, 4))
