@@ -31,11 +31,11 @@ class Report:
     scalars: Mapping[str, float]
     lines: Sequence[str] = ()
     images: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    samples: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     audio: Mapping[str, tuple[np.ndarray, int]] = dataclasses.field(default_factory=dict)
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str | bytes] = dataclasses.field(default_factory=dict)
     over: str = ""
+    samples: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable
