@@ -18,6 +18,7 @@ KINDS = {
 
 def make_task(tmp_path, kind, more=None):
     changes = {"model.kind": kind, "loss.wrong_pairs": False, "optimizer.b1": 0.9}
+    changes["data.batch_rows"] = 24  # all 18 recordings in every batch
     return toy.make_task(tmp_path, {**changes, **KINDS[kind], **(more or {})})
 
 
