@@ -160,7 +160,7 @@ def report(split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
         lines.append(f"{split} 1:2 above chance: {100 * share:.0f} % of the ceiling's")
     else:
         lines.append(
-            f"{split}: the judge is not above chance on real faces, so that it says nothing of made "
+            f"{split}: the judge is not above chance on real faces and says nothing of made "
             "ones: train it longer, or on more people."
         )
     return Report(numbers, lines)

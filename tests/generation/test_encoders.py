@@ -12,7 +12,7 @@ from tests.generation import people as toy
 
 KINDS = {
     "voice": {"voice.crop_frames": (20, 40), "optimizer.learning_rate": 5e-3},
-    "matcher": {"model.matcher.size": 8, "optimizer.learning_rate": 5e-3},
+    "matcher": {"model.matcher.colour": 0.1, "optimizer.learning_rate": 5e-3},
 }
 
 
