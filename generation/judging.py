@@ -150,13 +150,19 @@ def report(split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
     seats = seated(outputs, SIDES)
     made, real = matched(seats, "fake"), matched(seats, "real")
     numbers = scalars(made) | scalars(real, "real_")
-    share = (numbers["match_2"] - 0.5) / max(numbers["real_match_2"] - 0.5, 1e-9)
-    numbers["share_of_ceiling"] = share
     lines = [
         f"{split} voice to made face: {describe(made)}",
         f"{split} ceiling, real faces: {describe(real)}",
-        f"{split} 1:2 above chance: {100 * share:.0f} % of the ceiling's",
     ]
+    if matching.interval(real.values["match_2"])[0] > 0.5:
+        share = (numbers["match_2"] - 0.5) / (numbers["real_match_2"] - 0.5)
+        numbers["share_of_ceiling"] = share
+        lines.append(f"{split} 1:2 above chance: {100 * share:.0f} % of the ceiling's")
+    else:
+        lines.append(
+            f"{split}: the judge is not above chance on real faces and says nothing of made "
+            "ones: train it longer, or on more people."
+        )
     return Report(numbers, lines)
 
 

@@ -9,19 +9,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from common import parallel
-from common.nn import conv, conv2d, masking
+from common.nn import conv2d
 from generation import voice
 
 
 @dataclasses.dataclass(frozen=True)
 class MatcherConfig:
-    """Sizes. `temperature`: where the scale of the cosines, which is learned, begins."""
+    """Sizes. `temperature`: where the scale of the cosines, which is learned, begins.
 
-    size: int = 32
+    Few dimensions: a face has many traits of which a voice says nothing, and by which a net of more
+    of them learns the training people by heart.
+    """
+
+    size: int = 8
     voice_channels: int = 64
-    face_channels: int = 16
-    temperature: float = 0.1
-    colour: float = 0.3  # faces are brightened and tinted by so much in training
+    face_channels: int = 8
+    temperature: float = 0.2
+    colour: float = 0.5  # faces are brightened and tinted by so much in training
 
 
 class Matcher(nn.Module):
@@ -31,26 +35,18 @@ class Matcher(nn.Module):
 
     def setup(self) -> None:
         c, size = self.config, self.config.size
-        self.hear = [conv.Conv(c.voice_channels, 5, stride=2, use_bias=True) for _ in range(3)]
+        self.hear = nn.Dense(c.voice_channels)
         self.heard = nn.Dense(size)
         widths = [c.face_channels * factor for factor in (1, 2, 4)]
         self.look = [conv2d.Conv2D(width, use_bias=True) for width in widths]
-        self.seen = [nn.Dense(4 * size), nn.Dense(size)]
+        self.seen = [nn.Dense(32), nn.Dense(size)]
         start = nn.initializers.constant(jnp.log(1 / c.temperature))
         self.log_scale = self.param("log_scale", start, (), jnp.float32)
 
     def voice(self, x: Float[Array, "b l f"], lengths: Int[Array, "b"]) -> Float[Array, "b d"]:
-        """Of log-mel frames; whatever their level."""
-        # The mean of each band stays: it is what a long-term spectrum is made of.
-        level = jnp.mean(masking.masked_mean(x, lengths), axis=1)
-        x = (x - level[:, None, None]) / 2.0
-        for layer in self.hear:
-            x, lengths = layer(x, lengths)
-            x = nn.leaky_relu(x, 0.2)
-        mean = masking.masked_mean(x, lengths)
-        square = masking.masked_mean(jnp.square(x), lengths)
-        deviation = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0) + 1e-4)
-        return voice.unit(self.heard(jnp.concatenate([mean, deviation], axis=1)))
+        """Of log-mel frames, by the mean and the deviation of each band."""
+        hidden = nn.leaky_relu(self.hear(voice.moments(x, lengths)), 0.2)
+        return voice.unit(self.heard(hidden))
 
     def face(self, pictures: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
         """Of pictures in [-1, 1], of the size that it was trained on."""

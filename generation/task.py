@@ -43,6 +43,13 @@ class GanTask(paired.PairedTask):
 
     def prepare(self) -> None:
         super().prepare()
+        if self._has_checkpoints:
+            # Said here: arrays of other shapes would be refused before their `meta` is read.
+            _, then = workdir_lib.read_config(self.workdir)
+            size = then["picture"]["size"]
+            picture = [size, size, then["picture"]["channels"]]
+            kind = then["model"]["kind"]
+            self.check_checkpoint({**self.checkpoint_meta(), "kind": kind, "picture": picture})
         if self.config.voice.kind == "encoder" and not self._has_checkpoints:
             voice.keep_settings(
                 self.config.voice.workdir, self.workdir, settings_lib.default_config()

@@ -36,7 +36,11 @@ def statistics(
     audio: Float[Array, "b t"], lengths: Int[Array, "b"], config: frontend.LogMelConfig
 ) -> Float[Array, "b d"]:
     """Mean and deviation of every band over the frames, of order 1, whatever the level; d = 2 m."""
-    features, frames = frontend.log_mel(audio, lengths, config)
+    return moments(*frontend.log_mel(audio, lengths, config))
+
+
+def moments(features: Float[Array, "b l m"], frames: Int[Array, "b"]) -> Float[Array, "b d"]:
+    """`statistics` of log-mel frames."""
     mean = masking.masked_mean(features, frames)
     centred = masking.zero_padding(features - mean[:, None, :], frames)
     deviation = jnp.sqrt(masking.masked_mean(jnp.square(centred), frames) + 1e-5)

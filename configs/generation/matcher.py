@@ -5,7 +5,7 @@ GAN's faces fit their voices (config.judge), and what it can do on real faces.
 Command: python -m generation.main --config=configs/generation/matcher.py --workdir=runs/matcher
 Hardware: 2 CPU cores.
 Argument: debug (a tiny network, a few dozen steps).
-Expected: see benchmarks/RESULTS.md.
+Expected: not run at this size; a smaller run is in benchmarks/RESULTS.md.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +21,7 @@ def get_config(size: str = "") -> ConfigDict:
     config = settings.default_config()
     config.data.update({"hours": 1.0, "eval_hours": 0.15, "batch_rows": 64, "crop_seconds": 1.5})
     config.model.kind = "matcher"
+    config.picture.channels = 1  # colours say nothing of a voice
     config.loss.wrong_pairs = False
     config.optimizer.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 20})
     config.optimizer.update({"b1": 0.9, "b2": 0.98, "weight_decay": 0.05, "clip_norm": 5.0})

@@ -12,12 +12,13 @@ from tests.generation import people as toy
 
 KINDS = {
     "voice": {"voice.crop_frames": (20, 40), "optimizer.learning_rate": 5e-3},
-    "matcher": {"optimizer.learning_rate": 5e-3},
+    "matcher": {"model.matcher.colour": 0.1, "optimizer.learning_rate": 5e-3},
 }
 
 
 def make_task(tmp_path, kind, more=None):
     changes = {"model.kind": kind, "loss.wrong_pairs": False, "optimizer.b1": 0.9}
+    changes["data.batch_rows"] = 24  # all 18 recordings in every batch
     return toy.make_task(tmp_path, {**changes, **KINDS[kind], **(more or {})})
 
 

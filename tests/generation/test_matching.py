@@ -93,6 +93,13 @@ def test_the_report_has_the_ceiling_and_chance_beside_the_figures():
     assert "60 % of the ceiling" in share
 
 
+def test_a_judge_at_chance_says_nothing():
+    batches = [{**batch, "real": batch["fake"][::-1]} for batch in outputs(6, 2)]
+    found = judging.report("dev", batches)
+    assert "share_of_ceiling" not in found.scalars
+    assert "not above chance on real faces" in found.lines[2]
+
+
 def test_who_lacks_a_row_is_left_out():
     found = judging.report("dev", outputs(6, 2, missing={(5, 1)}))
     assert "5 people" in found.lines[0]
