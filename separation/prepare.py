@@ -32,7 +32,7 @@ from ml_collections import FrozenConfigDict
 from common import app, command_line, errors, files, workdir
 from common.audio import io
 from common.data import buckets, examples, pipeline, splits
-from separation import data, settings, task
+from separation import data, extraction, settings, task
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Journal:
 
 
 def training(
-    found: task.SeparationTask, part: splits.Split, known: Mapping[int, Any], workers: int
+    found: extraction.SeparationTask, part: splits.Split, known: Mapping[int, Any], workers: int
 ) -> Iterator[dict[int, Row | None]]:
     """The rows of the batches of a training by number, without those that are known."""
     rows = found.config.data.batch_rows
