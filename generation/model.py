@@ -83,8 +83,7 @@ class Networks:
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
-    """Of a batch of one. For `lazy_init`, which compiles the initial values and no network: XLA
-    would fold one of constants for minutes."""
+    """Of a batch of one. For `lazy_init`, which compiles the initial values and no network."""
     return jax.ShapeDtypeStruct((1, *sizes), jnp.float32)
 
 

@@ -104,7 +104,7 @@ def open_faces(split: splits.Split, settings: Any) -> Faces:
         )
     folder = split.source.folder
     drawn = talking.draw(folder.parent, mouths=False)
-    return EmbeddedFaces(talking.Portraits.at(drawn / folder.name))
+    return EmbeddedFaces(talking.Portraits(drawn / folder.name))
 
 
 def with_faces(split: splits.Split, faces: Faces) -> splits.Split:

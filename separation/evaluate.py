@@ -38,6 +38,7 @@ from separation import metrics as separation_metrics
 
 log = logging.getLogger(__name__)
 
+_DRAWN = {"pairs": 100, "seed": 0, "seconds": 8.0}  # flags and their defaults
 _LEVEL = 0.1  # RMS of each voice in a mixture
 _DB = ("sdr", "sdr_mixture", "sdri", "sir", "sar", "si_sdri")
 
@@ -213,7 +214,11 @@ def _config(args: Any) -> Any:
 
 
 def _run(args: Any) -> None:
-    if args.pairs < 1 or args.seconds <= 0:
+    drawn = {name: getattr(args, name) for name in _DRAWN if getattr(args, name) is not None}
+    if args.list and drawn:
+        raise errors.UserError(f"--{next(iter(drawn))} is of drawn pairs: not with --list.")
+    drawn = {**_DRAWN, **drawn}
+    if drawn["pairs"] < 1 or drawn["seconds"] <= 0:
         raise errors.UserError("--pairs and --seconds are above 0.")
     found = trained.load(task.PACKAGE, args.workdir, step=args.checkpoint, config=_config(args))
     watcher = watching.Watcher(found.task, found.variables)
@@ -223,8 +228,8 @@ def _run(args: Any) -> None:
     if args.list:
         chosen = pairs.read(args.list.expanduser(), split)
     else:
-        settings = {"seconds": args.seconds, "grain": watcher.grain}
-        chosen = pairs.draw(split, args.pairs, args.seed, **settings)
+        settings = {"seconds": drawn["seconds"], "grain": watcher.grain}
+        chosen = pairs.draw(split, drawn["pairs"], drawn["seed"], **settings)
         pairs.write(out / f"pairs-{name}.tsv", chosen)
     measures = perceptual.measures(("pesq", "stoi"), watcher.sample_rate_hz)
     clips = Clips(split, found.config)
@@ -234,7 +239,7 @@ def _run(args: Any) -> None:
     used = len({number for number, _ in rows})
     head = (
         f"# {time.strftime('%Y-%m-%d %H:%M:%S')}  {args.workdir} step {found.step}, {args.split}: "
-        f"{used} of {len(chosen)} pairs, seed {args.seed}, {args.list or 'drawn'}"
+        f"{used} of {len(chosen)} pairs, {args.list or 'seed ' + str(drawn['seed'])}"
     )
     if args.oracle_gain:
         head += "  ORACLE GAIN: levels come from the true voices"
@@ -257,9 +262,9 @@ def main() -> None:
     parser = app.parser("separation.evaluate", __doc__)
     app.add_run(parser)
     parser.add_argument("--split", default="dev", help="of the data; default: dev")
-    parser.add_argument("--pairs", type=int, default=100, metavar="N", help="default: 100")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of a mixture, at most")
+    parser.add_argument("--pairs", type=int, metavar="N", help="default: 100")
+    parser.add_argument("--seed", type=int, help="of what is drawn; default: 0")
+    parser.add_argument("--seconds", type=float, help="of a mixture, at most; default: 8")
     parser.add_argument("--list", type=pathlib.Path, metavar="TSV", help="pairs to take")
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR")
     parser.add_argument("--oracle_gain", action="store_true", help="the original's protocol")

@@ -5,10 +5,12 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from common.data import records
+from common.data import records, stored_faces
+from common.data.embedded import visemes
 
-FRAMES_PER_SECOND = 25
-MOUTH, FACE = (96, 96), (224, 224, 3)  # pictures
+FRAMES_PER_SECOND = visemes.FRAMES_PER_SECOND
+MOUTH = (stored_faces.MOUTH_SIZE, stored_faces.MOUTH_SIZE)  # pictures
+FACE = (stored_faces.FACE_SIZE, stored_faces.FACE_SIZE, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Films:
 
     def frames(self, samples: int) -> int:
         """Of so many samples; the last one may stand for fewer."""
-        return -(-samples // self.grain)
+        return visemes.num_frames(samples, self.sample_rate_hz)
 
     def mouth(
         self, position: int, start: int, samples: int

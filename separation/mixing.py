@@ -173,7 +173,8 @@ class Mixtures:
             heard[k] = voice["index"]
             known += enrolments
             if not k and self.films:
-                seen = self._seen("other_", voice, begin, len(sources), rng)
+                seen = self._mouth("other_", voice, begin, len(sources))
+                seen |= self._face("other_", voice, rng)
         if around is not None:
             sources[:, -1] = around.noise(sources[:, 0], target, rng)
         rest = sources[:, 1:].sum(1) + late
@@ -198,9 +199,9 @@ class Mixtures:
             "id": target["id"],
         }
         if self.films:
-            row |= self._seen("", target, 0, len(sources), rng) | seen
+            row |= self._mouth("", target, 0, len(sources)) | self._face("", target, rng) | seen
         if self.films and self.again:
-            row |= self._seen("enrolment_", enrolment, 0, len(enrolment["audio"]), rng)
+            row |= self._mouth("enrolment_", enrolment, 0, len(enrolment["audio"]))
         elif self.films and not self.paired:
             row |= self._strange(target, heard, rng)
         if self.paired:
@@ -278,20 +279,25 @@ class Mixtures:
         """From 0 to `most`, where a film can be cut."""
         return self.crops.grain * int(rng.integers(most // self.crops.grain + 1))
 
-    def _seen(
-        self, name: str, voice: Mapping[str, Any], begin: int, samples: int, rng: Any
+    def _mouth(
+        self, name: str, voice: Mapping[str, Any], begin: int, samples: int
     ) -> dict[str, np.ndarray]:
-        """What is seen of a voice that is heard from `begin` on, over a mixture."""
-        films, position = self.films, int(voice["index"])
+        """The mouth of a voice that is heard from `begin` on, over a mixture."""
+        films = self.films
         mouth = np.zeros((films.frames(samples), *films_lib.MOUTH), np.uint8)
         there, first = np.zeros(len(mouth), bool), begin // films.grain
-        film, known = films.mouth(position, int(voice["start"]), len(voice["audio"]))
+        film, known = films.mouth(int(voice["index"]), int(voice["start"]), len(voice["audio"]))
         mouth[first : first + len(film)], there[first : first + len(film)] = film, known
+        return {f"{name}mouth": mouth, f"{name}mouth_seen": there}
+
+    def _face(
+        self, name: str, voice: Mapping[str, Any], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Portraits of who speaks: drawn in training, the first ones in evaluation."""
         training = self.paired or self.again
         drawn = examples.own_stream(rng, f"{name}face") if training else None
-        face, face_there = films.face(position, drawn)
-        found = {"mouth": mouth, "mouth_seen": there, "face": face, "face_seen": face_there}
-        return {f"{name}{key}": value for key, value in found.items()}
+        face, there = self.films.face(int(voice["index"]), drawn)
+        return {f"{name}face": face, f"{name}face_seen": there}
 
     def _strange(
         self, target: Mapping[str, Any], heard: Int[np.ndarray, "n"], rng: np.random.Generator

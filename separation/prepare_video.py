@@ -29,7 +29,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -199,22 +199,11 @@ def report(rejected: Sequence[records.Rejected], out: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> Any:
-    parser = app.parser("separation.prepare_video", __doc__)
-    parser.add_argument("inputs", nargs="+", metavar="FILM|FOLDER|LIST")
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
+def add_looks(parser: Any, *, seconds: float) -> None:
+    """The flags of how people are found: `preparer` reads them. `seconds`: in view, by default."""
     parser.add_argument(
         "--faces", metavar="CSV", help="boxes or landmarks of another tool; or a folder of NAME.csv"
     )
-    parser.add_argument("--root", help="where paths in lists start; default: the list's folder")
-    parser.add_argument(
-        "--speakers",
-        choices=("film", "folder"),
-        default="film",
-        help="who speaks where no list says it: another person in every film (default), or the one "
-        "after whom the film's folder is called",
-    )
-    seconds = 64 / visemes.FRAMES_PER_SECOND
     parser.add_argument(
         "--min_seconds", type=float, default=seconds, help=f"in view; default: {seconds:g}"
     )
@@ -225,15 +214,30 @@ def _parser() -> Any:
     parser.add_argument(
         "--min_face", type=float, default=0.12, help="of the picture's short side; default: 0.12"
     )
+
+
+def _parser() -> Any:
+    parser = app.parser("separation.prepare_video", __doc__)
+    parser.add_argument("inputs", nargs="+", metavar="FILM|FOLDER|LIST")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--root", help="where paths in lists start; default: the list's folder")
+    parser.add_argument(
+        "--speakers",
+        choices=("film", "folder"),
+        default="film",
+        help="who speaks where no list says it: another person in every film (default), or the one "
+        "after whom the film's folder is called",
+    )
+    add_looks(parser, seconds=64 / visemes.FRAMES_PER_SECOND)
     cores = os.cpu_count() or 1
     parser.add_argument("--jobs", type=int, default=cores, help="films at once; default: cores")
     return parser
 
 
 def _settings(args: Any) -> preparing.Settings:
-    for name, least in {"portraits": 1, "every": 1, "jobs": 1}.items():
-        if getattr(args, name) < least:
-            raise errors.UserError(f"--{name}={getattr(args, name)}: at least {least}.")
+    for name in ("portraits", "every"):
+        if getattr(args, name) < 1:
+            raise errors.UserError(f"--{name}={getattr(args, name)}: at least 1.")
     if not 0 < args.min_face < 1:
         raise errors.UserError(f"--min_face={args.min_face:g} is no share of the picture.")
     count = round(args.min_seconds * visemes.FRAMES_PER_SECOND)
@@ -245,37 +249,57 @@ def _settings(args: Any) -> preparing.Settings:
     return preparing.Settings(min_frames=count, portraits=args.portraits)
 
 
-def run(args: Any) -> bool:
-    """Does what the command line says; whether anything was prepared."""
-    settings, rejected = _settings(args), []
-    out = args.out.expanduser().resolve()
-    files.check_output(out / prepared_films.MANIFEST)
-    films = listing.distinct(listing.find_films(args.inputs, args.root, args.speakers), rejected)
-    if not films and not rejected:
-        raise errors.UserError(
-            f"No films in {', '.join(args.inputs)} ({', '.join(listing.SUFFIXES)})."
-        )
-    cascade = tables = None
+@contextlib.contextmanager
+def opened(args: Any, out: pathlib.Path, films: int) -> Iterator[Preparer]:
+    """What prepares so many films into the locked folder `out`, as `add_looks` says.
+
+    Raises UserError for a folder whose films were prepared in another way.
+    """
+    settings, cascade, tables = _settings(args), None, None
     if args.faces is None:
         cascade = finding.Cascade(args.every, args.min_face)
     else:
         tables = face_tables.FaceTables(args.faces)
-        if len(films) > 1 and not tables.names_films:
+        if films > 1 and not tables.names_films:
             raise errors.UserError(
-                f"{args.faces} has no column that names films, and there are {len(films)} of them."
+                f"{args.faces} has no column that names films, and there are {films} of them."
             )
     with workdir.Lock(out):
         for left in out.rglob(".*.tmp"):  # by one that was killed: we hold the lock
             left.unlink()
         _check_same(out, _identity(args, settings))
-        made = prepare(films, Preparer(out, settings, cascade, tables), args.jobs)
+        yield Preparer(out, settings, cascade, tables)
+
+
+def find(
+    inputs: Sequence[str], root: str | None = None, speakers: str = "film"
+) -> tuple[list[listing.Film], list[records.Rejected]]:
+    """The films that inputs name, and what of them cannot be read. UserError: there is neither."""
+    rejected: list[records.Rejected] = []
+    films = listing.distinct(listing.find_films(inputs, root, speakers), rejected)
+    if not films and not rejected:
+        raise errors.UserError(f"No films in {', '.join(inputs)} ({', '.join(listing.SUFFIXES)}).")
+    return films, rejected
+
+
+def write_rejected(out: pathlib.Path, rejected: Sequence[records.Rejected]) -> None:
+    """DIR/rejected.tsv: what was not taken, and why."""
+    rows = [(one.id, one.path, one.reason) for one in rejected]
+    write_tsv(out / "rejected.tsv", ("id", "path", "reason"), rows)
+
+
+def run(args: Any) -> bool:
+    """Does what the command line says; whether anything was prepared."""
+    if args.jobs < 1:
+        raise errors.UserError(f"--jobs={args.jobs}: at least 1.")
+    out = args.out.expanduser().resolve()
+    files.check_output(out / prepared_films.MANIFEST)
+    films, rejected = find(args.inputs, args.root, args.speakers)
+    with opened(args, out, len(films)) as preparer:
+        made = prepare(films, preparer, args.jobs)
         rows = [row for film, one in zip(films, made) for row in rows_of(film, one)]
         rejected += [r for film, one in zip(films, made) for r in refused_of(film, one)]
-        write_tsv(
-            out / "rejected.tsv",
-            ("id", "path", "reason"),
-            [(one.id, one.path, one.reason) for one in rejected],
-        )
+        write_rejected(out, rejected)
         table = [[row[name] for name in _COLUMNS] for row in rows]
         write_tsv(out / prepared_films.MANIFEST, _COLUMNS, table)
         sheets = sheet.write_sheets(out, rows, _PAGES) if rows else []

@@ -7,7 +7,8 @@ DIR gets, for every person of each film,
 
     NAME~1.wav, NAME~2.wav, ...   the voice, 16 kHz, as long as the film's sound
     NAME~1.mp4, ...               the film with that voice alone
-    sheet-01.png                   who is who: portraits and mouths of all; LOOK at it
+    sheet-01.png                  who is who: portraits and mouths of all; LOOK at it
+    rejected.tsv                  the films and stretches that were not separated, and why
     audio/, mouths/, faces/       what was heard and seen, as separation.prepare_video leaves it
 
 Films of any length in constant memory, and any number of people (a network with context: two). A
@@ -24,13 +25,12 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from common import app, errors, files, trained, workdir
+from common import app, errors, files, trained
 from common.audio import io
 from common.data import records, stored_faces
-from common.video import face_tables, finding, frames, listing, muxing, preparing, sheet
+from common.video import frames, listing, muxing, sheet
 from separation import films, prepare_video, task, watching
 
-_EVERY = 5  # pictures of which OpenCV looks at one
 _PAGES = 20  # of contact sheets
 
 
@@ -76,34 +76,18 @@ def separate(
                     voice.write(audio)
 
 
-def _finders(args: Any, films_found: int) -> dict[str, Any]:
-    if args.faces is None:
-        return {"cascade": finding.Cascade(_EVERY, args.min_face), "tables": None}
-    tables = face_tables.FaceTables(args.faces)
-    if films_found > 1 and not tables.names_films:
-        raise errors.UserError(
-            f"{args.faces} has no column that names films, and there are {films_found} of them."
-        )
-    return {"cascade": None, "tables": tables}
-
-
 def run(args: Any) -> bool:
     """Does what the command line says; whether all films were separated."""
-    out, refused = args.out.expanduser().resolve(), []
-    files.check_output(out / "sheet-01.png")
-    chosen = listing.distinct(listing.find_films(args.inputs, None, "film"), refused)
+    out = args.out.expanduser().resolve()
+    files.check_output(out / "rejected.tsv")
+    chosen, refused = prepare_video.find(args.inputs)
     count = len(chosen) + len(refused)
-    if not count:
-        raise errors.UserError(f"No films in {', '.join(args.inputs)}.")
-    least = round(args.min_seconds * films.FRAMES_PER_SECOND)
-    settings = preparing.Settings(min_frames=max(_EVERY, least))
     network = trained.load(task.PACKAGE, args.workdir, step=args.checkpoint)
     watcher = watching.Watcher(network.task, network.variables)
-    preparer = prepare_video.Preparer(out, settings, **_finders(args, len(chosen)))
     all_rows, done = [], 0
-    with workdir.Lock(out):
+    with prepare_video.opened(args, out, len(chosen)) as preparer:
         for film in chosen:
-            made = prepare_video.prepare([film], preparer, 1)[0]
+            made = preparer(film)
             refused += prepare_video.refused_of(film, made)
             rows = prepare_video.rows_of(film, made)
             if not rows:
@@ -117,6 +101,7 @@ def run(args: Any) -> bool:
                 continue
             all_rows += rows
             done += 1
+        prepare_video.write_rejected(out, refused)
         sheets = sheet.write_sheets(out, all_rows, _PAGES) if all_rows else []
     print(f"{len(all_rows)} people in {done} of {count} films.")
     if refused:
@@ -135,6 +120,8 @@ def _separated(
     """Makes the voices and films of the people of a film; the paths as they are there."""
     people = people_of(out, rows)
     wavs = [out / f"{person.name}.wav" for person in people]
+    for wav in wavs:  # a film in DIR itself must not be replaced by what is made of it
+        files.check_kept(wav.with_suffix(".mp4"), [film.path])
     separate(watcher, out / rows[0]["audio"], people, wavs)
     zero = frames.sound_start(film.path)
     for wav in wavs:
@@ -147,13 +134,7 @@ def _parser() -> Any:
     app.add_run(parser)
     parser.add_argument("--input", required=True, nargs="+", metavar="FILM|FOLDER", dest="inputs")
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
-    parser.add_argument("--faces", metavar="CSV", help="boxes or landmarks of another tool")
-    parser.add_argument(
-        "--min_seconds", type=float, default=1.0, help="in view, of a person; default: 1"
-    )
-    parser.add_argument(
-        "--min_face", type=float, default=0.12, help="of the picture's short side; default: 0.12"
-    )
+    prepare_video.add_looks(parser, seconds=1.0)
     return parser
 
 

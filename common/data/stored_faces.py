@@ -7,6 +7,7 @@ are paths at the same time: they pickle as such, and an index costs no reading o
 import dataclasses
 import os
 import pathlib
+import threading
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from common.data.embedded import visemes
 
 MOUTH_SIZE, FACE_SIZE = 96, 224
 _BLOCK = 25  # pictures a block of the file: a second
+# NumPy reads headers with `ast`, which fails in threads (Python 3.11, gh-106905).
+_HEADERS = threading.Lock()
 _UNEQUAL = 5  # pictures by which mouth and sound may differ in length
 
 
@@ -112,7 +115,7 @@ class Mouths:
     def _read(self, part: slice | None) -> Any:
         """Some pictures, or with None the shape of all."""
         if self.path.endswith((".npz", ".npy")):
-            with pathlib.Path(self.path).open("rb") as file:
+            with pathlib.Path(self.path).open("rb") as file, _HEADERS:
                 stored = np.load(file)
                 return self._taken(stored["data"] if self.path.endswith("z") else stored, part)
         h5py = _h5py()
@@ -133,16 +136,6 @@ class Mouths:
             size = " x ".join(map(str, shape))
             raise ValueError(f"{stored.dtype} of {size}, not uint8 of n x 96 x 96")
         return shape if part is None else np.asarray(stored[part])
-
-
-def frames_at(mouths: Any, start: int, count: int) -> UInt8[np.ndarray, "count 96 96"]:
-    """`count` pictures from `start` on, of an array or of `Mouths`; behind the last it is held."""
-    there = len(mouths)
-    if start < 0 or count < 1 or not there:
-        raise ValueError(f"pictures {start} to {start + count} of {there}")
-    first = min(start, there - 1)
-    found = np.asarray(mouths[first : min(start + count, there)])
-    return found[np.minimum(np.arange(count), len(found) - 1)]
 
 
 def write_portraits(path: pathlib.Path, pictures: UInt8[np.ndarray, "k h w 3"]) -> None:

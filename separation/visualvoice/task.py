@@ -1,6 +1,7 @@
 """VisualVoice as a task: the losses of three clips, and extraction of whom one sees."""
 
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from separation import extraction, films, modes
 from separation import metrics as separation_metrics
 from separation.visualvoice import config as config_lib
 from separation.visualvoice import losses, network, pictures
+
+log = logging.getLogger(__name__)
 
 
 class VisualVoiceTask(extraction.SeparationTask):
@@ -34,8 +37,7 @@ class VisualVoiceTask(extraction.SeparationTask):
         return sections.build(losses.LossConfig, self.config.loss.visualvoice)
 
     def init(self, key: Key[Array, ""]) -> state.Variables:
-        """Fresh variables. By shapes alone: of a network of constants XLA folds all it can, for
-        minutes."""
+        """Fresh variables, of shapes alone: the network itself is not compiled for them."""
         people, samples = self.sizes.together if self.sizes.cue_size else 1, 8000
         frames = -(-samples // (self.sizes.sample_rate_hz // films.FRAMES_PER_SECOND))
         mouth = (1, people, frames, pictures.MOUTH_SIZE, pictures.MOUTH_SIZE)
@@ -52,17 +54,28 @@ class VisualVoiceTask(extraction.SeparationTask):
     def adopt(
         self, fresh: state.Variables, found: state.Variables, meta: Mapping[str, Any]
     ) -> state.Variables:
-        """The networks that fit, of lips, faces and voices too; the others begin anew."""
+        """The networks that fit, of lips, faces and voices too; the others begin anew, by name.
+
+        Raises UserError where none does.
+        """
         del meta
-        shapes = functools.partial(jax.tree.map, jnp.shape)
+
+        def shapes(variables: state.Variables, part: str) -> Any:
+            return {n: jax.tree.map(jnp.shape, tree.get(part)) for n, tree in variables.items()}
+
+        parts = list(fresh["params"])
+        fit = [part for part in parts if shapes(fresh, part) == shapes(found, part)]
+        if not fit:
+            raise errors.UserError(
+                f"config.init_from: that run has none of this one's networks ({', '.join(parts)}) "
+                "in the same sizes."
+            )
+        if len(fit) < len(parts):
+            others = ", ".join(part for part in parts if part not in fit)
+            log.info("That run has no such networks, or others: these begin anew: %s.", others)
         return {
-            name: {
-                part: found[name][part]
-                if part in found[name] and shapes(found[name][part]) == shapes(tree)
-                else tree
-                for part, tree in parts.items()
-            }
-            for name, parts in fresh.items()
+            name: {part: (found if part in fit else fresh)[name][part] for part in tree}
+            for name, tree in fresh.items()
         }
 
     def loss(
@@ -70,18 +83,19 @@ class VisualVoiceTask(extraction.SeparationTask):
     ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
         del step
         keys = parallel.row_keys(jax.random.key(0) if key is None else key, batch["row"])
-        clips = [batch["sources"][:, :, 0], batch["enrolment"], self._other(batch)]
+        sources = batch["sources"]
+        clips = [sources[:, :, 0], batch["enrolment"], sources[:, :, 1]]
         lengths = jnp.minimum(batch["sources_lengths"], batch["enrolment_lengths"])
         least = min(clip.shape[1] for clip in clips)
         audio = jnp.stack([clip[:, :least] for clip in clips], axis=1)
         frames = -(-least // (self.sizes.sample_rate_hz // films.FRAMES_PER_SECOND))
         mouth = mouth_seen = face = face_seen = None
-        names = ("", "enrolment_", "other_")[: 1 + self.sizes.voices]
+        drawn = keys if train else None
         if self.sizes.lip:
-            mouth, mouth_seen = self._mouths(batch, names, frames, keys if train else None)
+            names = ("", "enrolment_", "other_")
+            mouth, mouth_seen = self._mouths(batch, names, frames, drawn)
         if self.sizes.face:
-            names = ("", "other_")[: self.sizes.voices]
-            face, face_seen = self._faces(batch, names, keys if train else None)
+            face, face_seen = self._faces(batch, ("", "other_"), drawn)
         terms, new_state = self.model.apply(
             variables,
             audio,
@@ -95,11 +109,6 @@ class VisualVoiceTask(extraction.SeparationTask):
             mutable=[name for name in variables if name != "params"],
         )
         return terms, ({"audio_seconds": self._seconds(batch)}, new_state)
-
-    def _other(self, batch: Batch) -> Float[Array, "b t"]:
-        """What A1 and A2 are mixed with: the other voice, in enhancement all of the noise."""
-        sources = batch["sources"]
-        return jnp.sum(sources[:, :, 1:], axis=2) if self.sizes.enhancement else sources[:, :, 1]
 
     def _mouths(
         self, batch: Batch, names: tuple[str, ...], frames: int | None, keys: Any
@@ -170,14 +179,18 @@ def make_sizes(config: Any) -> config_lib.VisualVoiceConfig:
         )
     except ValueError as error:
         raise errors.UserError(f"config.model.visualvoice: {error}") from error
+    if sizes.enhancement:
+        raise errors.UserError(
+            "config.model.visualvoice.enhancement=True: there are no mixtures of one voice with "
+            "noise alone to train it on (config.mixing.interferers is 1 at least)."
+        )
     mixing = config.mixing
     wrong = {
         "absent": (mixing.absent, 0.0),
         "overlap": (tuple(mixing.overlap), (1.0, 1.0)),
         "noisy_enrolment": (mixing.noisy_enrolment, 0.0),
+        "interferers": (tuple(mixing.interferers), (1, 1)),
     }
-    if not sizes.enhancement:
-        wrong["interferers"] = (tuple(mixing.interferers), (1, 1))
     for name, (found, needed) in wrong.items():
         if found != needed:
             raise errors.UserError(

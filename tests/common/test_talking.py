@@ -74,7 +74,9 @@ def test_same_bytes_for_any_number_of_workers(cache, tmp_path):
 
 def test_portraits_alone_are_the_same(cache, source):
     """Without the films, in a folder of their own."""
-    alone = talking.Portraits("train", TINY, cache, num_workers=1, progress=False)
+    corpus = source.speech.folder.parent
+    drawn = talking.draw(corpus, mouths=False, num_workers=1, progress=False)
+    alone = talking.Portraits(drawn / "train")
     assert alone.folder != source.folder
     assert not list(alone.folder.glob("mouths*"))
     again = pickle.loads(pickle.dumps(alone))

@@ -159,9 +159,6 @@ def test_mouths_are_read_from_npz_too_and_refuse_what_they_are_not(tmp_path):
         np.testing.assert_array_equal(read[key], mouth(1)[key])
     with pytest.raises(IndexError):
         read[np.array([30])]
-    np.testing.assert_array_equal(
-        stored_faces.frames_at(mouth(1), 28, 4), mouth(1)[[28, 29, 29, 29]]
-    )
 
 
 def test_bad_names_and_lists_say_what_to_do(root):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from common import workdir
+from common import errors, workdir
 from common.audio import io
 from common.video import muxing
 from configs.separation import audiovisual_quickstart
@@ -64,6 +64,7 @@ def test_everybody_in_view_gets_a_voice_and_a_film(tmp_path, run):
     for word in ("empty", "text"):
         assert word in said.err
     assert (out / "sheet-01.png").is_file()
+    assert (out / "rejected.tsv").read_text().count("\n") == 3
     mixture = io.load_audio(film, sample_rate_hz=16_000)
     for number, mouth in ((1, one), (2, two)):
         voice, rate = soundfile.read(out / f"pair~{number}.wav", dtype="float32")
@@ -86,9 +87,27 @@ def test_all_that_was_asked_for_is_there(tmp_path, run):
     assert code == 0
     assert not said.err.count("Not separated")
     assert {path.name for path in (tmp_path / "out").glob("one*")} == {"one.wav", "one.mp4"}
-    code, said = run("--input", tmp_path / "nothing", "--out", tmp_path / "out")
+    other = table(tmp_path / "other.csv", boxes("one", 60, 120))
+    with pytest.raises(errors.UserError, match="prepared in another way; what differs: finder"):
+        separate_video.run(arguments(film, tmp_path / "out", other))
+    code, said = run("--input", tmp_path / "nothing", "--out", tmp_path / "empty")
     assert code == 1
     assert "nothing" in said.err
+
+
+def arguments(film, out, faces):
+    words = ["--workdir=none", f"--input={film}", f"--out={out}", f"--faces={faces}"]
+    return separate_video._parser().parse_args(words)
+
+
+def test_a_film_is_never_replaced_by_its_voice(tmp_path, run):
+    """DIR is where the film lies, and one person in view has its name."""
+    film = encode(tmp_path / "one.mp4", scene((drawing("one"), 60, 120)))
+    before = film.read_bytes()
+    csv = table(tmp_path / "faces.csv", boxes("one", 60, 120))
+    with pytest.raises(errors.UserError, match="would be replaced by what is made of it"):
+        separate_video.run(arguments(film, tmp_path, csv))
+    assert film.read_bytes() == before
 
 
 def test_the_sound_of_a_film_begins_where_it_did(tmp_path):

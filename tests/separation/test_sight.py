@@ -216,6 +216,11 @@ def test_modes_of_the_cues_that_there_are():
     assert list(modes.table(settings())) == list(modes.SEEN)
     of_faces = modes.table(settings(**{"sight.lips": False}))
     assert list(of_faces) == ["given", "face", "voice", "none"]
+    alone = settings(**{"model.kind": "visualvoice", "model.visualvoice.lip": False,
+                        "model.visualvoice.face": False})  # fmt: skip
+    assert {n: m.words for n, m in modes.table(alone).items()} == {
+        "given": "without any cue, the better of both voices"
+    }
     assert list(modes.table(settings(modes=("given", "none", "lips")))) == ["given", "lips", "none"]
 
 

@@ -9,8 +9,8 @@ version of the drawings each split has
     faces.jsonl      a line a speaker: what the voice has, and every factor of the face (faces.py)
 
 Frame k shows the middle of the samples from 640 k to 640 (k + 1) at 16 kHz; the last frame may
-stand for fewer. `Portraits("train")` draws the portraits alone, in a folder of their own. Drawings,
-not people: results on them have to be labelled so.
+stand for fewer. `draw(corpus, mouths=False)` draws the portraits alone, in a folder of their own,
+which `Portraits` reads. Drawings, not people: results on them have to be labelled so.
 """
 
 import dataclasses
@@ -219,42 +219,16 @@ class Stored:
             ) from error
 
 
+@dataclasses.dataclass(frozen=True)
 class Portraits:
-    """The portraits of the voices of one split, by speaker; see `TalkingFaces` for its arguments.
+    """The portraits of the voices of one split, by speaker: a split's part of what `draw` made."""
 
-    It pickles as a path.
-    """
-
-    def __init__(
-        self,
-        split: str,
-        settings: embedded.CorpusSettings | None = None,
-        cache: pathlib.Path | None = None,
-        *,
-        num_workers: int | None = None,
-        progress: bool = True,
-    ) -> None:
-        speech = embedded.EmbeddedCorpus(
-            split, settings, cache, num_workers=num_workers, progress=progress
-        )
-        corpus = speech.folder.parent
-        drawn = draw(corpus, mouths=False, num_workers=num_workers, progress=progress)
-        self.folder = drawn / split
-
-    @classmethod
-    def at(cls, folder: pathlib.Path) -> "Portraits":
-        """Those of a folder that `draw` made, e.g. folder/train."""
-        portraits = cls.__new__(cls)
-        portraits.folder = folder
-        return portraits
+    folder: pathlib.Path
 
     @property
     def fingerprint(self) -> str:
         """Changes when the pictures do."""
         return f"{self.folder.parent.name}/{self.folder.name}"
-
-    def __getstate__(self) -> dict:
-        return {"folder": self.folder}
 
     @functools.cached_property
     def lines(self) -> dict[str, dict]:
@@ -313,7 +287,7 @@ class TalkingFaces:
 
     @functools.cached_property
     def _portraits(self) -> Portraits:
-        return Portraits.at(self.folder)
+        return Portraits(self.folder)
 
     @property
     def speakers(self) -> dict[str, dict]:

@@ -150,11 +150,26 @@ def test_settings_that_do_not_go_together(tmp_path):
     for changes, message in (
         ({"mixing.absent": 0.1}, r"config\.mixing\.absent=0\.1, but VisualVoice is trained on"),
         ({"mixing.interferers": (1, 2)}, r"config\.mixing\.interferers"),
+        ({"model.visualvoice.enhancement": True}, r"enhancement=True: there are no mixtures of"),
         ({"model.visualvoice.num_fft": 100}, r"config\.model\.visualvoice: num_fft=100"),
         ({"loss.visualvoice.mask": 0.0}, r"config\.loss: mask=0\.0"),
     ):
         with pytest.raises(errors.UserError, match=message):
             make(tmp_path, **changes)
+
+
+def test_another_runs_networks_are_taken_where_they_fit(tmp_path, caplog):
+    made, count = make(tmp_path), jnp.zeros(3)
+    fresh = {"params": {"unet": {"a": count}, "lip_net": {"b": count}}, "batch_stats": {"unet": {}}}
+    found = {"params": {"unet": {"a": count + 1}, "lip_net": {"b": jnp.zeros(4)}},
+             "batch_stats": {"unet": {}}}  # fmt: skip
+    with caplog.at_level("INFO"):
+        taken = made.adopt(fresh, found, {})
+    np.testing.assert_array_equal(taken["params"]["unet"]["a"], 1)
+    assert taken["params"]["lip_net"] is fresh["params"]["lip_net"]
+    assert "these begin anew: lip_net" in caplog.text
+    with pytest.raises(errors.UserError, match=r"has none of this one's networks \(unet, lip_net"):
+        made.adopt(fresh, {"params": {"extractor": {}}}, {})
 
 
 @pytest.mark.slow
