@@ -182,13 +182,14 @@ def test_from_the_command_to_scores(tmp_path):
     said = commands.run("separation.main", f"--workdir={run}", "--mode=evaluate").stdout
     for mode in ("with all cues", "by lips alone", "by a face alone", "the other's lips"):
         assert mode in said
-    scored = ("separation.evaluate", f"--workdir={run}", "--seconds=1")
-    commands.run(*scored, "--pairs=2")
+    scored = ("separation.evaluate", f"--workdir={run}")
+    commands.run(*scored, "--pairs=2", "--seconds=1")
     folder = run / "results" / "pairs"
     text = (folder / "pairs-dev.csv").read_text()
     assert len(text.splitlines()) == 5
     listed = f"--list={folder / 'pairs-dev.tsv'}"
     commands.run(*scored, listed, f"--out={tmp_path / 'again'}")
     assert (tmp_path / "again" / "pairs-dev.csv").read_text() == text
+    assert "--seed is of drawn pairs" in commands.message(*scored, listed, "--seed=1")
     assert "ORACLE GAIN" in commands.run(*scored, listed, "--oracle_gain").stdout
     assert (folder / "pairs-dev.txt").read_text().count("mean sdri") == 2
