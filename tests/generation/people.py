@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from common import parallel, trainer, workdir
-from common.data import classes, records, splits
+from common.data import classes, pipeline, records, splits
 from configs.generation import quickstart
 from generation import images, paired
 from generation import task as generation_task
@@ -110,7 +110,7 @@ def trained(task, steps: int, devices: int = 1):
     mesh = parallel.make_mesh(jax.devices()[:devices])
     state = parallel.place(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
     step = trainer.make_train_step(task, task.config, mesh)
-    batches = iter(task.train_data())
-    for _ in range(steps):
-        state, sums = step(state, parallel.global_batch(next(batches), mesh))
+    with pipeline.opened(task.train_data()) as batches:  # its readers would go on for ever
+        for _ in range(steps):
+            state, sums = step(state, parallel.global_batch(next(batches), mesh))
     return jax.device_get(state), jax.device_get(sums)
