@@ -130,26 +130,48 @@ def done(cell: Cell) -> list[str]:
         return json.loads(path.read_text())["done"]
 
 
-class Workers:
-    """Processes, one a slot at once; a slot is what its processes have more in the environment."""
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """What one process at a time has to itself.
 
-    def __init__(self, slots: Sequence[Mapping[str, str]]) -> None:
-        self._slots: queue.Queue[Mapping[str, str]] = queue.Queue()
+    `environ` is added to its environment; `cores` are those it runs on (none named: any).
+    """
+
+    environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cores: frozenset[int] = frozenset()
+
+
+def shares(jobs: int) -> list[Slot]:
+    """A slot a job; where each can have cores of its own, those.
+
+    Processes that share cores wait for each other at the end of every product.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return [
+        Slot(cores=frozenset(cores[k::jobs] if 1 < jobs <= len(cores) else ())) for k in range(jobs)
+    ]
+
+
+class Workers:
+    """Processes, one a slot at once."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._slots: queue.Queue[Slot] = queue.Queue()
         self._running: set[subprocess.Popen] = set()
         self._stopped = threading.Event()
         for slot in slots:
             self._slots.put(slot)
 
     @contextlib.contextmanager
-    def slot(self) -> Iterator[dict[str, str]]:
-        """The environment of a process that may begin now."""
+    def slot(self) -> Iterator[Slot]:
+        """One that no process has now."""
         own = self._slots.get()
         try:
-            yield {**os.environ, **own}
+            yield own
         finally:
             self._slots.put(own)
 
-    def call(self, words: Sequence[str], log_file: pathlib.Path, env: Mapping[str, str]) -> int:
+    def call(self, words: Sequence[str], log_file: pathlib.Path, slot: Slot) -> int:
         """The exit code of `python -m words`; what it says is appended to a file."""
         if self._stopped.is_set():
             return -signal.SIGTERM
@@ -157,7 +179,10 @@ class Workers:
             out.write(f"\n$ python -m {' '.join(words)}\n")
             out.flush()
             command = [sys.executable, "-m", *words]
+            env = {**os.environ, **slot.environ}
             with subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
+                if slot.cores:  # before it has threads, which have the cores of their parent
+                    os.sched_setaffinity(process.pid, slot.cores)
                 self._running.add(process)
                 code = process.wait()
                 self._running.discard(process)
@@ -177,14 +202,14 @@ class Workers:
 def work(cell: Cell, wanted: Sequence[Stage], workers: Workers) -> str | None:
     """Those stages of a cell that are not done; what went wrong, or None."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    with workers.slot() as env:
+    with workers.slot() as slot:
         for stage in wanted:
             behind = done(cell)
             if stage.name in behind or workers.stopped:
                 continue
             log.info("%s, seed %d: %s.", cell.name, cell.seed, stage.name)
             log_file = cell.folder / "study.log"
-            code = workers.call(stage.words, log_file, env)
+            code = workers.call(stage.words, log_file, slot)
             if workers.stopped:
                 return None
             if code not in stage.codes or not any(cell.folder.glob(stage.leaves)):
@@ -270,7 +295,9 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--equal", choices=("params", "macs", "none"), default="params")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at once, on the same devices")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="cells at once; on CPUs each has its share of the cores"
+    )
     parser.add_argument("--gpus", nargs="+", type=int, help="numbers: one cell at once on each")
     parser.add_argument("--checkpoints", type=int, default=4, help="of each run, looked at")
     parser.add_argument("--points", type=int, default=11, help="of a landscape's axis")
@@ -300,7 +327,8 @@ def _run(args: argparse.Namespace) -> None:
     for cell in wanted:  # a form that has no such widths is said before hours of training
         settings(config, cell, args.equal, interval(config, args.checkpoints))
     check(folder, args, config)
-    slots = [{"CUDA_VISIBLE_DEVICES": str(k)} for k in args.gpus or ()] or [{}] * args.jobs
+    gpus = [Slot({"CUDA_VISIBLE_DEVICES": str(k)}) for k in args.gpus or ()]
+    slots = gpus or shares(args.jobs)
     workers = Workers(slots)
     signal.signal(signal.SIGTERM, lambda *_: workers.stop())
     with workdir.Lock(folder):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 
 import numpy as np
@@ -49,10 +50,10 @@ class Workers(study.Workers):
     """Writes what was to be called into a list; one word fails."""
 
     def __init__(self, fail="", empty=False):
-        super().__init__([{}])
+        super().__init__([study.Slot()])
         self.calls, self.fail, self.empty = [], fail, empty
 
-    def call(self, words, log_file, env):
+    def call(self, words, log_file, slot):
         self.calls.append(" ".join(words))
         log_file.write_text("first line\nthe reason\n")
         if "--mode=attribution" in words and not self.empty:
@@ -93,10 +94,10 @@ class Trainings(Workers):
         super().__init__()
         self.reports = []
 
-    def call(self, words, log_file, env):
+    def call(self, words, log_file, slot):
         report = log_file.parents[1] / "report.html"
         self.reports.append(report.read_text() if report.exists() else "")
-        code = super().call(words, log_file, env)
+        code = super().call(words, log_file, slot)
         if not any(word.startswith("--config=") for word in words):
             return code
         if log_file.parent.name == "dense_log_mel.1":
@@ -137,15 +138,23 @@ def test_all_are_trained_before_any_is_looked_into(tmp_path):
 
 def test_a_process_and_its_end(tmp_path):
     """What it says is kept, and nothing begins after a stop."""
-    workers = study.Workers([{"STUDY_TEST": "7"}])
+    core = min(os.sched_getaffinity(0))
+    workers = study.Workers([study.Slot({"STUDY_TEST": "7"}, frozenset({core}))])
     log_file = tmp_path / "log"
-    with workers.slot() as env:
-        assert env["STUDY_TEST"] == "7"
-        assert workers.call(["timeit", "-n1", "-r1", "print('said')"], log_file, env) == 0
-        assert "said" in log_file.read_text()
+    said = "import os; print(os.environ['STUDY_TEST'], os.sched_getaffinity(0))"
+    with workers.slot() as slot:
+        assert workers.call(["timeit", "-n1", "-r1", said], log_file, slot) == 0
+        assert f"7 {{{core}}}" in log_file.read_text()
         workers.stop()
-        assert workers.call(["timeit"], log_file, env) != 0
+        assert workers.call(["timeit"], log_file, slot) != 0
     assert sys.executable
+
+
+def test_jobs_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4, 6, 7}, raising=False)
+    assert [slot.cores for slot in study.shares(2)] == [{0, 4, 7}, {1, 6}]
+    assert [slot.cores for slot in study.shares(1)] == [set()]  # all, as without us
+    assert [slot.cores for slot in study.shares(6)] == [set()] * 6
 
 
 def write_run(folder, cell, seed, wer, sharp, largest, step=30):
