@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import soxr
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Num, UInt8
 
 from common import errors, trained
 from common.audio import io
 from common.data import splits
-from separation import causal, hops, model, self_enrolment
+from separation import causal, hops, lips, model, self_enrolment
 from separation import cue as cue_lib
 from separation import task as separation_task
 
@@ -42,6 +42,10 @@ class Stream:
     when enough of a voice came out alone (`self_enrolment.SECONDS`), for that of it. At which hop
     does not hang on the sizes of the chunks.
 
+    To a network that sees lips `show` gives the pictures of the mouth, 25 a second from the first
+    sample on, each before the sound that goes on behind its middle (`lips.Watched`). Sound for
+    which there is no picture yet is heard without.
+
     Attributes:
         enrolled_at: samples that were given back before the cue was changed; None: it was not.
     """
@@ -63,6 +67,17 @@ class Stream:
         heard = self._listen if self_enroll else None
         self._hops = hops.Hops(extractor.hop_size, extractor.delay_samples, strength, heard)
         self._state = enhancer.start(cue)
+        self._lips = enhancer.watched()
+
+    def show(self, mouth: UInt8[np.ndarray, "h w"] | None) -> None:
+        """The next picture; None: the mouth is not in view. Raises UserError in a network that sees
+        no lips, and for another size."""
+        if self._lips is None:
+            raise errors.UserError(
+                "This network sees no lips: train one with config.sight.lips=True "
+                "(configs/separation/audiovisual_quickstart.py)."
+            )
+        self._lips.show(mouth)
 
     def __call__(self, chunk: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
         """Raises io.AudioError for samples that are NaN or infinite; the stream is as it was."""
@@ -85,7 +100,8 @@ class Stream:
         return np.concatenate(parts)
 
     def _stepped(self, audio: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-        self._state, out = self._enhancer.step(self._state, audio[None])
+        motion = None if self._lips is None else self._lips.at_hops(len(audio))
+        self._state, out = self._enhancer.step(self._state, audio[None], motion)
         return np.asarray(out)[0]
 
     def _listen(self, mixture: Float[np.ndarray, "m"], voice: Float[np.ndarray, "m"]) -> None:
@@ -122,6 +138,8 @@ class Enhancer:
         apply = self._net.apply
         self._extract = jax.jit(lambda v, *x: apply(v, *x, method="extract"))
         self._encode = jax.jit(lambda v, *x: apply(v, *x, method="cue"))
+        self._look = jax.jit(lambda v, *x: apply(v, *x, method="motion"))
+        self._know_face = jax.jit(lambda v, *x: apply(v, *x, method="looks"))
         self._apply_step = jax.jit(self.pure_step, donate_argnums=1)
         self._apply_cue = jax.jit(self.pure_with_cue, donate_argnums=1)
 
@@ -155,10 +173,14 @@ class Enhancer:
         return self._variables
 
     def pure_step(
-        self, variables: Any, state: Any, chunk: Float[Array, "b t"]
+        self,
+        variables: Any,
+        state: Any,
+        chunk: Float[Array, "b t"],
+        motion: Float[Array, "b k d"] | None = None,
     ) -> tuple[Any, Float[Array, "b t"]]:
         """`step` as a pure function, to be a part of others."""
-        return self._net.apply(variables, state, chunk, method="step")
+        return self._net.apply(variables, state, chunk, motion, method="step")
 
     def pure_with_cue(self, variables: Any, state: Any, cue: Float[Array, "b c"]) -> Any:
         """`with_cue` as a pure function."""
@@ -168,9 +190,38 @@ class Enhancer:
         """The state of a new stream for the voice of a cue."""
         return self.with_cue(self.extractor.initial_state(len(cue)), cue)
 
-    def step(self, state: Any, chunk: Float[np.ndarray, "b t"]) -> tuple[Any, Float[Array, "b t"]]:
+    def step(
+        self,
+        state: Any,
+        chunk: Float[np.ndarray, "b t"],
+        motion: Float[np.ndarray, "b k d"] | None = None,
+    ) -> tuple[Any, Float[Array, "b t"]]:
         """See `causal.CausalExtractor.step`. The memory of `state` is used again."""
-        return self._apply_step(self._variables, state, chunk)
+        return self._apply_step(self._variables, state, chunk, motion)
+
+    def watched(self) -> lips.Watched | None:
+        """The lips of a new stream; None in a network that sees none."""
+        if self._net.lips is None:
+            return None
+        look = functools.partial(self._look, self._variables)
+        return lips.Watched(
+            look, self._net.lips.config, self.extractor.hop_size, self.sample_rate_hz
+        )
+
+    @property
+    def sees_face(self) -> bool:
+        """Whether portraits say something to the network."""
+        return self._net.faces is not None
+
+    def with_face(
+        self, cue: Float[Array, "1 c"], face: UInt8[np.ndarray, "k 224 224 3"]
+    ) -> Float[Array, "1 c"]:
+        """A cue and what portraits say. Raises UserError in a network that sees no faces."""
+        if not self.sees_face:
+            raise errors.UserError("This network sees no faces: config.sight.face is False.")
+        shown = face[: self._net.faces.config.pictures][None]
+        there = np.ones(shown.shape[:2], bool)
+        return cue + self._know_face(self._variables, shown, there)
 
     def with_cue(self, state: Any, cue: Float[Array, "b c"]) -> Any:
         """`state` with another cue from here on. Its memory is used again."""
@@ -227,12 +278,19 @@ class Enhancer:
         rate: int | None = None,
         strength: float = 1.0,
         self_enroll: bool = False,
+        face: UInt8[np.ndarray, "k 224 224 3"] | None = None,
     ) -> Stream:
-        """A new stream for the voice of an enrolment. Raises UserError if the network cannot, or
-        where an enrolment is given and the voice is to enrol itself."""
+        """A new stream for the voice of an enrolment, of a face, of lips that it will be shown.
+
+        Raises UserError if the network cannot, or where an enrolment is given and the voice is to
+        enrol itself.
+        """
         self.check_streams()
         _check_one(enrolment, self_enroll)
-        return Stream(self, self.cue(enrolment, rate), strength, self_enroll)
+        cue = self.cue(enrolment, rate)
+        if face is not None:
+            cue = self.with_face(cue, face)
+        return Stream(self, cue, strength, self_enroll)
 
     def __call__(
         self,

@@ -1,9 +1,12 @@
 """A voice out of what a microphone hears, at once.
 
     python -m separation.live --workdir=runs/separation --enroll=ann.wav [--input=I --output=O]
+    python -m separation.live --workdir=runs/seen --prepared=DIR --person=ID --output=voice.wav
     python -m separation.live --list
 
 --input and --output are devices of the list, by number or a part of the name, or both WAV files.
+Somebody in a film that separation.prepare_video prepared in DIR (a line of its manifest.tsv) is
+heard and seen as if live: sound and lips come hop by hop, and the portraits are known.
 Use headphones. What is lost shows as xruns: blocks that came too late to be played, or could not be
 heard in time. Needs the package sounddevice and the library PortAudio (files do not).
 """
@@ -19,7 +22,9 @@ from jaxtyping import Float
 
 from common import app, errors, files
 from common.audio import io
+from common.data import prepared_films, records
 from separation import enhancer as enhancer_lib
+from separation import sight
 
 _SPARE_HOPS = 2  # that are played behind, so that one late hop is not heard
 _MOST_WAITING = 64  # hops heard and not yet extracted; more are lost
@@ -125,20 +130,73 @@ def play(
         raise errors.UserError(f"No sound device: {error}. --list shows what there is.") from error
 
 
-def convert(network: enhancer_lib.Enhancer, stream: enhancer_lib.Stream, args: Any) -> None:
+def person_of(folder: pathlib.Path, name: str) -> records.Record:
+    """Somebody in a prepared film. Raises UserError, records.DataError."""
+    people = prepared_films.PreparedFilms(folder)
+    for record in map(people.__getitem__, range(len(people))):
+        if record["id"] == name:
+            if "problem" in record:
+                raise errors.UserError(f"{folder}: {name}: {record['problem']}.")
+            return record
+    some = ", ".join(people[k]["id"] for k in range(min(5, len(people))))
+    raise errors.UserError(f"--person={name}: nobody in {folder} is called that; there are {some}.")
+
+
+def convert(
+    network: enhancer_lib.Enhancer,
+    stream: enhancer_lib.Stream,
+    args: Any,
+    person: records.Record | None,
+) -> None:
     """From file to file, hop by hop as if live, as fast as it goes."""
     output = pathlib.Path(args.output)
+    source = {"audio": args.input} if person is None else person
     files.check_output(output)
-    files.check_kept(output, (args.input, *(args.enroll or ())))
+    files.check_kept(output, (source["audio"], *(args.enroll or ())))
     rate, hop = network.sample_rate_hz, network.extractor.hop_size
-    audio = io.load_audio(args.input, sample_rate_hz=rate, channel=network.channel)
+    audio = io.load_audio(
+        source["audio"],
+        sample_rate_hz=rate,
+        channel=network.channel,
+        start=source.get("start", 0.0),
+        duration=source.get("duration"),
+    )
     audio = audio[: round(min(args.seconds, len(audio) / rate) * rate)]
-    started = time.perf_counter()
-    parts = [stream(audio[first : first + hop]) for first in range(0, len(audio), hop)]
+    mouth = iter(()) if person is None else iter(np.asarray(person["video"]))
+    started, parts, shown = time.perf_counter(), [], 0
+    for first in range(0, len(audio), hop):
+        while shown <= sight.latest_picture(first + hop, rate):
+            shown += 1
+            if (picture := next(mouth, None)) is not None:
+                stream.show(picture)
+        parts.append(stream(audio[first : first + hop]))
     voice = np.concatenate([*parts, stream.flush()])
     io.write_wav(args.output, voice, rate)
     factor = (time.perf_counter() - started) / (len(audio) / rate)
     print(f"{args.output}: {len(audio) / rate:.1f} s, real-time factor {factor:.3f}")
+
+
+def _person(args: Any) -> records.Record | None:
+    """Who of --prepared is heard and seen."""
+    if (args.prepared is None) != (args.person is None):
+        raise errors.UserError("--prepared and --person go together.")
+    if args.prepared is None:
+        return None
+    if args.input:
+        raise errors.UserError("--input: with --person the sound is that of the film.")
+    return person_of(args.prepared, args.person)
+
+
+def _are_files(args: Any) -> bool:
+    """Whether there is no device."""
+    input_is, output_is = (
+        bool(x) and x.lower().endswith(".wav") for x in (args.input, args.output)
+    )
+    if args.person is not None and not output_is:
+        raise errors.UserError("--output: with --person give a WAV file.")
+    if args.person is None and input_is != output_is:
+        raise errors.UserError("--input and --output are both WAV files, or both devices.")
+    return output_is
 
 
 def main() -> None:
@@ -152,6 +210,10 @@ def main() -> None:
     parser.add_argument(
         "--self-enroll", action="store_true", help="the loudest voice, known by its own sound"
     )
+    parser.add_argument(
+        "--prepared", type=pathlib.Path, metavar="DIR", help="films of separation.prepare_video"
+    )
+    parser.add_argument("--person", metavar="ID", help="who of --prepared is heard and seen")
     parser.add_argument("--input", help="a device, or a WAV file; default: the system's")
     parser.add_argument("--output", help="a device, or a WAV file; default: the system's")
     parser.add_argument("--list", action="store_true", help="shows the devices")
@@ -171,15 +233,17 @@ def main() -> None:
             raise errors.UserError(f"--dry={args.dry:g} is not from 0 to 1.")
         if not args.seconds > 0:
             raise errors.UserError(f"--seconds={args.seconds:g} must be positive.")
-        are_files = [bool(x) and x.lower().endswith(".wav") for x in (args.input, args.output)]
-        if any(are_files) and not all(are_files):
-            raise errors.UserError("--input and --output are both WAV files, or both devices.")
-        found = None if all(are_files) else devices()
+        person, from_files = _person(args), _are_files(args)
+        found = None if from_files else devices()
         network = enhancer_lib.load(args.workdir, step=args.checkpoint)
-        stream = network.stream(args.enroll, strength=1 - args.dry, self_enroll=args.self_enroll)
+        face = np.asarray(person["face"]) if person and network.sees_face else None
+        strength = 1 - args.dry
+        stream = network.stream(
+            args.enroll, strength=strength, self_enroll=args.self_enroll, face=face
+        )
         network.compile()
         if found is None:
-            convert(network, stream, args)
+            convert(network, stream, args, person)
         else:
             play(network, stream, args, found)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from common import errors, sections
 from common.nn import marks, masking
@@ -59,13 +59,31 @@ class SeparationNet(nn.Module):
         """See `causal.CausalExtractor.with_cue`."""
         return self.extractor.with_cue(state, cue)
 
-    def step(self, state: Any, chunk: Float[Array, "b t"]) -> tuple[Any, Float[Array, "b t"]]:
-        """See `causal.CausalExtractor.step`. No lips are seen."""
+    def step(
+        self,
+        state: Any,
+        chunk: Float[Array, "b t"],
+        motion: Float[Array, "b k d"] | None = None,
+    ) -> tuple[Any, Float[Array, "b t"]]:
+        """See `causal.CausalExtractor.step`. Without a `motion` no lips are seen."""
         if self.lips is None:
             return self.extractor.step(state, chunk)
-        hop, rate = self.extractor.hop_size, self.extractor.config.sample_rate_hz
-        motion = self.lips.nothing(len(chunk)).at_hops(chunk.shape[1] // hop, hop, rate)
+        if motion is None:
+            hop, rate = self.extractor.hop_size, self.extractor.config.sample_rate_hz
+            motion = self.lips.nothing(len(chunk)).at_hops(chunk.shape[1] // hop, hop, rate)
         return self.extractor.step(state, chunk, motion)
+
+    def motion(
+        self, mouth: UInt8[Array, "b v 96 96"], seen: Bool[Array, "b v"]
+    ) -> Float[Array, "b v d"]:
+        """What `step` is to know of lips, at each picture."""
+        return self.lips(mouth, seen).frames
+
+    def looks(
+        self, face: UInt8[Array, "b k 224 224 3"], seen: Bool[Array, "b k"]
+    ) -> Float[Array, "b c"]:
+        """What portraits add to a cue."""
+        return self.faces(face, seen)
 
     def __call__(
         self,

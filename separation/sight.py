@@ -89,14 +89,21 @@ class Motion(NamedTuple):
     nothing: Float[Array, "d"]
 
     def at_hops(self, count: int, hop_size: int, sample_rate_hz: int) -> Float[Array, "b n d"]:
-        """What is known at the end of each of `count` hops: a picture is of the middle of its 40
-        ms."""
-        grain = sample_rate_hz // films.FRAMES_PER_SECOND
-        latest = (jnp.arange(1, count + 1) * hop_size - grain // 2) // grain
+        """What is known at the end of each of `count` hops."""
+        latest = latest_picture(jnp.arange(1, count + 1) * hop_size, sample_rate_hz)
         b, v, d = self.frames.shape
         nothing = jnp.broadcast_to(self.nothing, (b, 1, d))
         known = jnp.concatenate([nothing, self.frames, nothing], axis=1)
         return known[:, jnp.clip(latest, -1, v) + 1]
+
+
+def latest_picture(samples: Any, sample_rate_hz: int) -> Any:
+    """The number of the newest picture after so many samples: one is of the middle of its 40 ms.
+
+    Below 0: there is none yet.
+    """
+    grain = sample_rate_hz // films.FRAMES_PER_SECOND
+    return (samples - grain // 2) // grain
 
 
 class _Pictures(nn.Module):

@@ -15,9 +15,9 @@ from tests import commands
 RATE_HZ = 16000
 
 
-def make(folder, **changes) -> enhancer.Enhancer:
+def make(folder, configs=quickstart, **changes) -> enhancer.Enhancer:
     """A tiny network as it is before training, without a work directory."""
-    config = quickstart.get_config("debug")
+    config = configs.get_config("debug")
     config.loss.speaker = 0.0  # no training, no speakers
     config.update_from_flattened_dict(changes)
     config = workdir.freeze(config)
