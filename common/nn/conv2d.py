@@ -82,8 +82,10 @@ def _forward(stride, dilation, x, kernel):
 
 def _backward(stride, dilation, residuals, dy):
     x, kernel = residuals
-    taps, channels = kernel.shape[:2], kernel.shape[2]
+    taps, (channels, features) = kernel.shape[:2], kernel.shape[2:]
     few = stride > 1 or channels == 1  # of one channel there is little to do
+    if stride > 1 and _is_cheaper_in_blocks(taps, channels, features, stride):
+        return _blocked_gradients(x, kernel, dy, stride)
     if few or any(size % 2 == 0 for size in taps):
         _, pull = jax.vjp(lambda x: _direct(x, kernel, stride=stride, dilation=dilation), x)
         (dx,) = pull(dy)
@@ -132,6 +134,70 @@ def _strided_kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride:
         seen = jnp.concatenate(under, axis=-1).reshape(-1, taps[1] * c)
         sums.append((seen.T @ dy.reshape(-1, d)).reshape(taps[1], c, d))
     return jnp.stack(sums)
+
+
+def _is_cheaper_in_blocks(taps: tuple[int, int], channels: int, features: int, stride: int) -> bool:
+    """Whether `_blocked_gradients` write less, for each output, than `_strided_kernel_gradient`.
+
+    Both are bound by that where channels are few. Of the first layer of a lip reader, 7 x 7 taps
+    from 5 channels to 8, they take a quarter of the time.
+    """
+    (k, w), (q, r) = taps, (-(-size // stride) for size in taps)
+    return r * features + q * stride * stride * channels < k * w * channels
+
+
+def _blocks(
+    x: Float[Array, "b l f c"], taps: tuple[int, int], stride: int
+) -> Float[Array, "b n g e"]:
+    """x in blocks of stride x stride as channels, of which output (i, j) sees those from (i, j) on.
+
+    So a convolution with a stride is one without, whose kernel has a stride-th of the taps each way
+    (`_taps_of_blocks`).
+    """
+    b, num_frames, num_bins, c = x.shape
+    pads = []
+    for size, count in ((num_frames, taps[0]), (num_bins, taps[1])):
+        left, outputs = _sides(count)[0], -(-size // stride)
+        pads.append((left, stride * (outputs - 1 + -(-count // stride)) - size - left, 0))
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    n, g = x.shape[1] // stride, x.shape[2] // stride
+    x = x.reshape(b, n, stride, g, stride, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, n, g, -1)
+
+
+def _taps_of_blocks(kernel: Float[Array, "k w c d"], stride: int) -> Float[Array, "q r e d"]:
+    """The kernel over `_blocks`; those of its taps that there are not are 0."""
+    k, w, c, d = kernel.shape
+    q, r = -(-k // stride), -(-w // stride)
+    kernel = jnp.pad(kernel, ((0, q * stride - k), (0, r * stride - w), (0, 0), (0, 0)))
+    kernel = kernel.reshape(q, stride, r, stride, c, d).transpose(0, 2, 1, 3, 4, 5)
+    return kernel.reshape(q, r, -1, d)
+
+
+def _blocked_gradients(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, Array]:
+    """Those of a convolution with a stride, as of one over `_blocks`.
+
+    The gradient of x is a convolution without the zeros that a stride sets between outputs. That of
+    the kernel is a product of matrices for each of its rows, between frames of blocks as they lie
+    and dy beside itself, shifted under each tap of a row.
+    """
+    taps = kernel.shape[:2]
+    found, pull_x = jax.vjp(lambda x: _blocks(x, taps, stride), x)
+    wide, pull_kernel = jax.vjp(lambda kernel: _taps_of_blocks(kernel, stride), kernel)
+    (q, r, e, d), n, g = wide.shape, dy.shape[1], found.shape[2]
+    dx = jax.lax.conv_general_dilated(
+        dy,
+        wide[::-1, ::-1].swapaxes(2, 3),
+        (1, 1),
+        [(q - 1, q - 1), (r - 1, r - 1)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    padded = jnp.pad(dy, ((0, 0), (0, 0), (r - 1, r - 1), (0, 0)))
+    shifts = [padded[:, :, r - 1 - tap : r - 1 - tap + g] for tap in range(r)]
+    columns = jnp.concatenate(shifts, axis=-1).reshape(-1, r * d)
+    sums = [found[:, i : i + n].reshape(-1, e).T @ columns for i in range(q)]
+    dwide = jnp.stack(sums).reshape(q, e, r, d).swapaxes(1, 2)
+    return *pull_x(dx), *pull_kernel(dwide)
 
 
 def _tiles(x0: Array, x1: Array, x2: Array, x3: Array) -> tuple[Array, ...]:
