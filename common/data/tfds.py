@@ -37,16 +37,16 @@ _USUAL_FEATURES = {
 _OWN_FEATURES = {"voxceleb": {"speaker": "label"}}
 
 
-class TfdsSource:
-    """Random access to one split of a prepared data set; a record holds int16 samples.
+class TfdsExamples:
+    """Random access to the examples of one split of a prepared data set, decoded by its features.
 
     Args:
       directory: the prepared data set, the folder with dataset_info.json, for instance
         `~/tensorflow_datasets/librispeech/default/2.1.1`; or a folder above it with one such below.
       split: as in tfds, "train" or "train[:10%]".
 
-    Raises records.DataError: no prepared data set there, not ArrayRecord, unknown split, no audio
-    or sampling rate.
+    `sample_rate_hz` is that of an Audio feature, if there is one. Raises records.DataError: no
+    prepared data set there, not ArrayRecord, unknown split.
     """
 
     def __init__(self, directory: str | os.PathLike, split: str):
@@ -54,34 +54,13 @@ class TfdsSource:
         self.split = split
         self.name = f"{self.directory} ({split})"
         self._files = _file_instructions(self.directory, split)
-        self._features, self._sample_rate_hz = _read_features(self.directory)
-        own = _OWN_FEATURES.get(_data_set_name(self.directory), {})
-        self._columns = _choose_features(self.name, list(self._features), own)
-        if "sample_rate" not in self._columns and not self._sample_rate_hz:
-            raise records.DataError(
-                f"{self.name} does not state a sampling rate, by an Audio feature or one called "
-                "sample_rate. Build it with one, or list its files in a manifest."
-            )
+        self.features, self.sample_rate_hz = _read_features(self.directory)
 
     def __len__(self) -> int:
         return sum(instruction.take for instruction in self._files)
 
-    def __getitem__(self, position: int) -> records.Record:
-        example = self._features.deserialize_example_np(self._reader[position])
-        value = {field: example.get(column) for field, column in self._columns.items()}
-        samples, rate = _samples(self.name, value["audio"])
-        record = {
-            "id": _text(value["id"]) if "id" in value else f"{self.split}-{position:07d}",
-            "audio": samples,
-            "sample_rate": int(rate or value.get("sample_rate") or self._sample_rate_hz),
-        }
-        for field in ("text", "speaker"):
-            if value.get(field) not in (None, b"", ""):
-                names = getattr(self._features[self._columns[field]], "names", None)
-                if names and value[field] < 0:  # tfds' sign for "unknown"
-                    continue
-                record[field] = names[value[field]] if names else _text(value[field])
-        return record
+    def __getitem__(self, position: int) -> Mapping[str, Any]:
+        return self.features.deserialize_example_np(self._reader[position])
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_reader"}
@@ -105,6 +84,40 @@ class TfdsSource:
         from array_record.python import array_record_data_source
 
         return array_record_data_source.ArrayRecordDataSource(self._files)
+
+
+class TfdsSource(TfdsExamples):
+    """The recordings of one split (`TfdsExamples`) as records, which hold int16 samples.
+
+    Raises records.DataError also for one without audio or sampling rate.
+    """
+
+    def __init__(self, directory: str | os.PathLike, split: str):
+        super().__init__(directory, split)
+        own = _OWN_FEATURES.get(_data_set_name(self.directory), {})
+        self._columns = _choose_features(self.name, list(self.features), own)
+        if "sample_rate" not in self._columns and not self.sample_rate_hz:
+            raise records.DataError(
+                f"{self.name} does not state a sampling rate, by an Audio feature or one called "
+                "sample_rate. Build it with one, or list its files in a manifest."
+            )
+
+    def __getitem__(self, position: int) -> records.Record:
+        example = super().__getitem__(position)
+        value = {field: example.get(column) for field, column in self._columns.items()}
+        samples, rate = _samples(self.name, value["audio"])
+        record = {
+            "id": _text(value["id"]) if "id" in value else f"{self.split}-{position:07d}",
+            "audio": samples,
+            "sample_rate": int(rate or value.get("sample_rate") or self.sample_rate_hz),
+        }
+        for field in ("text", "speaker"):
+            if value.get(field) not in (None, b"", ""):
+                names = getattr(self.features[self._columns[field]], "names", None)
+                if names and value[field] < 0:  # tfds' sign for "unknown"
+                    continue
+                record[field] = names[value[field]] if names else _text(value[field])
+        return record
 
 
 def prepare(
