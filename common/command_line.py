@@ -112,6 +112,7 @@ def parse(package: Package, modes: Mapping[str, Mode], argv: Sequence[str]) -> O
     _check_use(values, mode)
     base = _base(package, folder, values, mode)
     config, before = _override(base, overrides)
+    config = package.completed(config)
     unfit = [name for name in before if not (mode.trains or package.may_change(name))]
     if unfit:
         raise errors.UserError(

@@ -39,6 +39,8 @@ class Package:
       changeable: settings, or sections, that leave the weights what they are: an evaluation may
         override them. `fixed` are those among them that do not.
       modes: of this task alone, beside those of `common.app`.
+      completed: the config of a command line with what follows from other settings filled in,
+        before anything is built from it or saved.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Package:
     changeable: tuple[str, ...] = ("data", "parallel")
     fixed: tuple[str, ...] = ()
     modes: Mapping[str, Mode] = dataclasses.field(default_factory=dict)
+    completed: Callable[[FrozenConfigDict], FrozenConfigDict] = lambda config: config
 
     def may_change(self, setting: str) -> bool:
         """Whether `setting` ("data.root") can be another one than in training."""

@@ -36,8 +36,8 @@ from common.data.embedded import talking
 
 log = logging.getLogger(__name__)
 
-# Settings that name parts of the data; the last one is of `separation`.
-NAMES = ("data.train", "data.eval", "data.test", "data.lists")
+# Settings that name parts of the data; the last two are of `separation` and `generation`.
+NAMES = ("data.train", "data.eval", "data.test", "data.lists", "data.pool")
 
 EMBEDDED: Mapping[str, Callable[[str, embedded.CorpusSettings], records.Source]] = {
     "embedded": embedded.EmbeddedCorpus,
