@@ -1,5 +1,6 @@
 """Batches of voices with faces: a stretch of a recording, its speaker's picture, another's."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -10,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from common import errors
 from common.audio import io, vad
@@ -62,6 +63,11 @@ class Pairs:
         how = f"{self.faces.identity} {self.samples} {self.independent}"
         return {**self.crops.identity, "faces": how}
 
+    @property
+    def labels(self) -> Int[np.ndarray, "n"]:
+        """The person of each recording."""
+        return self.crops.labels
+
     def __len__(self) -> int:
         return len(self.crops)
 
@@ -77,27 +83,68 @@ class Pairs:
         """Recording i and the two pictures."""
         del lengths
         row = self.audio(i, rng)
-        label, count = int(row["label"]), len(self.names)
-        if rng is None:
-            # Of another stream than the names' order, which may follow the voice.
-            rng, mirrored = np.random.default_rng([zlib.crc32(b"pictures"), i]), False
-        else:
-            mirrored = True
-        other = int(rng.integers(count)) if self.independent else None
-        if other is None:
-            other = (label + 1 + int(rng.integers(count - 1))) % count
-        return {
-            **row,
-            "face": self._face(label, rng, mirrored),
-            "other_face": self._face(other, rng, mirrored),
-            "other_label": np.int32(other),
-        }
+        return {**row, **_pictures(self, i, rng)}
 
-    def _face(self, label: int, rng: np.random.Generator, mirrored: bool) -> np.ndarray:
-        person = self.names[label]
-        number, turned = rng.integers(self.faces.count(person)), rng.integers(2)
-        face = self.faces(person, int(number))
-        return face[:, ::-1] if mirrored and turned else face
+
+@dataclasses.dataclass(frozen=True)
+class Looks:
+    """Pictures with classes and no sound, each with one of another class: `Examples`.
+
+    The keys are those of `Pairs` without "audio"; an epoch has each picture once. With
+    `independent` "other" is of any class.
+    """
+
+    names: tuple[str, ...]  # of the classes, by label
+    labels: Int[np.ndarray, "n"]
+    faces: people.Small
+    recordings: str  # changes with them
+    independent: bool = False
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """That of the pictures."""
+        return {"recordings": self.recordings, "faces": f"{self.faces.identity} {self.independent}"}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @functools.cached_property
+    def _numbers(self) -> Int[np.ndarray, "n"]:
+        """Of each picture, how many of its class come before."""
+        found = np.zeros(len(self.labels), np.int64)
+        for label in range(len(self.names)):
+            own = np.flatnonzero(self.labels == label)
+            found[own] = np.arange(len(own))
+        return found
+
+    def draw(
+        self, i: int, rng: np.random.Generator | None, lengths: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """Picture i, and another."""
+        del lengths
+        label = int(self.labels[i])
+        face = self.faces(self.names[label], int(self._numbers[i]))
+        if rng is not None and rng.integers(2):
+            face = self.faces.turned(face)
+        row = {"label": np.int32(label), "index": np.int32(i)}
+        return {**row, **_pictures(self, i, rng), "face": face}
+
+
+def _pictures(rows: Pairs | Looks, i: int, rng: np.random.Generator | None) -> dict[str, Any]:
+    """{"face", "other_face", "other_label"} of row i: of its person, and of somebody else."""
+    label, count, mirrored = int(rows.labels[i]), len(rows.names), rng is not None
+    if rng is None:
+        # Of another stream than the names' order, which may follow the voice.
+        rng = np.random.default_rng([zlib.crc32(b"pictures"), i])
+    if rows.independent:
+        other = int(rng.integers(count))
+    else:
+        other = (label + 1 + int(rng.integers(count - 1))) % count
+    return {
+        "face": rows.faces.drawn(rows.names[label], rng, mirrored=mirrored),
+        "other_face": rows.faces.drawn(rows.names[other], rng, mirrored=mirrored),
+        "other_label": np.int32(other),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +153,10 @@ class Seated:
 
     Row (p, k): recording k of person p ("audio"), the next one ("probe"), picture k ("face");
     "person" p and "turn" k. What there are fewer of is taken again; the other keys are those of
-    `Pairs`.
+    `Pairs`, or of `Looks`, which have neither "audio" nor "probe".
     """
 
-    pairs: Pairs
+    pairs: Pairs | Looks
     turns: int
 
     @property
@@ -119,7 +166,7 @@ class Seated:
     @functools.cached_property
     def _of(self) -> tuple[np.ndarray, ...]:
         """The recordings of every person."""
-        labels = self.pairs.crops.labels
+        labels = self.pairs.labels
         return tuple(np.flatnonzero(labels == p) for p in range(len(self.pairs.names)))
 
     @property
@@ -138,11 +185,11 @@ class Seated:
         person, turn = divmod(i, self.turns)
         mine = self._of[person]
         row = self.pairs.draw(int(mine[turn % len(mine)]), None, lengths)
-        probe = self.pairs.audio(int(mine[(turn + 1) % len(mine)]), None)
         name = self.pairs.names[person]
-        face = self.pairs.faces(name, turn % self.pairs.faces.count(name))
-        seat = {"person": np.int32(person), "turn": np.int32(turn)}
-        return {**row, "face": face, "probe": probe["audio"], **seat}
+        row["face"] = self.pairs.faces(name, turn % self.pairs.faces.count(name))
+        if isinstance(self.pairs, Pairs):
+            row["probe"] = self.pairs.audio(int(mine[(turn + 1) % len(mine)]), None)["audio"]
+        return {**row, "person": np.int32(person), "turn": np.int32(turn)}
 
 
 def names_of(split: splits.Split) -> tuple[str, ...]:
@@ -150,20 +197,35 @@ def names_of(split: splits.Split) -> tuple[str, ...]:
     return tuple(sorted(set(split.speakers)))
 
 
-def pairs(split: splits.Split, faces: people.Faces, config: Any, *, train: bool) -> Pairs:
-    """The pairs of a split (`people.with_faces`)."""
+def pairs(split: splits.Split, faces: people.Faces, config: Any, *, train: bool) -> Pairs | Looks:
+    """The pairs of a split (`people.with_faces`); of one without recordings its pictures."""
     data, names = config.data, names_of(split)
     labels = np.searchsorted(np.array(names), np.array(split.speakers)).astype(np.int32)
+    small = people.Small(faces, config.picture.size, config.picture.channels)
+    if data.kind == "none":
+        return Looks(names, labels, small, split.identity, data.independent)
     crops = speech.SpeechCrops(
         *(split.source, split.index, labels, data.sample_rate_hz),
         channel=splits.channel(data),
         num_speakers=len(names),
         detector=detector(config),
     )
-    small = people.Small(faces, config.picture.size, config.picture.channels)
     seconds = data.crop_seconds if train else data.eval_seconds
     samples = math.ceil(seconds * data.sample_rate_hz)
     return Pairs(crops, names, small, samples, data.independent)
+
+
+def first_recordings(
+    split: splits.Split, faces: people.Faces, config: Any, most: int
+) -> Float[np.ndarray, "n t"]:
+    """The beginnings of some of the training recordings, spread over all of them, as training
+    hears them. Those that cannot be used are left out."""
+    found = pairs(split, faces, config, train=True)
+    rows = []
+    for i in np.unique(np.linspace(0, len(found) - 1, most).astype(int)).tolist():
+        with contextlib.suppress(io.AudioError, OSError):  # Named where training meets it.
+            rows.append(found.audio(i, None)["audio"])
+    return np.stack(rows)
 
 
 def train_batches(split: splits.Split, faces: people.Faces, config: Any) -> Any:
@@ -175,7 +237,8 @@ def train_batches(split: splits.Split, faces: people.Faces, config: Any) -> Any:
             f"config.data.batch_rows={data.batch_rows} does not divide by {per_step} (devices x "
             "accumulation)."
         )
-    log.info("%s: %d recordings of %d people.", split.name, len(found), len(found.names))
+    of = "recordings of %d people" if isinstance(found, Pairs) else "pictures of %d classes"
+    log.info(f"%s: %d {of}.", split.name, len(found), len(found.names))
     return pipeline.train_batches(
         found,
         (buckets.Bucket(data.batch_rows, {}),),
@@ -192,7 +255,7 @@ def eval_batches(split: splits.Split, faces: people.Faces, config: Any) -> Any:
     """`eval_turns` rows of every person, in fixed order."""
     data = config.data
     seated = Seated(pairs(split, faces, config, train=False), data.eval_turns)
-    if seated.lonely:
+    if seated.lonely and isinstance(seated.pairs, Pairs):
         log.warning(
             "%s: %d people have one recording only: it is matched with itself.",
             *(split.name, seated.lonely),

@@ -1,16 +1,22 @@
 """Pictures of people: decoded, cut to a square of one size; bytes and values in [-1, 1]."""
 
 import io
+import os
 import pathlib
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 from jaxtyping import Float, UInt8
 
 from common import errors
+from common.data import facts, records
 
 LEAST_PIXELS = 16  # of the shorter side: below, there is no face to be seen
+SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
+# images_bw_64x64, Images_bw_back_32x32, cifar10_c_32x32
+_FORM = re.compile(r"(?:.*_)?(bw|c|colou?r)_(?:.*_)?(\d+)x(\d+)", re.IGNORECASE)
 
 
 class ImageError(errors.UserError, OSError):
@@ -18,6 +24,31 @@ class ImageError(errors.UserError, OSError):
 
     def __init__(self, name: object, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
+        self.reason = reason
+
+
+class Form(NamedTuple):
+    """Of square pictures: pixels of a side, and 1 (grey) or 3 channels."""
+
+    size: int
+    channels: int
+
+
+def form_of(folder: str | os.PathLike) -> Form | None:
+    """What the name of a folder says of its pictures: images_bw_64x64; None where it says nothing.
+
+    Raises UserError for pictures that are not square.
+    """
+    name = pathlib.Path(folder).name
+    if (found := _FORM.fullmatch(name)) is None:
+        return None
+    kind, height, width = found.groups()
+    if height != width:
+        raise errors.UserError(
+            f"{folder} is named as one of pictures of {height} x {width}: they have to be square. "
+            "Under a name without a size any pictures will do, their middle square is taken."
+        )
+    return Form(int(height), 1 if kind.lower() == "bw" else 3)
 
 
 def read(source: pathlib.Path | bytes, name: object = None) -> UInt8[np.ndarray, "h w 3"]:
@@ -40,6 +71,16 @@ def read(source: pathlib.Path | bytes, name: object = None) -> UInt8[np.ndarray,
             f"{width} x {height} pixels are too few, it takes {LEAST_PIXELS} x {LEAST_PIXELS}.",
         )
     return found
+
+
+def inspect_picture(record: records.Record, channel: str | int, max_seconds: float) -> facts.Fact:
+    """For `indexing.build_index(inspect=...)`: can the picture `face` of a record be used?"""
+    del channel, max_seconds
+    try:
+        found = read(pathlib.Path(record["face"]))
+    except ImageError as error:
+        return facts.Fact(problem=f"bad picture ({error.reason.removesuffix('.')})")
+    return facts.Fact(min(found.shape[:2]), 1)
 
 
 def resized(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Num, UInt8
 from common import errors, trained
 from common.audio import io, vad
 from common.data import splits
-from generation import data, images
+from generation import data, hearing, images
 from generation import task as task_lib
 
 Recording = io.PathLike | bytes | Num[np.ndarray, "t *c"]
@@ -31,6 +31,11 @@ class FaceMaker:
             raise errors.UserError(
                 f"{found.folder} has trained a network of kind {found.config.model.kind!r}, which "
                 "makes no faces: name a run of a GAN."
+            )
+        if found.config.voice.kind not in hearing.SOUNDS:
+            raise errors.UserError(
+                f"{found.folder} has trained a network that hears no voice (config.voice.kind="
+                f"{found.config.voice.kind!r}): its pictures lie in {found.folder / 'samples'}."
             )
         self.folder, self.config, self.step = found.folder, found.config, found.step
         self._networks, self._variables = found.task.networks, found.variables
@@ -64,7 +69,8 @@ class FaceMaker:
                 raise io.AudioError(name, "no speech in it, says config.data.vad")
         # As in evaluations: the first seconds, what is shorter repeated.
         audio = np.resize(audio, round(settings.eval_seconds * rate)).astype(np.float32)
-        return np.asarray(self._condition(self._variables, jnp.asarray(audio)[None]))[0]
+        batch = {"audio": jnp.asarray(audio)[None]}
+        return np.asarray(self._condition(self._variables, batch))[0]
 
     def noise(self, seed: int, count: int) -> Float[np.ndarray, "n z"]:
         """What it draws beside voices; the first of many are those of few."""

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from common import errors, sections
-from common.audio import frontend
-from generation import gan, matcher, voice, voice2face
+from common.task import Batch
+from generation import gan, hearing, matcher, voice, voice2face
 
 GANS = ("gan", "voice2face")
 KINDS = (*GANS, "voice", "matcher")
@@ -20,7 +20,7 @@ KINDS = (*GANS, "voice", "matcher")
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """Of a GAN: variables hold "generator" and "discriminator", and a frozen encoder if there is.
+    """Of a GAN: variables hold "generator" and "discriminator", and what of `hearing` is frozen.
 
     `noise` is the size of what the generator draws beside the condition.
     """
@@ -30,22 +30,16 @@ class Networks:
     noise: int
     size: int
     channels: int
-    front_end: frontend.LogMelConfig
-    encoder: voice.VoiceEncoder | None
+    hearing: hearing.Hearing
 
     def condition(
         self,
         variables: Mapping[str, Any],
-        audio: Float[Array, "b t"],
+        batch: Batch,
         lengths: Int[Array, "b"] | None = None,
     ) -> Float[Array, "b d"]:
-        """What is heard of voices; of the first `lengths` samples."""
-        if lengths is None:
-            lengths = jnp.full((audio.shape[0],), audio.shape[1], jnp.int32)
-        if self.encoder is None:
-            return voice.statistics(audio, lengths, self.front_end)
-        found = voice.embed(self.encoder, variables[voice.FROZEN], audio, lengths, self.front_end)
-        return jax.lax.stop_gradient(found)
+        """What is known of the rows: of the first `lengths` samples of their voices."""
+        return self.hearing(variables.get(voice.FROZEN), batch, lengths)
 
     def generate(
         self, params: Mapping[str, Any], condition: Float[Array, "b d"], noise: Float[Array, "b z"]
@@ -64,11 +58,10 @@ class Networks:
 
     @property
     def condition_size(self) -> int:
-        mels = self.front_end.num_mels
-        return 2 * mels if self.encoder is None else self.encoder.features
+        return self.hearing.size
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Fresh variables; a frozen encoder's are those of no training."""
+        """Fresh variables; frozen ones are those of no training."""
         first, second, third = jax.random.split(key, 3)
         condition, noise = shape(self.condition_size), shape(self.noise)
         pictures = shape(self.size, self.size, self.channels)
@@ -76,10 +69,8 @@ class Networks:
             "generator": self.generator.lazy_init(first, condition, noise)["params"],
             "discriminator": self.discriminator.lazy_init(second, pictures, condition)["params"],
         }
-        if self.encoder is None:
-            return {"params": params}
-        frozen = voice.init_encoder(self.encoder, third, self.front_end.num_mels)
-        return {"params": params, voice.FROZEN: frozen}
+        frozen = self.hearing.init(third)
+        return {"params": params} if frozen is None else {"params": params, voice.FROZEN: frozen}
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -108,10 +99,6 @@ def check(config: Any) -> None:
         raise errors.UserError(
             f"config.picture.size={picture.size}: model.kind=voice2face makes pictures of "
             f"{voice2face.SIZE} x {voice2face.SIZE} only; use that, or model.kind=gan."
-        )
-    if config.voice.kind not in ("statistics", "encoder"):
-        raise errors.UserError(
-            f"config.voice.kind={config.voice.kind!r} is unknown; choose statistics or encoder."
         )
     if kind == "voice2face" and config.voice.kind != "encoder":
         raise errors.UserError("config.model.kind=voice2face needs config.voice.kind=encoder.")
@@ -142,19 +129,13 @@ def make_gan(config: Any, encoder_config: Any, num_classes: int) -> Networks:
     any, tells apart.
     """
     model, picture = config.model, config.picture
-    encoder = None if encoder_config is None else voice.make_encoder(encoder_config)
-    heard = config if encoder_config is None else encoder_config
-    options = {
-        "size": picture.size,
-        "channels": picture.channels,
-        "front_end": voice.front_end(heard),
-        "encoder": encoder,
-    }
+    heard = hearing.make(config, encoder_config, num_classes)
+    options = {"size": picture.size, "channels": picture.channels, "hearing": heard}
     if model.kind == "voice2face":
         return Networks(
             voice2face.Generator(tuple(model.generator_widths), picture.channels),
             voice2face.Discriminator(num_classes, tuple(model.face_widths)),
-            noise=encoder.features,
+            noise=heard.size,
             **options,
         )
     shared = {name: model[name] for name in ("width", "most")} | {"dtype": config.dtype}

@@ -10,26 +10,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from common import metrics, steps
+from common import errors, metrics, steps
 from common.data import classes as classes_lib
 from common.data import splits
 from common.task import Batch
-from generation import data, people
+from generation import data, dividing, labelled, people, portraits
 
 log = logging.getLogger(__name__)
 
 
-class WithFaces(Mapping[str, splits.Split]):
-    """The parts of the data, of people who have a face; opened when first asked for."""
+class WithFaces(Mapping):  # of splits.Split; a checker of its values would open them
+    """The parts of the data, of people who have a face; opened when first asked for.
 
-    def __init__(self, parts: Mapping, settings: Any) -> None:  # a checker would open them
-        self._parts, self._settings = parts, settings
+    `config.data.split_by` says whether they are parts of the data, or are divided out of one.
+    """
+
+    def __init__(self, parts: Mapping, config: Any, workdir: pathlib.Path) -> None:
+        self._parts, self._config, self._workdir = parts, config, workdir
         self._open: dict[str, splits.Split] = {}
+        self._pool: splits.Split | None = None
         self._faces: dict[str, people.Faces] = {}
 
     def __getitem__(self, name: str) -> splits.Split:
         if name not in self._open:
-            self._open[name] = people.with_faces(self._parts[name], self.faces(name))
+            kind = self._config.data.split_by
+            if kind == "parts":
+                self._open[name] = people.with_faces(self._parts[name], self.faces(name))
+            else:
+                if self._pool is None:
+                    whole = self._parts[self._collection(name)]
+                    self._pool = people.with_faces(whole, self.faces(name))
+                self._open[name] = dividing.divided(self._pool, name, kind, lambda: self._called)
         return self._open[name]
 
     def __iter__(self):
@@ -40,9 +51,37 @@ class WithFaces(Mapping[str, splits.Split]):
 
     def faces(self, name: str) -> people.Faces:
         """The faces of a part."""
-        if name not in self._faces:
-            self._faces[name] = people.open_faces(self._parts[name], self._settings)
-        return self._faces[name]
+        where = self._collection(name)
+        key, data = where, self._config.data
+        if self._config.faces.kind in labelled.KINDS and data.kind != "none":
+            key = labelled.PARTS[name != "+".join(data.train)]
+        if key not in self._faces:
+            self._faces[key] = self._opened(where, key)
+        return self._faces[key]
+
+    def _opened(self, where: str, key: str) -> people.Faces:
+        settings, split = self._config.faces, self._parts[where]
+        if settings.kind == "folder":
+            return portraits.read_folder(split, self._config, self._workdir, self._called)
+        if settings.kind == "films":
+            return portraits.of_films(split)
+        if settings.kind == "embedded":
+            return portraits.of_embedded(split)
+        if self._config.data.kind == "none":
+            return labelled.ClassFaces(split.source, split.source.held.names)
+        source = labelled.Labelled(settings.kind, settings.root, key)
+        training = self._parts[self._collection("+".join(self._config.data.train))]
+        return labelled.of_classes(source, sorted(set(splits.speakers_of(training))))
+
+    def _collection(self, name: str) -> str:
+        """The part of the data in which the people of a part are."""
+        data = self._config.data
+        return name if data.split_by == "parts" else "+".join(data.pool)
+
+    @functools.cached_property
+    def _called(self) -> Mapping[str, str]:
+        names = self._config.faces.names
+        return portraits.read_names(names) if names else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +96,7 @@ class PairedTask(splits.SplitTask, steps.SupervisedTask):
 
     @functools.cached_property
     def parts(self) -> WithFaces:
-        return WithFaces(self.recordings, self.config.faces)
+        return WithFaces(self.recordings, self.config, self.workdir)
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
@@ -67,7 +106,8 @@ class PairedTask(splits.SplitTask, steps.SupervisedTask):
     def prepare(self) -> None:
         classes_lib.write(self.train_split, self.workdir)
         self.eval_data()
-        for name in self.eval_names(test=False):
+        by_class = self.config.faces.kind in labelled.KINDS
+        for name in () if by_class else self.eval_names(test=False):
             seen = sorted(set(self.parts[name].speakers) & set(self.classes))
             if seen:
                 log.warning(
@@ -81,7 +121,14 @@ class PairedTask(splits.SplitTask, steps.SupervisedTask):
         return data.train_batches(self.parts[name], self.parts.faces(name), self.config)
 
     def eval_batches(self, split: str) -> Any:
-        return data.eval_batches(self.parts[split], self.parts.faces(split), self.config)
+        found = self.parts[split]
+        if self.config.voice.kind == "class" and data.names_of(found) != self.classes:
+            raise errors.UserError(
+                f"config.voice.kind=class: {split} has other people than the training, whom the "
+                "network has no class for. Take config.data.split_by=recording, pictures with "
+                "classes (config.faces.kind=cifar10, mnist), or another config.voice.kind."
+            )
+        return data.eval_batches(found, self.parts.faces(split), self.config)
 
     def _work(self, batch: Batch) -> metrics.Ratio:
         """The rows, as work done."""

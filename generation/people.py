@@ -9,21 +9,25 @@ import numpy as np
 from jaxtyping import UInt8
 
 from common import errors
-from common.data import embedded, records, splits
-from common.data.embedded import talking
+from common.data import records, splits
 from generation import images
 
 log = logging.getLogger(__name__)
 
 _NAMED = 3  # people in a message
+_ROOM = 1 << 30  # bytes of pictures that a process keeps
 
 
 @runtime_checkable
 class Faces(Protocol):
-    """Pictures of people, random access. `fingerprint` changes when they do."""
+    """Pictures of people, random access. `fingerprint` changes when they do.
+
+    `mirrored`: whether one that is turned round is one, too.
+    """
 
     name: str
     fingerprint: str
+    mirrored: bool
 
     @property
     def people(self) -> Sequence[str]:
@@ -36,37 +40,11 @@ class Faces(Protocol):
         """One of them. Raises images.ImageError."""
 
 
-@dataclasses.dataclass(frozen=True)
-class EmbeddedFaces:
-    """The drawn portraits of the embedded corpus's voices; drawings, no people."""
-
-    portraits: talking.Portraits
-
-    @property
-    def name(self) -> str:
-        return "the portraits of the embedded corpus"
-
-    @property
-    def fingerprint(self) -> str:
-        return self.portraits.fingerprint
-
-    @property
-    def people(self) -> tuple[str, ...]:
-        return tuple(self.portraits.lines)
-
-    def count(self, person: str) -> int:
-        del person
-        return talking.faces.PORTRAITS
-
-    def __call__(self, person: str, number: int) -> UInt8[np.ndarray, "h w 3"]:
-        return self.portraits[person][number]
-
-
 @dataclasses.dataclass
 class Small:
     """Faces at one size, read once: at 64 x 64 in colour ten thousand take 123 MB.
 
-    It pickles without what it has read.
+    What there is no room for is read each time. It pickles without what it has read.
     """
 
     faces: Faces
@@ -87,24 +65,23 @@ class Small:
 
     def __call__(self, person: str, number: int) -> UInt8[np.ndarray, "h w c"]:
         """One picture of a person. Raises images.ImageError."""
-        if (person, number) not in self._kept:
-            found = self.faces(person, number)
-            self._kept[person, number] = images.resized(found, self.size, self.channels)
-        return self._kept[person, number]
+        if (found := self._kept.get((person, number))) is None:
+            found = images.resized(self.faces(person, number), self.size, self.channels)
+            if len(self._kept) * found.nbytes < _ROOM:
+                self._kept[person, number] = found
+        return found
 
+    def drawn(
+        self, person: str, rng: np.random.Generator, *, mirrored: bool
+    ) -> UInt8[np.ndarray, "h w c"]:
+        """Any picture of a person; with `mirrored` turned round or not. Consumes two numbers."""
+        number, turned = rng.integers(self.count(person)), rng.integers(2)
+        face = self(person, int(number))
+        return self.turned(face) if mirrored and turned else face
 
-def open_faces(split: splits.Split, settings: Any) -> Faces:
-    """The faces that `config.faces` describes, of the people of a split."""
-    if settings.kind != "embedded":
-        raise errors.UserError(f"config.faces.kind={settings.kind!r} is unknown; choose embedded.")
-    if not isinstance(split.source, embedded.EmbeddedCorpus):
-        raise errors.UserError(
-            "config.faces.kind=embedded has the faces of the voices of config.data.kind=embedded, "
-            "of no others."
-        )
-    folder = split.source.folder
-    drawn = talking.draw(folder.parent, mouths=False)
-    return EmbeddedFaces(talking.Portraits(drawn / folder.name))
+    def turned(self, face: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
+        """A picture with its sides exchanged, where that is one, too."""
+        return face[:, ::-1] if self.faces.mirrored else face
 
 
 def with_faces(split: splits.Split, faces: Faces) -> splits.Split:

@@ -25,8 +25,14 @@ def default_config() -> ConfigDict:
     config.discriminator_optimizer = config.optimizer.copy_and_resolve_references()
     config.discriminator_updates = 1  # in a row, each on its share of a batch
     config.data = splits.default_config()
-    config.data.update(
+    config.data.update(  # of kind "none", without recordings, for pictures with classes
         {
+            # How train, dev and test come about. parts: data.train, data.eval and data.test name
+            # parts of the data. Else they are "train", "dev" and "test" of those of data.pool:
+            # person, a tenth of the people for dev and for test; letter, by the first letter of
+            # their names, as Wen et al. (2019); recording, the same people in all.
+            "split_by": "parts",
+            "pool": ("audio",),
             "min_seconds": 0.4,
             "max_seconds": 1000.0,
             "vad": "none",  # energy, webrtc: pauses are cut out
@@ -42,9 +48,21 @@ def default_config() -> ConfigDict:
             "eval_rows": 16,
         }
     )
-    # Whose faces: embedded, the portraits of data.kind=embedded.
-    config.faces = ConfigDict({"kind": "embedded"})
-    config.picture = ConfigDict({"size": 32, "channels": 3})  # or 1, grey
+    config.faces = ConfigDict(
+        {
+            # embedded: the portraits of data.kind=embedded; films: those that the records have;
+            # folder: root/<person>/*.{jpeg,jpg,png,bmp,webp}; cifar10, mnist: pictures with
+            # classes, for which the first speakers stand where there are recordings.
+            "kind": "embedded",
+            "root": "",
+            # folder: whose pictures lie under another name than that of the speaker. A table of
+            # both, as vox1_meta.csv; empty: nobody's.
+            "names": "",
+        }
+    )
+    # Pixels of a side, and 3 channels or 1, grey. 0: what the name of faces.root says, as
+    # images_bw_64x64 or images_c_64x64, or what pictures with classes have.
+    config.picture = ConfigDict({"size": 32, "channels": 3})
     config.features = ConfigDict(
         {
             "num_mels": 64,
@@ -58,7 +76,8 @@ def default_config() -> ConfigDict:
     )
     config.voice = ConfigDict(
         {
-            # statistics: means and deviations of the bands; encoder: of a trained network
+            # statistics: means and deviations of the bands; encoder: of a trained network; mfcc:
+            # cepstra; class: which of the people it is, one-hot; none: noise alone
             "kind": "statistics",
             # The run that trained it (configs/generation/voice.py); it stays as it is, and goes
             # into the checkpoints.
@@ -68,6 +87,9 @@ def default_config() -> ConfigDict:
             # Frames of a voice that are heard in a training step, as many of each: drawn between
             # these two. (0, 0): all.
             "crop_frames": (0, 0),
+            # As in asariri: 16 coefficients of 40 frames of 5 s (data.crop_seconds,
+            # data.eval_seconds) are 640 numbers; 98 are 3920.
+            "mfcc": {"coefficients": 16, "hop_samples": 2048, "num_fft": 1024},
         }
     )
     config.model = ConfigDict(

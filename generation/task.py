@@ -19,8 +19,10 @@ from common.task import Batch, Metrics, Report
 from generation import (
     data,
     encoders,
+    fitting,
     images,
     judging,
+    labelled,
     losses,
     model,
     paired,
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _WEIGHT_OF_WRONG = 0.5  # of each of the two kinds of what is not to be believed
 _SCALE = 2  # of pictures in grids
+_SCALED_BY = 256  # recordings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,9 @@ class GanTask(paired.PairedTask):
 
     @functools.cached_property
     def networks(self) -> model.Networks:
-        people = self.config.model.kind == "voice2face" or self.config.loss.identity
+        config = self.config
+        people = config.model.kind == "voice2face" or config.loss.identity
+        people = people or config.voice.kind == "class"
         return model.make_gan(self.config, self._encoder_config, len(self.classes) if people else 0)
 
     @functools.cached_property
@@ -96,11 +101,17 @@ class GanTask(paired.PairedTask):
 
     @functools.cached_property
     def _frozen(self) -> Mapping[str, Any] | None:
-        """The trained encoder; None where there is none, or the checkpoints of this run have it."""
-        if self.config.voice.kind != "encoder" or self._has_checkpoints:
+        """The trained encoder, or the scales of cepstra; None where there is neither, or the
+        checkpoints of this run have it."""
+        kind = self.config.voice.kind
+        if kind not in ("encoder", "mfcc") or self._has_checkpoints:
             return None
         with jax.ensure_compile_time_eval():
-            return jax.device_get(voice.of_run(PACKAGE, self.config.voice.workdir))
+            if kind == "encoder":
+                return jax.device_get(voice.of_run(PACKAGE, self.config.voice.workdir))
+            split, faces = self.train_split, self.parts.faces("+".join(self.config.data.train))
+            audio = data.first_recordings(split, faces, self.config, _SCALED_BY)
+            return jax.device_get(jax.jit(self.networks.hearing.scales)(audio))
 
     def init(self, key: jax.Array) -> state.Variables:
         variables = self.networks.init(key)
@@ -138,12 +149,12 @@ class GanTask(paired.PairedTask):
     def _condition(
         self, variables: state.Variables, batch: Batch, key: Any, *, train: bool
     ) -> jax.Array:
-        """What is heard of the voices of a batch; of as many frames of each in a training step."""
-        audio = batch["audio"]
-        if not train:
-            return self.networks.condition(variables, audio)
-        count = model.heard_samples(self.config, jax.random.fold_in(key, 0), audio.shape[1])
-        return self.networks.condition(variables, audio, jnp.full(audio.shape[:1], count))
+        """What is known of a batch; of voices as many frames of each in a training step."""
+        if not train or "audio" not in batch:
+            return self.networks.condition(variables, batch)
+        shape = batch["audio"].shape
+        count = model.heard_samples(self.config, jax.random.fold_in(key, 0), shape[1])
+        return self.networks.condition(variables, batch, jnp.full(shape[:1], count))
 
     def _noise(self, batch: Batch, key: Any) -> jax.Array:
         keys = parallel.row_keys(jax.random.fold_in(key, 1), batch["row"])
@@ -228,7 +239,7 @@ class GanTask(paired.PairedTask):
         self, variables: state.Variables, batch: Batch
     ) -> tuple[Metrics, Mapping[str, Any]]:
         """Pictures of every voice with the same noises each time, beside the real one."""
-        condition = self.networks.condition(variables, batch["audio"])
+        condition = self.networks.condition(variables, batch)
         keys = jax.vmap(jax.random.key)(batch["index"].astype(jnp.uint32))
 
         def fakes(number: int) -> jax.Array:
@@ -238,8 +249,8 @@ class GanTask(paired.PairedTask):
             return self.networks.generate(variables["params"], condition, jax.vmap(noise)(keys))
 
         made = jnp.stack([fakes(n) for n in range(self.config.samples.faces)], axis=1)
-        outputs = {"fakes": made, "face": batch["face"], "audio": batch["audio"]}
-        outputs |= {name: batch[name] for name in ("probe", "person", "turn")}
+        names = ("face", "audio", "probe", "person", "turn")
+        outputs = {"fakes": made, **{name: batch[name] for name in names if name in batch}}
         return {"pictures": self._work(batch)}, outputs
 
     @functools.cached_property
@@ -316,10 +327,14 @@ class GanTask(paired.PairedTask):
 def make_task(config: Any, workdir: pathlib.Path) -> paired.PairedTask:
     """The task of a config. Settings that cannot be are said; no data are opened."""
     model.check(config)
+    fitting.check(config)
     losses.adversarial(config.loss.kind)
     data.detector(config)
     kinds = {"voice": encoders.VoiceTask, "matcher": encoders.MatcherTask}
-    parts = splits.Splits(config, workdir, require_text=False)
+    if config.data.kind == "none":
+        parts: Mapping[str, splits.Split] = labelled.Parts(config)
+    else:
+        parts = splits.Splits(config, workdir, require_text=False)
     return kinds.get(config.model.kind, GanTask)(config, workdir, parts)
 
 
@@ -327,7 +342,7 @@ def close(task: paired.PairedTask, workdir: pathlib.Path, reports: Mapping[str, 
     """The last words of a run: figures, and where things lie."""
     for report in reports.values():
         print("\n".join(report.lines))
-    if task.config.data.kind == "embedded":
+    if task.config.data.kind in splits.EMBEDDED:
         print("These are synthetic voices and drawings: the figures say nothing about people.")
     if any(report.samples for report in reports.values()):
         print(f"  pictures: {workdir / 'samples'}")
@@ -341,9 +356,10 @@ PACKAGE = package.Package(
     settings_lib.default_config,
     make_task,
     close,
-    changeable=("data", "judge", "samples", "parallel"),
+    changeable=("data", "faces", "judge", "samples", "parallel"),
     fixed=(
         *("data.sample_rate_hz", "data.train", "data.independent"),
         *("data.crop_seconds", "data.batch_rows"),  # of no use without training
     ),
+    completed=fitting.completed,
 )

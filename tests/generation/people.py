@@ -38,6 +38,7 @@ class Flags:
     broken: tuple[str, ...] = ()
     name: str = "flags"
     fingerprint: str = "flags"
+    mirrored: bool = True
 
     @property
     def people(self):
@@ -74,8 +75,8 @@ def corpus(names=NAMES, count: int = 3, name: str = "train") -> splits.Split:
 class Given(paired.WithFaces):
     """Faces that are given, whatever the settings say."""
 
-    def __init__(self, parts, faces):
-        super().__init__(parts, None)
+    def __init__(self, parts, faces, task):
+        super().__init__(parts, task.config, task.workdir)
         self._given = faces
 
     def faces(self, name):
@@ -92,7 +93,7 @@ def make_task(tmp_path, changes=None, faces=None, train=None):
     config = workdir.freeze(config)
     found = generation_task.make_task(config, tmp_path)
     found = dataclasses.replace(found, recordings={"train": train, "dev": corpus(name="dev")})
-    object.__setattr__(found, "parts", Given(found.recordings, faces or Flags()))
+    object.__setattr__(found, "parts", Given(found.recordings, faces or Flags(), found))
     classes.write(found.train_split, tmp_path)
     return found
 
