@@ -105,7 +105,8 @@ def _check_voices(config: Any) -> None:
             )
         if kind in LISTENERS:
             raise errors.UserError(
-                f"config.model.kind={kind} hears voices, and config.data.kind=none has none."
+                f"config.model.kind={kind} hears voices, and config.data.kind=none has none: name "
+                "recordings by config.data.kind and config.data.root."
             )
         if heard in hearing.SOUNDS:
             raise errors.UserError(
@@ -117,12 +118,12 @@ def _check_voices(config: Any) -> None:
                 "config.judge says which face belongs to which voice, and config.data.kind=none "
                 "has no voices."
             )
-    if kind in LISTENERS and heard in ("mfcc", "class", "none"):
+    if kind in LISTENERS and heard != "statistics":
         raise errors.UserError(
             f"config.model.kind={kind} hears log-mel frames: config.voice.kind={heard} is for the "
-            "networks that make pictures."
+            "networks that make pictures. Leave it at statistics."
         )
-    if heard == "none" and (config.model.conditional or config.loss.wrong_pairs):
+    if heard == "none" and kind == "gan" and (config.model.conditional or config.loss.wrong_pairs):
         raise errors.UserError(
             "config.voice.kind=none leaves nothing to be conditioned on: set config.model."
             "conditional and config.loss.wrong_pairs to False."

@@ -101,7 +101,10 @@ def check(config: Any) -> None:
             f"{voice2face.SIZE} x {voice2face.SIZE} only; use that, or model.kind=gan."
         )
     if kind == "voice2face" and config.voice.kind != "encoder":
-        raise errors.UserError("config.model.kind=voice2face needs config.voice.kind=encoder.")
+        raise errors.UserError(
+            "config.model.kind=voice2face needs config.voice.kind=encoder: its generator starts "
+            f"from a vector of length 1, which {config.voice.kind} does not give."
+        )
     if config.dtype not in ("float32", "bfloat16"):
         raise errors.UserError(f"config.dtype={config.dtype!r}: choose float32 or bfloat16.")
     hears = config.loss.wrong_pairs or config.model.conditional

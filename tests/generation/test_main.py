@@ -9,6 +9,7 @@ import pytest
 
 from common.audio import io
 from tests import commands
+from tests.generation import layouts
 
 CONFIGS = "--config=configs/generation/"
 
@@ -137,3 +138,53 @@ def test_python_draws_what_the_command_draws(runs):
     other = faces(folder / "1.wav", seed=1)
     np.testing.assert_array_equal(way[-1], other[0])
     assert (other[0] != two[0]).any()
+
+
+@pytest.mark.slow
+def test_own_folders_are_trained_on_and_evaluated_where_they_have_moved(tmp_path):
+    """The seed's layout by settings alone; size and colour come from the folder's name."""
+    root, run = layouts.asariri(tmp_path / "data", faces="images_bw_28x28"), tmp_path / "run"
+    (root / "images_bw_28x28" / "ann" / "0.jpeg").write_bytes(b"text")
+    said = commands.run(
+        "generation.main",
+        *(f"{CONFIGS}quickstart.py:debug", f"--workdir={run}", "--config.total_steps=5"),
+        *("--config.data.kind=folder", f"--config.data.root={root}", "--config.data.pool=audio"),
+        *("--config.data.split_by=person", "--config.data.max_bad_share=0.3"),
+        *("--config.faces.kind=folder", f"--config.faces.root={root / 'images_bw_28x28'}"),
+        *("--config.picture.size=0", "--config.picture.channels=0", "--config.voice.kind=mfcc"),
+    )
+    assert "1 bad picture" in said.stderr
+    assert "synthetic" not in said.stdout
+    saved = json.loads((run / "config.json").read_text())["config"]["picture"]
+    assert saved == {"size": 28, "channels": 1}
+    moved = root.rename(tmp_path / "moved")
+    options = (f"--workdir={run}", f"--config.data.root={moved}", "--config.data.eval=test")
+    faces = f"--config.faces.root={moved / 'images_bw_28x28'}"
+    commands.run("generation.main", *options, faces, "--mode=evaluate")
+    assert (run / "results" / "test.json").is_file()
+    refused = commands.message("generation.main", *options[:2], "--mode=evaluate")
+    assert "images_bw_28x28 cannot be read" in refused
+    from generation import load
+
+    drawn = load(run)(moved / "audio" / "ann" / "0.wav", count=2)
+    assert drawn.shape == (2, 28, 28, 1)
+
+
+@pytest.mark.slow
+def test_pictures_with_classes_are_trained_on_without_a_voice(tmp_path):
+    layouts.mnist(tmp_path / "data")
+    run = tmp_path / "run"
+    commands.run(
+        "generation.main",
+        *(f"{CONFIGS}quickstart.py:debug", f"--workdir={run}", "--config.total_steps=5"),
+        *("--config.data.kind=none", "--config.faces.kind=mnist", "--config.voice.kind=class"),
+        *(f"--config.faces.root={tmp_path / 'data'}", "--config.data.eval=test"),
+        *("--config.picture.size=0", "--config.picture.channels=0"),
+    )
+    with PIL.Image.open(run / "samples" / "test-faces-0000005.png") as image:
+        # Four of the ten digits in columns, the real one and two made ones, doubled.
+        assert image.size == (4 * 58 - 2, 3 * 58 - 2)
+    refused = commands.message(
+        "generation.sample", f"--workdir={run}", "--voice=a.wav", f"--out={tmp_path / 'a.png'}"
+    )
+    assert "hears no voice" in refused
