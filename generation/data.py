@@ -208,7 +208,7 @@ def pairs(split: splits.Split, faces: people.Faces, config: Any, *, train: bool)
         *(split.source, split.index, labels, data.sample_rate_hz),
         channel=splits.channel(data),
         num_speakers=len(names),
-        detector=detector(config),
+        detector=None if data.cached else detector(config),  # what is kept has no pauses
     )
     seconds = data.crop_seconds if train else data.eval_seconds
     samples = math.ceil(seconds * data.sample_rate_hz)

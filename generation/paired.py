@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from common import errors, metrics, steps
 from common.data import classes as classes_lib
-from common.data import splits
+from common.data import kept, splits
 from common.task import Batch
 from generation import data, dividing, labelled, people, portraits
 
@@ -35,13 +35,27 @@ class WithFaces(Mapping):  # of splits.Split; a checker of its values would open
         if name not in self._open:
             kind = self._config.data.split_by
             if kind == "parts":
-                self._open[name] = people.with_faces(self._parts[name], self.faces(name))
+                self._open[name] = self._with_faces(name, name)
             else:
                 if self._pool is None:
-                    whole = self._parts[self._collection(name)]
-                    self._pool = people.with_faces(whole, self.faces(name))
+                    self._pool = self._with_faces(self._collection(name), name)
                 self._open[name] = dividing.divided(self._pool, name, kind, lambda: self._called)
         return self._open[name]
+
+    def _with_faces(self, where: str, name: str) -> splits.Split:
+        """The recordings of a part of the data, of those who have a face, where they are read."""
+        settings = self._config.data
+        found = people.with_faces(self._parts[where], self.faces(name))
+        if not settings.cached or settings.kind == "none":
+            return found
+        return kept.keep(
+            found,
+            sample_rate_hz=settings.sample_rate_hz,
+            channel=splits.channel(settings),
+            detector=data.detector(self._config),
+            rejected_tsv=self._workdir / "rejected.tsv",
+            progress=jax.process_index() == 0,
+        )
 
     def __iter__(self):
         return iter(self._parts)

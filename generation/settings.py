@@ -36,6 +36,8 @@ def default_config() -> ConfigDict:
             "min_seconds": 0.4,
             "max_seconds": 1000.0,
             "vad": "none",  # energy, webrtc: pauses are cut out
+            # Whether recordings are decoded once, with their pauses cut out, and kept in the cache.
+            "cached": False,
             # Shorter recordings are repeated.
             "crop_seconds": 3.0,
             "eval_seconds": 4.0,

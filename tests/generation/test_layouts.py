@@ -213,6 +213,22 @@ def test_bad_pictures_are_counted_listed_and_left_out(tmp_path, caplog):
         asariri(tmp_path, data__max_bad_share=0.05).parts["train"]
 
 
+def test_kept_recordings_are_drawn_as_those_on_the_disk(tmp_path, monkeypatch):
+    """With the pauses cut out, and by person: the same rows in the same order."""
+    layouts.asariri(tmp_path / "data")
+    monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
+    found = []
+    for cached in (False, True):
+        task = asariri(tmp_path, data__cached=cached, data__vad="energy")
+        with pipeline.opened(task.train_data()) as batches:
+            found.append(next(batches))
+    one, other = found
+    assert set(one) == set(other)
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], atol=0.51 / 32768)
+    assert one["mask"].sum() >= 6
+
+
 def test_folders_of_faces_that_are_none_are_said(tmp_path):
     layouts.asariri(tmp_path / "data")
     with pytest.raises(errors.UserError, match="faces cannot be read"):
