@@ -23,7 +23,8 @@ class FaceMaker:
     """The network of a work directory.
 
     `maker(recording, count=4)` draws faces of a voice. A recording is a file in any format, its
-    bytes, or samples at `config.data.sample_rate_hz`.
+    bytes, or samples at `config.data.sample_rate_hz`; of a network of classes (config.voice.kind)
+    the name of one, and None of one that takes nothing but noise.
     """
 
     def __init__(self, found: trained.Trained) -> None:
@@ -32,13 +33,9 @@ class FaceMaker:
                 f"{found.folder} has trained a network of kind {found.config.model.kind!r}, which "
                 "makes no faces: name a run of a GAN."
             )
-        if found.config.voice.kind not in hearing.SOUNDS:
-            raise errors.UserError(
-                f"{found.folder} has trained a network that hears no voice (config.voice.kind="
-                f"{found.config.voice.kind!r}): its pictures lie in {found.folder / 'samples'}."
-            )
         self.folder, self.config, self.step = found.folder, found.config, found.step
         self._networks, self._variables = found.task.networks, found.variables
+        self._classes = found.task.classes if found.config.voice.kind == "class" else ()
         networks = self._networks
 
         def draw(variables: Any, condition: Array, noise: Array) -> Array:
@@ -53,8 +50,30 @@ class FaceMaker:
         picture = self.config.picture
         return picture.size, picture.size, picture.channels
 
-    def heard(self, recording: Recording, name: object = "recording") -> Float[np.ndarray, "d"]:
-        """What it hears of a voice. Raises io.AudioError: not to be read, or silent."""
+    def heard(
+        self, recording: Recording | None, name: object = "recording"
+    ) -> Float[np.ndarray, "d"]:
+        """What it hears of a voice, or takes for a class or for nothing.
+
+        Raises io.AudioError: not to be read, or silent; UserError: no such class.
+        """
+        kind = self.config.voice.kind
+        if kind in hearing.SOUNDS and recording is not None:
+            batch = {"audio": self._read(recording, name)}
+        elif isinstance(recording, str) and recording in self._classes:
+            batch = {"label": np.array([self._classes.index(recording)])}
+        elif kind == "none" and recording is None:
+            batch = {"mask": np.ones(1, bool)}
+        else:
+            takes = {"class": f"one of {', '.join(self._classes)}", "none": "no voice"}
+            raise errors.UserError(
+                f"{self.folder} has a network that takes {takes.get(kind, 'a recording')}, not "
+                f"{recording!r}."
+            )
+        return np.asarray(self._condition(self._variables, batch))[0]
+
+    def _read(self, recording: Recording, name: object) -> Float[np.ndarray, "1 n"]:
+        """As in evaluations: the first seconds, what is shorter repeated."""
         settings = self.config.data
         rate = settings.sample_rate_hz
         given = {"source_rate_hz": rate} if isinstance(recording, np.ndarray) else {}
@@ -67,10 +86,7 @@ class FaceMaker:
             audio = vad.keep_speech(audio, rate, detector)
             if not len(audio):
                 raise io.AudioError(name, "no speech in it, says config.data.vad")
-        # As in evaluations: the first seconds, what is shorter repeated.
-        audio = np.resize(audio, round(settings.eval_seconds * rate)).astype(np.float32)
-        batch = {"audio": jnp.asarray(audio)[None]}
-        return np.asarray(self._condition(self._variables, batch))[0]
+        return np.resize(audio, round(settings.eval_seconds * rate)).astype(np.float32)[None]
 
     def noise(self, seed: int, count: int) -> Float[np.ndarray, "n z"]:
         """What it draws beside voices; the first of many are those of few."""
@@ -89,7 +105,7 @@ class FaceMaker:
         return images.to_bytes(np.concatenate(found))
 
     def __call__(
-        self, recording: Recording, *, count: int = 1, seed: int = 0
+        self, recording: Recording | None = None, *, count: int = 1, seed: int = 0
     ) -> UInt8[np.ndarray, "n h w c"]:
         """`count` faces of a voice; the same ones for the same seed."""
         heard = self.heard(recording)

@@ -6,7 +6,9 @@
 
 A row of the grid is a voice, a column a draw of chance, the same one for all voices. --interpolate
 writes a film (MP4, and a GIF beside it) of the faces between two voices. Recordings of any format,
-rate and length. A face is a guess: a voice tells little of how somebody looks.
+rate and length; of a network of classes (config.voice.kind) their names, --voice=cat, and of one
+that draws from noise alone no --voice. A face is a guess: a voice tells little of how somebody
+looks.
 """
 
 import pathlib
@@ -27,7 +29,7 @@ def enlarged(faces: np.ndarray) -> int:
     return max(1, _SIDE // faces.shape[-2])
 
 
-def write_grid(maker: maker_lib.FaceMaker, voices: Sequence[str], args) -> pathlib.Path:
+def write_grid(maker: maker_lib.FaceMaker, voices: Sequence[str | None], args) -> pathlib.Path:
     """The faces of voices as a PNG."""
     rows = [maker(voice, count=args.n, seed=args.seed) for voice in voices]
     grid = pictures.tiled([list(row) for row in rows], scale=enlarged(rows[0]))
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = app.parser("generation.sample", __doc__)
     app.add_run(parser)
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--voice", action="append", metavar="FILE", help="may be repeated")
     what.add_argument("--interpolate", nargs=2, metavar="FILE", help="the two ends of a film")
     parser.add_argument("--n", type=int, default=10, help="faces of each voice (10)")
@@ -63,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.out.suffix.lower() != wanted:
             raise errors.UserError(f"--out={args.out}: give a name that ends in {wanted}.")
         files.check_output(args.out)
-        files.check_kept(args.out, args.voice or args.interpolate)
+        files.check_kept(args.out, args.voice or args.interpolate or ())
         maker = maker_lib.load(args.workdir, step=args.checkpoint)
         write = write_film if args.interpolate else write_grid
-        print(write(maker, args.interpolate or args.voice, args))
+        print(write(maker, args.interpolate or args.voice or [None], args))
 
     app.command("generation.sample", work)
 

@@ -32,7 +32,7 @@ def default_config() -> ConfigDict:
             # person, a tenth of the people for dev and for test; letter, by the first letter of
             # their names, as Wen et al. (2019); recording, the same people in all.
             "split_by": "parts",
-            "pool": ("audio",),
+            "pool": (".",),
             "min_seconds": 0.4,
             "max_seconds": 1000.0,
             "vad": "none",  # energy, webrtc: pauses are cut out

@@ -61,9 +61,9 @@ def default_config() -> ConfigDict:
             # Where relative paths start. manifest: by default its own folder; lists of VoxCeleb:
             # folders below root with commas between, by default root.
             "audio_root": "",
-            # Subsets of a tree, values of `split_column` of a manifest, manifests of a folder,
-            # splits of a data set, folders of recordings, Kaldi data folders, or subsets and lists
-            # of VoxCeleb (see common/data/voxceleb.py).
+            # Subsets of a tree, values of `split_column` of a manifest ("." is all), manifests of a
+            # folder, splits of a data set, folders of recordings, Kaldi data folders, or
+            # subsets and lists of VoxCeleb (see common/data/voxceleb.py).
             # Several on a command line: with commas between; none in `eval`: nothing is evaluated.
             "train": ("train",),
             "eval": ("dev",),
@@ -203,7 +203,7 @@ def open_source(
     if data.kind == "librispeech":
         return librispeech.read_tree(root, list(names))
     if data.kind == "manifest":
-        where, start = {data.split_column: list(names)}, data.audio_root or None
+        where, start = _rows_of(data, names), data.audio_root or None
         paths = data.root.split(",")
         if root.is_dir():
             where, paths = {}, [manifest.find(root, name) for name in names]
@@ -222,7 +222,7 @@ def open_source(
     if data.kind == "voxceleb":
         return voxceleb.read_tree(root, list(names), audio_root=data.audio_root)
     if data.kind == "films":
-        return prepared_films.PreparedFilms(root, {data.split_column: list(names)})
+        return prepared_films.PreparedFilms(root, _rows_of(data, names))
     if data.kind == "voxceleb_films":
         if len(names) != 1:
             raise errors.UserError(
@@ -239,6 +239,11 @@ def open_source(
         f"config.data.kind={data.kind!r} is unknown; choose {', '.join(EMBEDDED)}, "
         "librispeech, manifest, folder, tfds, kaldi, voxceleb, films or voxceleb_films."
     )
+
+
+def _rows_of(data: Any, names: Sequence[str]) -> dict[str, list[str]]:
+    """Which rows of a manifest these parts are."""
+    return {} if list(names) == ["."] else {data.split_column: list(names)}
 
 
 def separate_names(config: ConfigDict) -> ConfigDict:

@@ -57,6 +57,7 @@ def settings_of(data, root):
     found = {"data__kind": kind, "faces__kind": faces, "data__root": str(root)}
     if data == ("folder", "folder"):
         layouts.asariri(root, faces="faces")
+        found |= {"data__pool": ("audio",)}
         return {**found, "data__split_by": "person", "faces__root": f"{root}/faces"}
     if kind == "voxceleb":
         layouts.voxceleb(root)
@@ -71,7 +72,7 @@ def settings_of(data, root):
         if kind == "none":
             return {**found, "data__eval": ("test",)}
         layouts.speakers(root, 10)
-        return {**found, "data__split_by": "recording"}
+        return {**found, "data__pool": ("audio",), "data__split_by": "recording"}
     return {"data__kind": "embedded"}
 
 

@@ -32,6 +32,15 @@ def test_cepstra_are_those_of_librosa_in_the_seeds_sizes(coefficients, size):
         np.testing.assert_allclose(row.T, wanted, atol=0.02)
 
 
+@pytest.mark.parametrize("bands", [40, 64, 80])
+def test_statistics_are_of_as_many_bands_as_are_asked_for(tmp_path, bands):
+    heard = tasks.make_task(tmp_path, features__num_mels=bands).networks.hearing
+    audio = jnp.asarray(np.stack([toy.voice(k, 0.5, 0) for k in range(2)]))
+    found = heard(None, {"audio": audio}, None)
+    assert found.shape == (2, heard.size) == (2, 2 * bands)
+    assert np.abs(found[0] - found[1]).max() > 0.1
+
+
 def test_a_padded_row_has_the_cepstra_that_it_has_alone():
     heard = cepstra(16)
     audio = jnp.asarray(toy.voice(2, 5.0, 1))

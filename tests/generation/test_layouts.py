@@ -28,7 +28,12 @@ def make_task(folder, **settings):
 
 
 ASARIRI = {"data__kind": "folder", "faces__kind": "folder", "data__split_by": "person"}
-ASARIRI |= {"picture__size": 0, "picture__channels": 0, "data__test": ("test",)}
+ASARIRI |= {
+    "data__pool": ("audio",),
+    "picture__size": 0,
+    "picture__channels": 0,
+    "data__test": ("test",),
+}
 
 
 def asariri(tmp_path, faces="images_c_32x32", **settings):
@@ -129,9 +134,7 @@ def test_films_bring_their_portraits(tmp_path):
     np.testing.assert_array_equal(faces("s2", 3)[0, 0], toy.colour(1).astype(np.uint8))
     again = pickle.loads(pickle.dumps(faces))
     np.testing.assert_array_equal(again("s4", 0), faces("s4", 0))
-    by_person = make_task(
-        tmp_path / "b", **given, data__split_by="person", data__pool=("train", "dev")
-    )
+    by_person = make_task(tmp_path / "b", **given, data__split_by="person")
     assert disjoint(parts_of(by_person))
     (tmp_path / "data" / "face" / "s2_1.png").unlink()
     with pytest.raises(images.ImageError, match="s2_1: its portraits cannot be read"):
@@ -171,7 +174,7 @@ def test_classes_have_the_pictures_of_their_part_and_one_speaker_in_all(tmp_path
     held = layouts.cifar10(tmp_path / "cifar10")
     layouts.speakers(tmp_path / "data", 4)
     given = {
-        **{"data__kind": "folder", "data__root": str(tmp_path / "data")},
+        **{"data__kind": "folder", "data__root": str(tmp_path / "data"), "data__pool": ("audio",)},
         **{"faces__kind": "cifar10", "faces__root": str(tmp_path / "cifar10")},
     }
     task = make_task(tmp_path / "run", data__split_by="recording", **given)

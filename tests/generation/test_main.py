@@ -184,7 +184,9 @@ def test_pictures_with_classes_are_trained_on_without_a_voice(tmp_path):
     with PIL.Image.open(run / "samples" / "test-faces-0000005.png") as image:
         # Four of the ten digits in columns, the real one and two made ones, doubled.
         assert image.size == (4 * 58 - 2, 3 * 58 - 2)
-    refused = commands.message(
-        "generation.sample", f"--workdir={run}", "--voice=a.wav", f"--out={tmp_path / 'a.png'}"
-    )
-    assert "hears no voice" in refused
+    options = (f"--workdir={run}", f"--out={tmp_path / 'a.png'}", "--n=3")
+    commands.run("generation.sample", *options, "--voice=7", "--voice=4")
+    with PIL.Image.open(tmp_path / "a.png") as image:
+        assert image.size == (3 * 114 - 2, 2 * 114 - 2)
+    refused = commands.message("generation.sample", *options, "--voice=a.wav")
+    assert "takes one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, not 'a.wav'" in refused
