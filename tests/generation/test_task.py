@@ -107,8 +107,19 @@ def test_a_checkpoint_of_another_resolution_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model.kind": "dcgan"}, "choose one of gan, voice2face, voice, matcher"),
+        ({"model.kind": "dcgan"}, "choose one of gan, voice2face, voice2face_plus, vanilla_gan"),
         ({"loss.kind": "wasserstein"}, "choose one of non_saturating, hinge, least_squares"),
+        ({"loss.kind": "began"}, "is of model.kind=began"),
+        ({"loss.augment": ("color",)}, "color is unknown"),
+        ({"loss.contrast": 1.0}, "needs model.kind=voice2face_plus"),
+        ({"model.kind": "cgan"}, "makes 28, 32, 64, 128"),
+        ({"model.kind": "cgan", "picture.size": 32}, "no picture has a gradient of its own"),
+        ({"model.kind": "vanilla_gan", "picture.size": 32}, "vanilla_gan does not: set loss.wrong"),
+        ({"model.kind": "r3gan", "loss.identity": 1.0}, "only gan, voice2face, voice2face_plus"),
+        (
+            {"model.kind": "voice2face_plus", "model.residual": False},
+            "64 x 64 only; use that, or model.residual",
+        ),
         ({"picture.channels": 2}, r"1 \(grey\) or 3"),
         ({"picture.size": 4}, "makes 8 to 256"),
         ({"model.kind": "voice2face"}, "64 x 64 only"),
