@@ -43,6 +43,33 @@ def test_two_devices_equal_one(tmp_path, kind):
         assert said[name] == pytest.approx(said_two[name], rel=2e-3, abs=1e-5), name
 
 
+FAST = {"optimizer.learning_rate": 4e-3, "discriminator_optimizer.learning_rate": 4e-3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        (
+            {"model.kind": "r3gan", "loss.kind": "relativistic", "loss.r1_every": 4}
+            | {"model.width": 8, "model.most": 8},
+            60,
+        ),
+        (
+            {**PLUS, "loss.kind": "non_saturating", "loss.augment": (), "loss.r1_every": 8}
+            | {"loss.identity": 0.1, "loss.contrast": 0.1, "model.width": 8}
+            | {"model.discriminator_width": 8, "model.discriminator_most": 16},
+            200,
+        ),
+    ],
+)
+def test_faces_follow_the_voices(tmp_path, changes, steps):
+    """With the relativistic loss, and with all that voice2face_plus adds."""
+    task = toy.make_task(tmp_path, {**FAST, **changes})
+    state, _ = toy.trained(task, steps)
+    assert min(toy.followed(task, state)) > 0.8
+
+
 def test_each_side_moves_its_own_state(tmp_path):
     task = toy.make_task(tmp_path, KINDS["began"])
     fresh = jax.device_get(jax.jit(task.init)(jax.random.key(0)))

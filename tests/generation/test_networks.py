@@ -7,14 +7,15 @@ import pytest
 
 from common import parameters, workdir
 from configs.generation import quickstart, voice2face
-from generation import gan, losses, model, voice
+from generation import gan, losses, model, sides, voice
 from generation import voice2face as published
 
 
-def narrow(kind, size, channels):
+def narrow(kind, size, channels, **changes):
     config = quickstart.get_config("debug")
     config.picture.update({"size": size, "channels": channels})
     config.model.kind = kind
+    config.update(changes)
     config.loss.update({"wrong_pairs": False, "r1": 0.0})
     config.loss.kind = "began" if kind == "began" else "hinge"
     return workdir.freeze(config)
@@ -44,6 +45,35 @@ def test_pictures_have_the_size_that_is_asked_for(kind, size, channels):
         lambda *given: networks.judge(*given, None), variables, made, condition
     )
     assert (judged.real.shape, judged.people, state) == ((5,), None, {})
+
+
+@pytest.mark.parametrize("kind", ["cgan", *OF_ANY_SIZE])
+def test_pictures_and_logits_are_float32_whatever_the_layers_are(kind):
+    networks = model.make_gan(narrow(kind, 64, 3, dtype="bfloat16"), None, 0)
+    variables = jax.eval_shape(networks.init, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    condition, noise = jnp.zeros((2, networks.condition_size)), jnp.zeros((2, 8))
+    training = sides.Training(jnp.ones(2, bool), jax.random.split(jax.random.key(0), 2))
+
+    def both(variables):
+        made, _ = networks.play(variables, condition, noise, training)
+        return made, networks.judge(variables, made, condition, training)[0].real
+
+    mapped = jax.vmap(lambda _, given: both(given), (0, None), axis_name="data", axis_size=1)
+    made, real = jax.eval_shape(mapped, jnp.zeros(1), variables)
+    assert (made.dtype, real.dtype) == (jnp.float32, jnp.float32)
+
+
+def test_voice2face_plus_may_have_the_generator_of_voice2face():
+    config = quickstart.get_config("debug")
+    config.picture.size = 64
+    config.model.update({"kind": "voice2face_plus", "residual": False})
+    networks = model.make_gan(workdir.freeze(config), None, 0)
+    assert isinstance(networks.generator, published.Generator)
+    heard = jnp.zeros((2, networks.condition_size))
+    assert networks.noise == networks.condition_size
+    variables = jax.eval_shape(networks.init, jax.random.key(0))
+    assert jax.eval_shape(networks.generate, variables, heard, heard).shape == (2, 64, 64, 3)
 
 
 def test_the_published_numbers_of_parameters():
