@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from common import errors, workdir
 from common.data import splits
-from generation import dividing, hearing, images, labelled, portraits
+from generation import dividing, hearing, images, labelled, model, portraits
 
 FACES = (*portraits.KINDS, *labelled.KINDS)
 LISTENERS = ("voice", "matcher")  # networks that hear log-mel frames, whatever config.voice.kind is
@@ -123,8 +123,9 @@ def _check_voices(config: Any) -> None:
             f"config.model.kind={kind} hears log-mel frames: config.voice.kind={heard} is for the "
             "networks that make pictures. Leave it at statistics."
         )
-    if heard == "none" and kind == "gan" and (config.model.conditional or config.loss.wrong_pairs):
+    if heard == "none" and model.hears(config):
         raise errors.UserError(
-            "config.voice.kind=none leaves nothing to be conditioned on: set config.model."
-            "conditional and config.loss.wrong_pairs to False."
+            "config.voice.kind=none leaves nothing for the discriminator to hear: set config.model."
+            "conditional and config.loss.wrong_pairs to False"
+            + (", with another config.model.kind than cgan." if kind == "cgan" else ".")
         )

@@ -1,7 +1,9 @@
-"""Adversarial losses, by rows, and the gradient penalty on real pictures.
+"""Adversarial losses, by rows, BEGAN's balance, and the gradient penalty.
 
 D(x) is a logit. non_saturating: Goodfellow et al. 2014, section 3; hinge: Lim and Ye 2017; least
-squares: Mao et al. 2017, with labels 1 and 0.
+squares: Mao et al. 2017, with labels 1 and 0; relativistic: the pairing loss of Jolicoeur-Martineau
+2018, as in R3GAN (Huang et al. 2024, equation 1). began: Berthelot et al. 2017, D(x) being the
+error of an autoencoder.
 """
 
 from collections.abc import Callable
@@ -15,11 +17,19 @@ from common import errors
 
 
 class Adversarial(NamedTuple):
-    """What real and fake logits cost the discriminator, and fake ones the generator."""
+    """What real and fake logits cost the discriminator, and fake ones the generator.
 
-    real: Callable[[Array], Array]
+    Without `real` the game is relative: the others are functions of how far a fake's logit lies
+    above that of the real picture in the same row.
+    """
+
+    real: Callable[[Array], Array] | None
     fake: Callable[[Array], Array]
     fooled: Callable[[Array], Array]
+
+    @property
+    def relative(self) -> bool:
+        return self.real is None
 
 
 LOSSES = {
@@ -32,7 +42,11 @@ LOSSES = {
     "least_squares": Adversarial(
         lambda x: jnp.square(x - 1.0), jnp.square, lambda x: jnp.square(x - 1.0)
     ),
+    "relativistic": Adversarial(None, jax.nn.softplus, lambda x: jax.nn.softplus(-x)),
+    "began": Adversarial(lambda x: x, lambda x: x, lambda x: x),
 }
+
+BALANCE = "balance"  # the collection of BEGAN's k
 
 
 def adversarial(name: str) -> Adversarial:
@@ -44,12 +58,24 @@ def adversarial(name: str) -> Adversarial:
     return LOSSES[name]
 
 
+def balanced(
+    k: Float[Array, ""], real: Float[Array, ""], fake: Float[Array, ""], gamma: float, rate: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """BEGAN's next k, from mean errors, and its measure of convergence.
+
+    Berthelot et al. 2017, equation 3 and section 3.4.
+    """
+    off = gamma * real - fake
+    return jnp.clip(k + rate * off, 0.0, 1.0), real + jnp.abs(off)
+
+
 def gradient_penalty(
     logits: Callable[[Float[Array, "b h w c"]], Float[Array, "b"]],
     pictures: Float[Array, "b h w c"],
 ) -> Float[Array, "b"]:
-    """|dD/dx|^2 of each picture: R1 of Mescheder et al. 2018, equation 9, without its gamma / 2.
+    """|dD/dx|^2 of each picture, without the gamma / 2 of Mescheder et al. 2018.
 
+    R1 (their equation 9) on real pictures, R2 (equation 10) on fakes.
     A row's logit has to depend on its own picture alone.
     """
     gradient = jax.grad(lambda x: jnp.sum(logits(x)))(pictures)

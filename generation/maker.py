@@ -39,7 +39,7 @@ class FaceMaker:
         networks = self._networks
 
         def draw(variables: Any, condition: Array, noise: Array) -> Array:
-            return networks.generate(variables["params"], condition, noise)
+            return networks.generate(variables, condition, noise)
 
         self._condition = jax.jit(networks.condition)
         self._draw = jax.jit(draw)

@@ -10,11 +10,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from common import errors, sections
+from common import errors, parallel, sections
 from common.task import Batch
-from generation import gan, hearing, matcher, voice, voice2face
+from generation import (
+    asariri,
+    diff_augment,
+    gan,
+    hearing,
+    matcher,
+    r3gan,
+    residual,
+    sides,
+    voice,
+    voice2face,
+)
 
-GANS = ("gan", "voice2face")
+_SEED = ("vanilla_gan", "cgan", "began")  # of asariri; their discriminators normalise by batches
+_PROJECTING = ("gan", "voice2face_plus", "sngan_projection", "r3gan")  # with model.conditional
+_TELLING = ("gan", "voice2face", "voice2face_plus")  # people apart, with loss.identity
+GANS = ("gan", "voice2face", "voice2face_plus", *_SEED, "sngan_projection", "r3gan")
 KINDS = (*GANS, "voice", "matcher")
 
 
@@ -42,19 +56,34 @@ class Networks:
         return self.hearing(variables.get(voice.FROZEN), batch, lengths)
 
     def generate(
-        self, params: Mapping[str, Any], condition: Float[Array, "b d"], noise: Float[Array, "b z"]
+        self,
+        variables: Mapping[str, Any],
+        condition: Float[Array, "b d"],
+        noise: Float[Array, "b z"],
     ) -> Float[Array, "b h w c"]:
-        """Pictures in [-1, 1]; those of voice2face may lie outside."""
-        return self.generator.apply({"params": params["generator"]}, condition, noise)
+        """Pictures in [-1, 1], by running statistics; voice2face's and r3gan's may lie outside."""
+        return self.play(variables, condition, noise, None)[0]
+
+    def play(
+        self,
+        variables: Mapping[str, Any],
+        condition: Float[Array, "b d"],
+        noise: Float[Array, "b z"],
+        training: sides.Training | None,
+    ) -> tuple[Float[Array, "b h w c"], dict[str, Any]]:
+        """Pictures, and the generator's new state."""
+        return _apply(self.generator, "generator", variables, (condition, noise), training)
 
     def judge(
         self,
-        params: Mapping[str, Any],
+        variables: Mapping[str, Any],
         pictures: Float[Array, "b h w c"],
         condition: Float[Array, "b d"],
-    ) -> tuple[Float[Array, "b"], Float[Array, "b n"] | None]:
-        """Logits of being real, and of who it is where the discriminator tells people apart."""
-        return self.discriminator.apply({"params": params["discriminator"]}, pictures, condition)
+        training: sides.Training | None,
+    ) -> tuple[sides.Judged, dict[str, Any]]:
+        """What the discriminator says, and its new state."""
+        given = (pictures, condition)
+        return _apply(self.discriminator, "discriminator", variables, given, training)
 
     @property
     def condition_size(self) -> int:
@@ -65,12 +94,41 @@ class Networks:
         first, second, third = jax.random.split(key, 3)
         condition, noise = shape(self.condition_size), shape(self.noise)
         pictures = shape(self.size, self.size, self.channels)
-        params = {
-            "generator": self.generator.lazy_init(first, condition, noise)["params"],
-            "discriminator": self.discriminator.lazy_init(second, pictures, condition)["params"],
+        made = {
+            "generator": self.generator.lazy_init(first, condition, noise),
+            "discriminator": self.discriminator.lazy_init(second, pictures, condition),
         }
-        frozen = self.hearing.init(third)
-        return {"params": params} if frozen is None else {"params": params, voice.FROZEN: frozen}
+        variables: dict[str, Any] = {}
+        for side, collections in made.items():
+            for name, tree in collections.items():
+                variables.setdefault(name, {})[side] = tree
+        if (frozen := self.hearing.init(third)) is not None:
+            variables[voice.FROZEN] = frozen
+        return variables
+
+
+def state_of(variables: Mapping[str, Any], side: str) -> dict[str, Any]:
+    """What a side of the game has beside its parameters, at its place in the variables."""
+    return {
+        name: {side: tree[side]}
+        for name, tree in variables.items()
+        if name != "params" and side in tree
+    }
+
+
+def _apply(
+    net: nn.Module,
+    side: str,
+    variables: Mapping[str, Any],
+    given: tuple[Array, Array],
+    training: sides.Training | None,
+) -> tuple[Any, dict[str, Any]]:
+    state = state_of(variables, side)
+    own = {"params": variables["params"][side], **{n: tree[side] for n, tree in state.items()}}
+    if training is None:
+        return net.apply(own, *given), {}
+    found, new = net.apply(own, *given, training, mutable=list(state))
+    return found, {name: {side: tree} for name, tree in new.items()}
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -87,18 +145,10 @@ def check(config: Any) -> None:
         )
     if picture.channels not in (1, 3):
         raise errors.UserError(f"config.picture.channels={picture.channels}: 1 (grey) or 3.")
-    if kind == "gan" and not 8 <= picture.size <= 256:
-        raise errors.UserError(
-            f"config.picture.size={picture.size}: model.kind=gan makes 8 to 256."
-        )
+    _check_size(config)
     if kind == "matcher" and picture.size % 8:
         raise errors.UserError(
             f"config.picture.size={picture.size}: a matcher takes multiples of 8."
-        )
-    if kind == "voice2face" and picture.size != voice2face.SIZE:
-        raise errors.UserError(
-            f"config.picture.size={picture.size}: model.kind=voice2face makes pictures of "
-            f"{voice2face.SIZE} x {voice2face.SIZE} only; use that, or model.kind=gan."
         )
     if kind == "voice2face" and config.voice.kind != "encoder":
         raise errors.UserError(
@@ -107,21 +157,69 @@ def check(config: Any) -> None:
         )
     if config.dtype not in ("float32", "bfloat16"):
         raise errors.UserError(f"config.dtype={config.dtype!r}: choose float32 or bfloat16.")
-    hears = config.loss.wrong_pairs or config.model.conditional
-    if kind == "gan" and config.data.independent and hears:
+    _check_loss(config)
+
+
+def hears(config: Any) -> bool:
+    """Whether the discriminator is given the voice beside the picture."""
+    kind = config.model.kind
+    return kind == "cgan" or (kind in _PROJECTING and config.model.conditional)
+
+
+def _check_size(config: Any) -> None:
+    kind, size = config.model.kind, config.picture.size
+    deconvolved = kind == "voice2face_plus" and not config.model.residual
+    if (kind == "voice2face" or deconvolved) and size != voice2face.SIZE:
+        raise errors.UserError(
+            f"config.picture.size={size}: model.kind={kind} makes pictures of {voice2face.SIZE} x "
+            f"{voice2face.SIZE} only; use that, or "
+            + ("model.residual=True." if deconvolved else "model.kind=gan.")
+        )
+    if kind in _SEED and size not in asariri.SIZES:
+        raise errors.UserError(
+            f"config.picture.size={size}: model.kind={kind} makes "
+            f"{', '.join(map(str, asariri.SIZES))}."
+        )
+    if kind in _PROJECTING and not 8 <= size <= 256:
+        raise errors.UserError(f"config.picture.size={size}: model.kind={kind} makes 8 to 256.")
+
+
+def _check_loss(config: Any) -> None:
+    kind, loss = config.model.kind, config.loss
+    if kind not in GANS:
+        return
+    diff_augment.check(loss.augment, loss.augment_strength)
+    if config.data.independent and hears(config):
         raise errors.UserError(
             "config.data.independent: pictures drawn without regard to the voices cannot teach "
-            "model.kind=gan which belong together; set model.conditional and loss.wrong_pairs to "
-            "False, or data.independent to False."
+            f"model.kind={kind} which belong together; set data.independent to False, or "
+            "model.conditional (not of cgan) and loss.wrong_pairs."
         )
-    if config.loss.wrong_pairs and kind == "voice2face":
+    if loss.wrong_pairs and not hears(config):
         raise errors.UserError(
-            "config.loss.wrong_pairs: the discriminator of voice2face does not hear the voice."
+            f"config.loss.wrong_pairs needs a discriminator that hears the voice, and that of "
+            f"model.kind={kind} does not: set loss.wrong_pairs=False"
+            + (", or model.conditional=True." if kind in _PROJECTING else ".")
         )
-    if kind == "gan" and config.loss.wrong_pairs and not config.model.conditional:
+    if (loss.kind == "began") != (kind == "began"):
         raise errors.UserError(
-            "config.loss.wrong_pairs needs a discriminator that hears the voice: set "
-            "config.model.conditional=True, or loss.wrong_pairs=False."
+            f"config.loss.kind={loss.kind!r} with config.model.kind={kind!r}: the loss began is of "
+            "model.kind=began, which has no other."
+        )
+    if kind in _SEED and (loss.r1 > 0 or loss.r2 > 0):
+        raise errors.UserError(
+            f"config.loss.r1={loss.r1}, config.loss.r2={loss.r2}: the discriminator of "
+            f"model.kind={kind} normalises by the batch, so that no picture has a gradient of its "
+            "own; set both to 0."
+        )
+    if loss.identity > 0 and kind not in _TELLING:
+        raise errors.UserError(
+            f"config.loss.identity={loss.identity}: only {', '.join(_TELLING)} tell people apart."
+        )
+    if loss.contrast > 0 and (kind != "voice2face_plus" or config.data.independent):
+        raise errors.UserError(
+            f"config.loss.contrast={loss.contrast} needs model.kind=voice2face_plus, which has "
+            "vectors of voices and faces, and pairs (data.independent=False)."
         )
 
 
@@ -129,29 +227,60 @@ def make_gan(config: Any, encoder_config: Any, num_classes: int) -> Networks:
     """The networks of a config; `encoder_config` is that of the run of the voice encoder, if any.
 
     `num_classes`: training people, whom the discriminator of voice2face, or with `loss.identity`
-    any, tells apart.
+    those of gan and voice2face_plus, tell apart.
     """
     model, picture = config.model, config.picture
-    heard = hearing.make(config, encoder_config, num_classes)
-    options = {"size": picture.size, "channels": picture.channels, "hearing": heard}
-    if model.kind == "voice2face":
-        return Networks(
-            voice2face.Generator(tuple(model.generator_widths), picture.channels),
-            voice2face.Discriminator(num_classes, tuple(model.face_widths)),
-            noise=heard.size,
-            **options,
-        )
-    shared = {name: model[name] for name in ("width", "most")} | {"dtype": config.dtype}
-    return Networks(
-        gan.Generator(picture.size, picture.channels, **shared),
-        gan.Discriminator(
-            picture.size,
-            conditional=model.conditional,
-            num_classes=num_classes if config.loss.identity else 0,
-            **shared,
-        ),
+    networks = Networks(
+        *_sides(config, num_classes),
         noise=model.noise,
-        **options,
+        size=picture.size,
+        channels=picture.channels,
+        hearing=hearing.make(config, encoder_config, num_classes),
+    )
+    if isinstance(networks.generator, voice2face.Generator):  # its noise is added to what it hears
+        return dataclasses.replace(networks, noise=networks.condition_size)
+    return networks
+
+
+def _sides(config: Any, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator."""
+    model, (size, channels) = config.model, (config.picture.size, config.picture.channels)
+    dtype, across = {"dtype": config.dtype}, {"axis_name": parallel.AXIS}
+    widths = {"width": model.width, "most": model.most, **dtype}
+    told = num_classes if config.loss.identity > 0 else 0
+    projects = {"conditional": model.conditional}
+    wen = voice2face.Generator(tuple(model.generator_widths), channels)
+    if model.kind == "voice2face":
+        return wen, voice2face.Discriminator(num_classes, tuple(model.face_widths))
+    if model.kind == "gan":
+        return (
+            gan.Generator(size, channels, **widths),
+            gan.Discriminator(size, num_classes=told, **projects, **widths),
+        )
+    if model.kind == "r3gan":
+        return (
+            r3gan.Generator(size, channels, **widths),
+            r3gan.Discriminator(size, **projects, **widths),
+        )
+    if model.kind in _SEED:
+        hears_voice = model.kind == "cgan"
+        last = {"normalize_last": hears_voice}
+        generator = asariri.Generator(size, channels, model.most, **last, **across, **dtype)
+        if model.kind == "began":
+            return generator, asariri.Autoencoder(model.width, **across, **dtype)
+        return generator, asariri.Discriminator(model.width, hears_voice, **across, **dtype)
+    judging = {"width": model.discriminator_width, "most": model.discriminator_most}
+    if model.kind == "sngan_projection":
+        return (
+            residual.Generator(size, channels, **widths, **across),
+            residual.Discriminator(size, **judging, **projects, **dtype),
+        )
+    generator = residual.Generator(size, channels, **widths, norm="pixel")
+    meet = config.loss.identity > 0 or config.loss.contrast > 0
+    told = {"embedding": model.embedding if meet else 0, "num_classes": told}
+    return (
+        generator if model.residual else wen,
+        residual.Discriminator(size, **judging, **projects, **told, **dtype, spectral=False),
     )
 
 

@@ -96,25 +96,50 @@ def default_config() -> ConfigDict:
     )
     config.model = ConfigDict(
         {
-            # gan, voice2face; voice trains an encoder of voices, matcher a net that judges.
+            # gan; voice2face, voice2face_plus; vanilla_gan, cgan, began; sngan_projection, r3gan.
+            # voice trains an encoder of voices, matcher a net that judges.
             "kind": "gan",
-            "conditional": True,  # gan: without it the discriminator does not hear the voice
-            "width": 16,  # gan: channels at the last resolution, twice as many at each before
-            "most": 64,  # gan: but not more
-            "noise": 32,  # gan
+            # gan, voice2face_plus, sngan_projection, r3gan: without it the discriminator does not
+            # hear the voice.
+            "conditional": True,
+            # Channels at the last resolution, twice as many at each before, but at most `most`.
+            # vanilla_gan, cgan, began: of the discriminator's first layer, and of the generator's.
+            "width": 16,
+            "most": 64,
+            # sngan_projection, voice2face_plus: of the discriminator, from its first block on.
+            "discriminator_width": 128,
+            "discriminator_most": 128,
+            "noise": 32,  # numbers that a generator draws; voice2face: as many as it hears
             # voice2face: channels of the layers
             "generator_widths": (1024, 512, 256, 128, 64),
             "face_widths": (32, 64, 128, 256, 512),
+            # voice2face_plus: a residual generator; False: that of voice2face
+            "residual": True,
+            "embedding": 64,  # voice2face_plus: dimensions in which voices and faces meet
             "matcher": section(matcher.MatcherConfig),
         }
     )
     config.loss = ConfigDict(
         {
-            "kind": "non_saturating",  # hinge, least_squares
+            "kind": "non_saturating",  # hinge, least_squares, relativistic; began
             "wrong_pairs": True,  # real faces with another's voice are wrong, too
             "r1": 0.2,  # gamma of the gradient penalty on real pictures; 0: none
-            "r1_every": 8,  # steps, with so many times the weight
-            "identity": 0.0,  # of who it is, on real faces and on fakes with their speakers
+            "r2": 0.0,  # and on fakes
+            "r1_every": 8,  # steps, with so many times the weight; of r2 too
+            # Of who it is, on real faces and on fakes with their speakers; voice2face_plus: by
+            # AM-softmax, the others by cross-entropy.
+            "identity": 0.0,
+            "identity_margin": 0.2,
+            "identity_scale": 30.0,
+            # voice2face_plus: InfoNCE between voices and faces, real ones and fakes
+            "contrast": 0.0,
+            "contrast_temperature": 0.1,
+            # DiffAugment of all that the discriminator sees: colour, translation, cutout
+            "augment": (),
+            "augment_strength": 1.0,  # 1: as published
+            # began: the error of fakes over that of real pictures, and how fast k follows
+            "began_gamma": 0.75,
+            "began_rate": 1e-3,
         }
     )
     config.samples = ConfigDict({"people": 8, "faces": 4})  # of the grid of an evaluation

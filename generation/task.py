@@ -4,32 +4,36 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import errors, metrics, optim, package, parallel, pictures, state, steps
+from common import errors, metrics, optim, package, parallel, parts, pictures, state, steps
 from common import workdir as workdir_lib
 from common.data import classes as classes_lib
 from common.data import splits
 from common.task import Batch, Metrics, Report
 from generation import (
     data,
+    diff_augment,
     encoders,
     fitting,
     images,
     judging,
     labelled,
     losses,
+    matcher,
     model,
     paired,
+    sides,
     voice,
     voice2face,
 )
 from generation import settings as settings_lib
+from speaker import margins
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +76,7 @@ class GanTask(paired.PairedTask):
     @functools.cached_property
     def networks(self) -> model.Networks:
         config = self.config
-        people = config.model.kind == "voice2face" or config.loss.identity
+        people = config.model.kind == "voice2face" or config.loss.identity > 0
         people = people or config.voice.kind == "class"
         return model.make_gan(self.config, self._encoder_config, len(self.classes) if people else 0)
 
@@ -115,6 +119,8 @@ class GanTask(paired.PairedTask):
 
     def init(self, key: jax.Array) -> state.Variables:
         variables = self.networks.init(key)
+        if self.config.loss.kind == "began":
+            variables[losses.BALANCE] = {"k": jnp.zeros(())}
         return variables if self._frozen is None else {**variables, voice.FROZEN: self._frozen}
 
     @functools.cached_property
@@ -160,59 +166,122 @@ class GanTask(paired.PairedTask):
         keys = parallel.row_keys(jax.random.fold_in(key, 1), batch["row"])
         return jax.vmap(lambda key: jax.random.normal(key, (self.networks.noise,)))(keys)
 
+    def _real(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The real pictures, and who they show."""
+        name = "other_" if self.config.data.independent else ""
+        return images.to_values(batch[f"{name}face"]), batch[f"{name}label"]
+
+    def _judge(
+        self, variables: state.Variables, batch: Batch, key: Any, condition: jax.Array
+    ) -> Callable[..., tuple[sides.Judged, state.Variables]]:
+        """judge(variables, pictures, number) of a training step: what the discriminator says and
+        the variables with its new state. Pictures are changed as the row's others are."""
+        settings = self.config.loss
+        seen = parallel.row_keys(jax.random.fold_in(key, 2), batch["row"])
+
+        def judge(
+            variables: state.Variables, pictures: jax.Array, number: int | None
+        ) -> tuple[sides.Judged, state.Variables]:
+            if settings.augment:
+                pictures = diff_augment.augmented(
+                    pictures, seen, settings.augment, settings.augment_strength
+                )
+            training = None if number is None else _training(batch, key, number)
+            found, new = self.networks.judge(variables, pictures, condition, training)
+            return found, parts.replace(variables, new)
+
+        return judge
+
     def discriminator_loss(
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
     ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
         """Real pictures against fakes, and against real ones with another's voice."""
-        settings, mask, params = self.config.loss, batch["mask"], variables["params"]
+        settings, mask, game = self.config.loss, batch["mask"], self._adversarial
         condition = self._condition(variables, batch, key, train=train)
-        independent = self.config.data.independent
-        real = images.to_values(batch["other_face" if independent else "face"])
-        labels = batch["other_label" if independent else "label"]
-        fake = self.networks.generate(params, condition, self._noise(batch, key))
-        of_real, people = self.networks.judge(params, real, condition)
-        of_fake, _ = self.networks.judge(params, fake, condition)
-        game, share = self._adversarial, _WEIGHT_OF_WRONG if settings.wrong_pairs else 1.0
-        terms = {
-            "real_loss": metrics.Term(*metrics.ratio(game.real(of_real), mask)),
-            "fake_loss": metrics.Term(*metrics.ratio(game.fake(of_fake), mask), share),
-        }
-        sums = {
-            "believed_real": metrics.ratio(of_real > 0, mask),
-            "believed_fake": metrics.ratio(of_fake > 0, mask),
-        }
+        noise = self._noise(batch, key)
+        fake, _ = self.networks.play(variables, condition, noise, _training(batch, key, 0))
+        real, labels = self._real(batch)
+        judge = self._judge(variables, batch, key, condition)
+        of_real, variables = judge(variables, real, 1)
+        of_fake, variables = judge(variables, fake, 2)
+        told = {"real": of_real.real, "fake": of_fake.real}
         if settings.wrong_pairs:
-            wrong = images.to_values(batch["other_face"])
-            of_wrong, _ = self.networks.judge(params, wrong, condition)
-            terms["wrong_loss"] = metrics.Term(*metrics.ratio(game.fake(of_wrong), mask), share)
-            sums["believed_wrong"] = metrics.ratio(of_wrong > 0, mask)
-        if people is not None:
-            found = voice2face.identity_loss(people, labels)
-            weight = settings.identity
-            terms["identity_loss"] = metrics.Term(*metrics.ratio(found, mask), weight)
-            right = jnp.argmax(people, axis=1) == labels
-            sums["identity_accuracy"] = metrics.ratio(right, mask)
-        if settings.r1 > 0:
-            terms["r1"] = self._penalty(params, real, condition, mask, step)
-        return terms, (sums, {})
+            of_wrong, variables = judge(variables, images.to_values(batch["other_face"]), 3)
+            told["wrong"] = of_wrong.real
+        new = model.state_of(variables, "discriminator")
+        terms, sums = _judgements(game, told, mask)
+        if settings.kind == "began":
+            found, balance = self._balance(variables, told, mask)
+            terms["fake_loss"] = terms["fake_loss"]._replace(weight=-balance["k"])
+            sums, new = found, {**new, losses.BALANCE: {"k": found["balance"].total}}
+        found, more = self._who(of_real, labels, batch, "")
+        terms, sums = {**terms, **found}, {**sums, **more}
+        for name, gamma, seen in (("r1", settings.r1, real), ("r2", settings.r2, fake)):
+            if gamma > 0:
+                logits = functools.partial(lambda v, x: judge(v, x, None)[0].real, variables)
+                terms[name] = self._penalty(logits, seen, mask, step, gamma)
+        return terms, (sums, new)
+
+    def _who(
+        self, judged: sides.Judged, labels: jax.Array, batch: Batch, prefix: str
+    ) -> tuple[dict[str, metrics.Term], Metrics]:
+        """Whose faces they are: among the training people, and by the voices of the batch."""
+        settings, mask, terms, sums = self.config.loss, batch["mask"], {}, {}
+        lost = None
+        if judged.people is not None:
+            lost = voice2face.identity_loss(judged.people, labels)
+            right = jnp.argmax(judged.people, axis=1) == labels
+        elif judged.centres is not None:
+            margin, scale = settings.identity_margin, settings.identity_scale
+            kind = margins.MarginConfig("am", margin, scale)
+            lost, right, *_ = margins.margin_loss(
+                kind, judged.face, judged.centres, labels, margin, scale, mask=mask
+            )
+        if lost is not None:
+            ratio = metrics.ratio(lost, mask)
+            terms[f"{prefix}identity_loss"] = metrics.Term(*ratio, settings.identity)
+            sums[f"{prefix}identity_accuracy"] = metrics.ratio(right, mask)
+        if settings.contrast > 0:
+            scale = 1.0 / settings.contrast_temperature
+            lost, right = matcher.contrast(judged.voice, judged.face, scale, batch["label"], mask)
+            ratio = metrics.ratio(lost, mask)
+            terms[f"{prefix}contrast_loss"] = metrics.Term(*ratio, settings.contrast)
+            sums[f"{prefix}contrast_accuracy"] = metrics.ratio(right, mask)
+        return terms, sums
+
+    def _balance(
+        self, variables: state.Variables, told: Mapping[str, jax.Array], mask: jax.Array
+    ) -> tuple[Metrics, dict[str, jax.Array]]:
+        """BEGAN's next k and its convergence for the log, over all devices; and its k so far."""
+        settings, before = self.config.loss, variables[losses.BALANCE]
+        of_all = metrics.psum({n: metrics.ratio(x, mask) for n, x in told.items()}, parallel.AXIS)
+        real, fake = (
+            jax.lax.stop_gradient(of_all[name].total / metrics.at_least_one(of_all[name].count))
+            for name in ("real", "fake")
+        )
+        rate = settings.began_rate / self.config.accumulate
+        k, convergence = losses.balanced(before["k"], real, fake, settings.began_gamma, rate)
+        return {"balance": metrics.gauge(k), "convergence": metrics.gauge(convergence)}, before
 
     def _penalty(
-        self, params: Any, real: jax.Array, condition: jax.Array, mask: jax.Array, step: Any
+        self,
+        logits: Callable[[jax.Array], jax.Array],
+        seen: jax.Array,
+        mask: jax.Array,
+        step: Any,
+        gamma: float,
     ) -> metrics.Term:
-        """R1 at every `r1_every`-th step, when it is worth so many (Karras et al. 2020, B)."""
+        """At every `r1_every`-th step, when it is worth so many (Karras et al. 2020, B)."""
         every = self.config.loss.r1_every
         due = step % every == 0
 
         def penalty() -> jax.Array:
-            def logits(pictures: jax.Array) -> jax.Array:
-                return self.networks.judge(params, pictures, condition)[0]
-
-            return metrics.ratio(losses.gradient_penalty(logits, real), mask).total
+            return metrics.ratio(losses.gradient_penalty(logits, seen), mask).total
 
         total = jax.lax.cond(due, penalty, lambda: jnp.float32(0))
         # In the log it is the mean over all steps, those without it too.
         count = jnp.sum(mask, dtype=jnp.float32)
-        return metrics.Term(total, count, 0.5 * self.config.loss.r1 * every)
+        return metrics.Term(total, count, 0.5 * gamma * every)
 
     def loss(
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
@@ -222,18 +291,24 @@ class GanTask(paired.PairedTask):
         if "row" not in batch:  # outside of a training step
             rows = batch["mask"].shape[0]
             batch = {**batch, "row": parallel.row_numbers(rows)}
-        mask, params = batch["mask"], variables["params"]
-        condition = self._condition(variables, batch, key, train=train)
-        fake = self.networks.generate(params, condition, self._noise(batch, key))
-        logits, people = self.networks.judge(params, fake, condition)
-        terms = {
-            "fooled_loss": metrics.Term(*metrics.ratio(self._adversarial.fooled(logits), mask))
-        }
-        if people is not None and train:  # the labels of an evaluation are of other people
-            found = voice2face.identity_loss(people, batch["label"])
-            weight = self.config.loss.identity
-            terms["fake_identity_loss"] = metrics.Term(*metrics.ratio(found, mask), weight)
-        return terms, ({"pictures": self._work(batch)}, {})
+        mask, game = batch["mask"], self._adversarial
+        condition, noise = (
+            self._condition(variables, batch, key, train=train),
+            self._noise(batch, key),
+        )
+        training = _training(batch, key, 0) if train else None
+        fake, new = self.networks.play(variables, condition, noise, training)
+        judge = self._judge(variables, batch, key, condition)
+        judged, variables = judge(variables, fake, 1 if train else None)
+        logits = judged.real
+        if game.relative:
+            logits -= judge(variables, self._real(batch)[0], 2 if train else None)[0].real
+        terms = {"fooled_loss": metrics.Term(*metrics.ratio(game.fooled(logits), mask))}
+        sums = {"pictures": self._work(batch)}
+        if train:  # the labels of an evaluation are of other people
+            found, more = self._who(judged, batch["label"], batch, "fake_")
+            terms, sums = {**terms, **found}, {**sums, **more}
+        return terms, (sums, new)
 
     def eval_step(
         self, variables: state.Variables, batch: Batch
@@ -246,7 +321,7 @@ class GanTask(paired.PairedTask):
             def noise(key: jax.Array) -> jax.Array:
                 return jax.random.normal(jax.random.fold_in(key, number), (self.networks.noise,))
 
-            return self.networks.generate(variables["params"], condition, jax.vmap(noise)(keys))
+            return self.networks.generate(variables, condition, jax.vmap(noise)(keys))
 
         made = jnp.stack([fakes(n) for n in range(self.config.samples.faces)], axis=1)
         names = ("face", "audio", "probe", "person", "turn")
@@ -322,6 +397,33 @@ class GanTask(paired.PairedTask):
                 f"{self.workdir / classes_lib.FILE}: put the file of that run back, or use another "
                 "--workdir."
             )
+
+
+def _training(batch: Batch, key: Any, number: int) -> sides.Training:
+    """For one network's pass in a step."""
+    keys = parallel.row_keys(jax.random.fold_in(key, 3 + number), batch["row"])
+    return sides.Training(batch["mask"], keys)
+
+
+def _judgements(
+    game: losses.Adversarial, told: Mapping[str, jax.Array], mask: jax.Array
+) -> tuple[dict[str, metrics.Term], Metrics]:
+    """The discriminator's terms, and how often it takes pictures for real.
+
+    Where the game is relative, for more real than the row's real one.
+    """
+    against = told["real"] if game.relative else jnp.zeros_like(told["real"])
+    share = _WEIGHT_OF_WRONG if "wrong" in told else 1.0
+    terms, sums = {}, {}
+    for name, logits in told.items():
+        if name == "real" and game.relative:
+            continue
+        above = logits - against
+        lost = (game.real if name == "real" else game.fake)(above)
+        weight = 1.0 if name == "real" else share
+        terms[f"{name}_loss"] = metrics.Term(*metrics.ratio(lost, mask), weight)
+        sums[f"believed_{name}"] = metrics.ratio(above > 0, mask)
+    return terms, sums
 
 
 def make_task(config: Any, workdir: pathlib.Path) -> paired.PairedTask:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from generation import voice
+from generation import sides, voice
 
 SIZE = 64
 NOISE = 0.05  # times a normal vector beside the unit voice vector: the only chance there is
@@ -27,8 +27,12 @@ class Generator(nn.Module):
 
     @nn.compact
     def __call__(
-        self, condition: Float[Array, "b d"], noise: Float[Array, "b d"]
+        self,
+        condition: Float[Array, "b d"],
+        noise: Float[Array, "b d"],
+        training: sides.Training | None = None,
     ) -> Float[Array, "b h w c"]:
+        del training
         x = voice.unit(condition + NOISE * noise)[:, None, None, :]
         for i, width in enumerate(self.widths):
             # Of 4 taps, "SAME" at stride 2 has the alignment of padding 1 in PyTorch's layer.
@@ -65,12 +69,16 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(
-        self, pictures: Float[Array, "b h w c"], condition: Float[Array, "b d"]
-    ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
-        del condition
+        self,
+        pictures: Float[Array, "b h w c"],
+        condition: Float[Array, "b d"],
+        training: sides.Training | None = None,
+    ) -> sides.Judged:
+        del condition, training
         x = FaceNet(self.widths, self.features, name="face")(pictures)
         real = nn.Dense(1, use_bias=False, name="real")(x)[:, 0]
-        return real, nn.Dense(self.num_classes, use_bias=False, name="people")(x)
+        people = nn.Dense(self.num_classes, use_bias=False, name="people")(x)
+        return sides.Judged(real, people)
 
 
 def identity_loss(logits: Float[Array, "b n"], labels: Array) -> Float[Array, "b"]:

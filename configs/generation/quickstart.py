@@ -38,7 +38,8 @@ def shrink(config: ConfigDict) -> None:
     config.features.update({"num_mels": 24, "num_fft": 1024})
     config.voice.update({"channels": (16, 16), "size": 8, "crop_frames": (0, 0)})
     config.model.update({"width": 4, "most": 16, "noise": 8, "generator_widths": (16, 8, 8, 8, 8)})
-    config.model.face_widths = (8, 8, 8, 8, 8)
+    config.model.update({"face_widths": (8, 8, 8, 8, 8), "embedding": 8})
+    config.model.update({"discriminator_width": 4, "discriminator_most": 16})
     config.model.matcher.update({"size": 8, "voice_channels": 16, "face_channels": 4})
     config.samples.update({"people": 4, "faces": 2})
     for optimizer in (config.optimizer, config.discriminator_optimizer):

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from common import parallel, trainer, workdir
+from common import evaluation, parallel, trainer, workdir
 from common.data import classes, pipeline, records, splits
 from configs.generation import quickstart
 from generation import images, paired
@@ -115,3 +115,21 @@ def trained(task, steps: int, devices: int = 1):
         for _ in range(steps):
             state, sums = step(state, parallel.global_batch(next(batches), mesh))
     return jax.device_get(state), jax.device_get(sums)
+
+
+def followed(task, state):
+    """How far the red and the blue of made faces go with those of the voices' people: two
+    correlations, 1 at best."""
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    step = evaluation.make_eval_step(task, task.config, mesh)
+    (batches,) = task.eval_data().values()
+    rows = [
+        jax.device_get(step(state.eval_variables, parallel.global_batch(batch, mesh))[1])
+        for batch in batches
+    ]
+    real = np.concatenate([row["mask"] for row in rows])
+    people = np.concatenate([row["person"] for row in rows])[real]
+    fakes = images.to_bytes(np.concatenate([row["fakes"] for row in rows])[real])
+    means = fakes.mean((1, 2, 3))
+    wanted = np.array([colour(p) for p in people])
+    return [np.corrcoef(means[:, channel], wanted[:, channel])[0, 1] for channel in (0, 2)]

@@ -10,10 +10,17 @@ from generation import task
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs" / "generation"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+MORE = {
+    "asariri": ("vanilla_gan", "began", "vanilla_gan-debug", "began-debug"),
+    "cifar10": ("r3gan", "r3gan-debug"),
+}
+ALL = [(name, "", "debug", *MORE.get(name, ())) for name in NAMES]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("argument", [(), ("debug",)])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [(name, (word,) if word else ()) for name, *words in ALL for word in words],
+)
 def test_it_builds(name, argument, tmp_path):
     config = importlib.import_module(f"configs.generation.{name}").get_config(*argument)
     found = task.make_task(workdir.freeze(config), tmp_path)
@@ -21,3 +28,5 @@ def test_it_builds(name, argument, tmp_path):
     assert f"--config=configs/generation/{name}.py" in (FOLDER / f"{name}.py").read_text()
     with pytest.raises(ValueError, match="is debug or nothing"):
         importlib.import_module(f"configs.generation.{name}").get_config("small")
+    with pytest.raises(ValueError, match="is debug or nothing"):
+        importlib.import_module(f"configs.generation.{name}").get_config("debug-debug")

@@ -70,6 +70,27 @@ def test_it_trains_shows_and_resumes(runs, tmp_path):
 
 
 @pytest.mark.slow
+def test_state_beside_the_parameters_resumes_to_the_bit(tmp_path):
+    """BEGAN: running statistics, and its balance."""
+    config = f"{CONFIGS}asariri.py:began-debug"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    commands.run("generation.main", config, f"--workdir={whole}")
+    commands.run("generation.main", config, f"--workdir={parts}", "--config.total_steps=15")
+    resumed = commands.run("generation.main", config, f"--workdir={parts}")
+    assert "Resumed at step 15" in resumed.stderr
+    assert fingerprint(whole, 30) == fingerprint(parts, 30)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["split"] == "train"][-1]
+    assert {"balance", "convergence", "real_loss"} <= set(last)
+    assert None not in last.values()
+    io.write_wav(tmp_path / "a.wav", np.sin(np.arange(9000.0)).astype(np.float32), 8000)
+    files = f"--voice={tmp_path / 'a.wav'}", f"--out={tmp_path / 'a.png'}"
+    commands.run("generation.sample", f"--workdir={whole}", *files, "--n=2")
+    with PIL.Image.open(tmp_path / "a.png") as image:
+        assert image.size == (2 * 130 - 2, 128)
+
+
+@pytest.mark.slow
 def test_it_is_evaluated_by_a_net_of_its_own_training(runs):
     folder, said = runs
     assert "dev real faces: 4 people, %: 1:2 " in said["matcher"].stdout
