@@ -123,6 +123,11 @@ def _check_voices(config: Any) -> None:
             f"config.model.kind={kind} hears log-mel frames: config.voice.kind={heard} is for the "
             "networks that make pictures. Leave it at statistics."
         )
+    if heard == "class" and data.split_by in ("person", "letter"):
+        raise errors.UserError(
+            f"config.voice.kind=class with config.data.split_by={data.split_by}: the people of dev "
+            "are none of those whom the network has a class for. Take recording, or another voice."
+        )
     if heard == "none" and model.hears(config):
         raise errors.UserError(
             "config.voice.kind=none leaves nothing for the discriminator to hear: set config.model."

@@ -216,6 +216,10 @@ def _check_loss(config: Any) -> None:
         raise errors.UserError(
             f"config.loss.identity={loss.identity}: only {', '.join(_TELLING)} tell people apart."
         )
+    if loss.contrast_temperature <= 0:
+        raise errors.UserError(
+            f"config.loss.contrast_temperature={loss.contrast_temperature} has to be above 0."
+        )
     if loss.contrast > 0 and (kind != "voice2face_plus" or config.data.independent):
         raise errors.UserError(
             f"config.loss.contrast={loss.contrast} needs model.kind=voice2face_plus, which has "

@@ -104,9 +104,9 @@ class _Down(nn.Module):
 class Discriminator(nn.Module):
     """A picture, and the condition that it is said to be of: the projection's logit.
 
-    Blocks that halve the picture to 8 x 8, two more, the sum over all pixels. `width` channels in
-    the first block, twice as many in each next one, at most `most`. With `embedding`, also unit
-    vectors of so many dimensions of the picture and of the condition, and the centres of
+    Blocks that halve the picture to 8 x 8, two more, the sum of all pixels. `width` channels in the
+    first block, twice as many in each next one, at most `most`. With `embedding`, also unit vectors
+    of so many dimensions of the picture and of the condition, and the centres of
     `num_classes` people.
     """
 
@@ -133,11 +133,13 @@ class Discriminator(nn.Module):
             width = min(self.most, self.width << min(i, halvings - 1))
             block = _Down(width, i < halvings, i == 0, self.spectral, self.dtype, name=f"block_{i}")
             x = block(x, train=train)
-        h = jnp.sum(nn.relu(x.astype(jnp.float32)), axis=(1, 2))
+        # Without spectral norms, means: so the logits begin at order 1, whatever the size.
+        pool, scale = (jnp.sum, 1.0) if self.spectral else (jnp.mean, x.shape[-1] ** -0.5)
+        h = pool(nn.relu(x.astype(jnp.float32)), axis=(1, 2))
         real = blocks.Dense(1, spectral=self.spectral, name="real")(h, train=train)[:, 0]
         if self.conditional:
             side = blocks.Dense(h.shape[1], False, self.spectral, name="projection")
-            real = real + jnp.sum(side(condition, train=train) * h, axis=1)
+            real = real + scale * jnp.sum(side(condition, train=train) * h, axis=1)
         if not self.embedding:
             return sides.Judged(real)
         heard = nn.relu(nn.Dense(2 * self.embedding, name="heard")(condition))

@@ -93,6 +93,8 @@ def test_a_class_is_one_hot_and_nothing_is_nothing(tmp_path):
         ({"voice__mfcc__hop_samples": 0}, "has to be positive"),
         ({"data__eval_seconds": 1.0}, "eval_seconds=1 has to be config.data.crop_seconds=0.5"),
         ({"voice__crop_frames": (10, 20)}, "leave config.voice.crop_frames"),
+        ({"voice__kind": "class", "data__split_by": "letter"}, "none of those whom the network"),
+        ({"voice__kind": "none"}, "nothing for the discriminator to hear"),
     ],
 )
 def test_settings_that_cannot_be_are_said(tmp_path, changes, words):
