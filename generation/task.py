@@ -450,7 +450,9 @@ def close(task: paired.PairedTask, workdir: pathlib.Path, reports: Mapping[str, 
         print(f"  pictures: {workdir / 'samples'}")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
     if isinstance(task, GanTask):
-        print(f"Next: python -m generation.sample --workdir={workdir} --voice=a.wav --out=grid.png")
+        kind = task.config.voice.kind
+        voice_of = {"class": f" --voice={task.classes[0]}", "none": ""}.get(kind, " --voice=a.wav")
+        print(f"Next: python -m generation.sample --workdir={workdir}{voice_of} --out=grid.png")
 
 
 PACKAGE = package.Package(

@@ -195,13 +195,14 @@ def test_own_folders_are_trained_on_and_evaluated_where_they_have_moved(tmp_path
 def test_pictures_with_classes_are_trained_on_without_a_voice(tmp_path):
     layouts.mnist(tmp_path / "data")
     run = tmp_path / "run"
-    commands.run(
+    said = commands.run(
         "generation.main",
         *(f"{CONFIGS}quickstart.py:debug", f"--workdir={run}", "--config.total_steps=5"),
         *("--config.data.kind=none", "--config.faces.kind=mnist", "--config.voice.kind=class"),
         *(f"--config.faces.root={tmp_path / 'data'}", "--config.data.eval=test"),
         *("--config.picture.size=0", "--config.picture.channels=0"),
     )
+    assert f"generation.sample --workdir={run} --voice=0 --out" in said.stdout
     with PIL.Image.open(run / "samples" / "test-faces-0000005.png") as image:
         # Four of the ten digits in columns, the real one and two made ones, doubled.
         assert image.size == (4 * 58 - 2, 3 * 58 - 2)
