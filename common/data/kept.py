@@ -126,7 +126,12 @@ def _state(split: splits.Split) -> list[Any]:
     for position in split.index.positions.tolist():
         record = split.source[position]
         path = os.path.abspath(os.fspath(record["audio"]))  # noqa: PTH100 - a million times
-        status = os.stat(path)  # noqa: PTH116
+        try:
+            status = os.stat(path)  # noqa: PTH116
+        except OSError as error:
+            raise errors.UserError(
+                f"{path} cannot be read any more ({error.strerror}). Is the disk still there?"
+            ) from error
         stretch = (record.get("start"), record.get("duration"), record.get("channel"))
         found.append((path, status.st_size, status.st_mtime_ns, stretch))
     return found

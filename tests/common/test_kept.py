@@ -8,7 +8,11 @@ import pytest
 from common import cache, errors
 from common.audio import io, vad
 from common.data import kept, records, splits
-from tests.generation import people as toy
+
+
+def sound(seconds: float, seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(size=round(16000 * seconds))
+    return (0.1 * noise).astype(np.float32)
 
 
 @pytest.fixture
@@ -17,7 +21,7 @@ def split(tmp_path, monkeypatch):
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
     rows = []
     for k, name in enumerate(("ann", "bob", "cid")):
-        audio = toy.voice(k, 1.0 + 0.2 * k, k)
+        audio = sound(1.0 + 0.2 * k, k)
         audio[4000:9000] = 0
         rate = 8000 if name == "bob" else 16000
         path = tmp_path / f"{name}.wav"
@@ -54,11 +58,14 @@ def test_they_are_read_once_and_again_after_a_change(split, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(records, "load_record", lambda *_: pytest.fail("read again"))
         assert keep(split, tmp_path).source.fingerprint == first.source.fingerprint
-    io.write_wav(tmp_path / "cid.wav", toy.voice(5, 0.9, 9), 16000)
+    io.write_wav(tmp_path / "cid.wav", sound(0.9, 9), 16000)
     changed = keep(split, tmp_path)
     assert changed.source.fingerprint != first.source.fingerprint
     assert changed.index.lengths[2] == 14400
     assert len(list(folder.iterdir())) == 4
+    (tmp_path / "cid.wav").unlink()
+    with pytest.raises(errors.UserError, match=r"cid\.wav cannot be read any more"):
+        keep(split, tmp_path)
 
 
 def test_pauses_are_cut_out_and_what_is_left_empty_is_named(split, tmp_path, caplog):
