@@ -172,17 +172,18 @@ class GanTask(paired.PairedTask):
         return images.to_values(batch[f"{name}face"]), batch[f"{name}label"]
 
     def _judge(
-        self, variables: state.Variables, batch: Batch, key: Any, condition: jax.Array
+        self, batch: Batch, key: Any, condition: jax.Array, *, train: bool
     ) -> Callable[..., tuple[sides.Judged, state.Variables]]:
-        """judge(variables, pictures, number) of a training step: what the discriminator says and
-        the variables with its new state. Pictures are changed as the row's others are."""
+        """judge(variables, pictures, number): what the discriminator says, and the variables with
+        its new state. In training, pictures are changed, all of a row alike, and passes that move
+        the state have numbers."""
         settings = self.config.loss
         seen = parallel.row_keys(jax.random.fold_in(key, 2), batch["row"])
 
         def judge(
             variables: state.Variables, pictures: jax.Array, number: int | None
         ) -> tuple[sides.Judged, state.Variables]:
-            if settings.augment:
+            if train and settings.augment:
                 pictures = diff_augment.augmented(
                     pictures, seen, settings.augment, settings.augment_strength
                 )
@@ -201,7 +202,7 @@ class GanTask(paired.PairedTask):
         noise = self._noise(batch, key)
         fake, _ = self.networks.play(variables, condition, noise, _training(batch, key, 0))
         real, labels = self._real(batch)
-        judge = self._judge(variables, batch, key, condition)
+        judge = self._judge(batch, key, condition, train=train)
         of_real, variables = judge(variables, real, 1)
         of_fake, variables = judge(variables, fake, 2)
         told = {"real": of_real.real, "fake": of_fake.real}
@@ -211,14 +212,19 @@ class GanTask(paired.PairedTask):
         new = model.state_of(variables, "discriminator")
         terms, sums = _judgements(game, told, mask)
         if settings.kind == "began":
-            found, balance = self._balance(variables, told, mask)
-            terms["fake_loss"] = terms["fake_loss"]._replace(weight=-balance["k"])
-            sums, new = found, {**new, losses.BALANCE: {"k": found["balance"].total}}
+            k = variables[losses.BALANCE]["k"]
+            terms["fake_loss"] = terms["fake_loss"]._replace(weight=-k)
+            k, convergence = self._balance(k, told, mask)
+            sums = {"balance": metrics.gauge(k), "convergence": metrics.gauge(convergence)}
+            new = {**new, losses.BALANCE: {"k": k}}
         found, more = self._who(of_real, labels, batch, "")
         terms, sums = {**terms, **found}, {**sums, **more}
+
+        def logits(pictures: jax.Array) -> jax.Array:
+            return judge(variables, pictures, None)[0].real
+
         for name, gamma, seen in (("r1", settings.r1, real), ("r2", settings.r2, fake)):
             if gamma > 0:
-                logits = functools.partial(lambda v, x: judge(v, x, None)[0].real, variables)
                 terms[name] = self._penalty(logits, seen, mask, step, gamma)
         return terms, (sums, new)
 
@@ -250,18 +256,17 @@ class GanTask(paired.PairedTask):
         return terms, sums
 
     def _balance(
-        self, variables: state.Variables, told: Mapping[str, jax.Array], mask: jax.Array
-    ) -> tuple[Metrics, dict[str, jax.Array]]:
-        """BEGAN's next k and its convergence for the log, over all devices; and its k so far."""
-        settings, before = self.config.loss, variables[losses.BALANCE]
-        of_all = metrics.psum({n: metrics.ratio(x, mask) for n, x in told.items()}, parallel.AXIS)
-        real, fake = (
-            jax.lax.stop_gradient(of_all[name].total / metrics.at_least_one(of_all[name].count))
-            for name in ("real", "fake")
-        )
-        rate = settings.began_rate / self.config.accumulate
-        k, convergence = losses.balanced(before["k"], real, fake, settings.began_gamma, rate)
-        return {"balance": metrics.gauge(k), "convergence": metrics.gauge(convergence)}, before
+        self, k: jax.Array, told: Mapping[str, jax.Array], mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """BEGAN's next k and its convergence, by the errors of all devices' rows."""
+        settings = self.config.loss
+        sums = {name: metrics.ratio(lost, mask) for name, lost in told.items()}
+        mean = {
+            name: jax.lax.stop_gradient(found.total / metrics.at_least_one(found.count))
+            for name, found in metrics.psum(sums, parallel.AXIS).items()
+        }
+        rate = settings.began_rate / self.config.accumulate  # k moves with every micro-batch
+        return losses.balanced(k, mean["real"], mean["fake"], settings.began_gamma, rate)
 
     def _penalty(
         self,
@@ -292,13 +297,10 @@ class GanTask(paired.PairedTask):
             rows = batch["mask"].shape[0]
             batch = {**batch, "row": parallel.row_numbers(rows)}
         mask, game = batch["mask"], self._adversarial
-        condition, noise = (
-            self._condition(variables, batch, key, train=train),
-            self._noise(batch, key),
-        )
+        condition = self._condition(variables, batch, key, train=train)
         training = _training(batch, key, 0) if train else None
-        fake, new = self.networks.play(variables, condition, noise, training)
-        judge = self._judge(variables, batch, key, condition)
+        fake, new = self.networks.play(variables, condition, self._noise(batch, key), training)
+        judge = self._judge(batch, key, condition, train=train)
         judged, variables = judge(variables, fake, 1 if train else None)
         logits = judged.real
         if game.relative:
