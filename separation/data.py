@@ -10,7 +10,7 @@ import numpy as np
 
 from common import errors, sections
 from common.data import buckets, pipeline, speech, splits
-from separation import films, fixed, mixing, modes, sight
+from separation import fixed, mixing, modes, sight
 from separation import surroundings as surroundings_lib
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,7 @@ def mixtures(
     """The mixtures of a split: one for each recording, in evaluation at most so many."""
     data, rate = config.data, config.data.sample_rate_hz
     labels = np.unique(splits.speakers_of(split), return_inverse=True)[1].astype(np.int32)
-    seen = None
-    if sight.wanted(config):
-        seen = films.Films(split.source, rate, config.sight.pictures)
+    seen = sight.films_of(split.source, config) if sight.wanted(config) else None
     crops = speech.SpeechCrops(
         *(split.source, split.index, labels, rate),
         channel=splits.channel(data),

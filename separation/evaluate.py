@@ -33,8 +33,8 @@ from ml_collections import ConfigDict
 from common import app, command_line, errors, files, metrics, trained, workdir
 from common.audio import io
 from common.data import records, splits
-from separation import films, pairs, perceptual, task, watching
 from separation import metrics as separation_metrics
+from separation import pairs, perceptual, task, watching
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Clips:
         self._split, self._rate = split, config.data.sample_rate_hz
         self._channel = splits.channel(config.data)
         self._places = {name: place for place, name in enumerate(split.ids)}
-        self._films = films.Films(split.source, self._rate, config.sight.pictures)
+        self._films = sight.films_of(split.source, config)
 
     def speaker(self, name: str) -> str:
         """Of a recording."""

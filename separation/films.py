@@ -18,12 +18,14 @@ class Films:
     """The pictures beside the recordings of a source, at `sample_rate_hz`.
 
     Frame k of a film stands for the samples from k * `grain` on, a `grain` of them. `pictures`: how
-    many portraits are shown at once.
+    many portraits are shown at once. Without `with_lips` or `with_faces` those are not read.
     """
 
     source: records.Source
     sample_rate_hz: int
     pictures: int = 1
+    with_lips: bool = True
+    with_faces: bool = True
 
     @property
     def grain(self) -> int:
@@ -44,6 +46,8 @@ class Films:
         """
         count, first = self.frames(samples), start // self.grain
         found, there = np.zeros((count, *MOUTH), np.uint8), np.zeros(count, bool)
+        if not self.with_lips:
+            return found, there
         record = self.source[position]
         film = record.get("video")
         if film is None:
@@ -58,6 +62,8 @@ class Films:
         """(portraits of the speaker of a recording, which there are): drawn ones, or the first."""
         found = np.zeros((self.pictures, *FACE), np.uint8)
         there = np.zeros(self.pictures, bool)
+        if not self.with_faces:
+            return found, there
         record = self.source[position]
         faces = record.get("face")
         if faces is None:

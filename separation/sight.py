@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
 from common import errors
+from common.data import records
 from common.nn import conv2d
 from separation import cue as cue_lib
 from separation import films
@@ -64,6 +65,13 @@ def cues(config: Any) -> tuple[str, ...]:
 def wanted(config: Any) -> bool:
     """Whether the network of a config sees anything."""
     return not {"lips", "face"}.isdisjoint(cues(config))
+
+
+def films_of(source: records.Source, config: Any) -> films.Films:
+    """The pictures beside recordings, of those that the network of a config looks at."""
+    rate, shown = config.data.sample_rate_hz, cues(config)
+    pictures = config.sight.pictures
+    return films.Films(source, rate, pictures, "lips" in shown, "face" in shown)
 
 
 class Seen(NamedTuple):

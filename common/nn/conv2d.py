@@ -4,9 +4,9 @@ Output (i, j) is centred on input (i, j) * stride, so that the alignment hangs o
 a row and not on its padding; n and g are l and f over the stride, rounded up. A row's input must be
 0 beyond its true end.
 
-XLA:CPU is fast at convolutions with small kernels, and slow at the gradients of those kernels,
-which are convolutions with kernels as large as the picture. On a CPU, in float32, they are computed
-otherwise here, and wide layers with fewer multiplications.
+XLA:CPU is fast at convolutions with small kernels, and slow at some of the gradients: of kernels,
+which are convolutions with kernels as large as the picture, and of the input behind a stride. On a
+CPU, in float32, they are computed otherwise here, and wide layers with fewer multiplications.
 """
 
 import functools
@@ -83,17 +83,20 @@ def _forward(stride, dilation, x, kernel):
 def _backward(stride, dilation, residuals, dy):
     x, kernel = residuals
     taps, (channels, features) = kernel.shape[:2], kernel.shape[2:]
-    few = stride > 1 or channels == 1  # of one channel there is little to do
-    if stride > 1 and _is_cheaper_in_blocks(taps, channels, features, stride):
-        return _blocked_gradients(x, kernel, dy, stride)
-    if few or any(size % 2 == 0 for size in taps):
-        _, pull = jax.vjp(lambda x: _direct(x, kernel, stride=stride, dilation=dilation), x)
-        (dx,) = pull(dy)
+    own = functools.partial(_direct, stride=stride, dilation=dilation)
+    _, pull_x = jax.vjp(lambda x: own(x, kernel), x)
+    _, pull_kernel = jax.vjp(lambda kernel: own(x, kernel), kernel)
+    if stride > 1:
+        in_blocks = min(taps) > 3 and features <= 8 * channels
+        dx = _input_gradient_in_blocks(x, kernel, dy, stride) if in_blocks else pull_x(dy)[0]
+        return dx, *pull_kernel(dy)
+    if channels == 1 or any(size % 2 == 0 for size in taps):
+        (dx,) = pull_x(dy)
     else:
         # The adjoint of a correlation is the correlation with the kernel turned round.
         dx = _value(1, dilation, dy, kernel[::-1, ::-1].swapaxes(2, 3))
-    if few and dilation == 1:
-        return dx, _strided_kernel_gradient(x, dy, taps, stride)
+    if channels == 1 and dilation == 1:
+        return dx, *pull_kernel(dy)
     return dx, _kernel_gradient(x, dy, taps, dilation)
 
 
@@ -121,29 +124,6 @@ def _kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], dilation: int) 
         rows, columns, (dilation,), [around], dimension_numbers=("NWC", "WIO", "NWC")
     )
     return sums.reshape(c, *taps, -1).transpose(1, 2, 0, 3)
-
-
-def _strided_kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride: int) -> Array:
-    """The same for every `stride`-th output: a product of matrices for each row of the kernel."""
-    (_, n, g, d), c = dy.shape, x.shape[3]
-    padded = jnp.pad(x, ((0, 0), _sides(taps[0]), _sides(taps[1]), (0, 0)))
-    sums = []
-    for row in range(taps[0]):
-        frames = padded[:, row : row + (n - 1) * stride + 1 : stride]
-        under = [frames[:, :, tap : tap + (g - 1) * stride + 1 : stride] for tap in range(taps[1])]
-        seen = jnp.concatenate(under, axis=-1).reshape(-1, taps[1] * c)
-        sums.append((seen.T @ dy.reshape(-1, d)).reshape(taps[1], c, d))
-    return jnp.stack(sums)
-
-
-def _is_cheaper_in_blocks(taps: tuple[int, int], channels: int, features: int, stride: int) -> bool:
-    """Whether `_blocked_gradients` write less, for each output, than `_strided_kernel_gradient`.
-
-    Both are bound by that where channels are few. Of the first layer of a lip reader, 7 x 7 taps
-    from 5 channels to 8, they take a quarter of the time.
-    """
-    (k, w), (q, r) = taps, (-(-size // stride) for size in taps)
-    return r * features + q * stride * stride * channels < k * w * channels
 
 
 def _blocks(
@@ -174,30 +154,19 @@ def _taps_of_blocks(kernel: Float[Array, "k w c d"], stride: int) -> Float[Array
     return kernel.reshape(q, r, -1, d)
 
 
-def _blocked_gradients(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, Array]:
-    """Those of a convolution with a stride, as of one over `_blocks`.
+def _input_gradient_in_blocks(x: Array, kernel: Array, dy: Array, stride: int) -> Array:
+    """That of a convolution with a stride, as of one over `_blocks`.
 
-    The gradient of x is a convolution without the zeros that a stride sets between outputs. That of
-    the kernel is a product of matrices for each of its rows, between frames of blocks as they lie
-    and dy beside itself, shifted under each tap of a row.
+    It multiplies none of the zeros that XLA:CPU sets between outputs: a quarter of the time where
+    taps are many and features few.
     """
-    taps = kernel.shape[:2]
-    found, pull_x = jax.vjp(lambda x: _blocks(x, taps, stride), x)
-    wide, pull_kernel = jax.vjp(lambda kernel: _taps_of_blocks(kernel, stride), kernel)
-    (q, r, e, d), n, g = wide.shape, dy.shape[1], found.shape[2]
-    dx = jax.lax.conv_general_dilated(
-        dy,
-        wide[::-1, ::-1].swapaxes(2, 3),
-        (1, 1),
-        [(q - 1, q - 1), (r - 1, r - 1)],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    padded = jnp.pad(dy, ((0, 0), (0, 0), (r - 1, r - 1), (0, 0)))
-    shifts = [padded[:, :, r - 1 - tap : r - 1 - tap + g] for tap in range(r)]
-    columns = jnp.concatenate(shifts, axis=-1).reshape(-1, r * d)
-    sums = [found[:, i : i + n].reshape(-1, e).T @ columns for i in range(q)]
-    dwide = jnp.stack(sums).reshape(q, e, r, d).swapaxes(1, 2)
-    return *pull_x(dx), *pull_kernel(dwide)
+    _, pull = jax.vjp(lambda x: _blocks(x, kernel.shape[:2], stride), x)
+    wide = _taps_of_blocks(kernel, stride)
+    around = [(size - 1, size - 1) for size in wide.shape[:2]]
+    turned = wide[::-1, ::-1].swapaxes(2, 3)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    found = jax.lax.conv_general_dilated(dy, turned, (1, 1), around, dimension_numbers=numbers)
+    return pull(found)[0]
 
 
 def _tiles(x0: Array, x1: Array, x2: Array, x3: Array) -> tuple[Array, ...]:

@@ -192,6 +192,10 @@ def test_a_film_may_be_short_or_missing_and_of_one_size():
         assert mouth[there].all()
         assert not mouth[~there].any()
     assert not found.face(0, None)[1].any()
+    # What the network does not look at is not read: "small" would be refused.
+    blind = dataclasses.replace(found, with_lips=False, with_faces=False)
+    assert not blind.mouth(2, 0, 10)[1].any()
+    assert not blind.face(2, None)[1].any()
     with pytest.raises(records.DataError, match=r"small: its video has pictures of 88x88 uint8"):
         found.mouth(2, 0, 10)
     with pytest.raises(records.DataError, match=r"small: its face has pictures of 64x64x3 float64"):
