@@ -10,6 +10,7 @@ import functools
 import io
 import itertools
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -93,7 +94,14 @@ def keep_memory() -> None:
 
 
 def use_compile_cache() -> None:
-    """Compiled programs are kept in the cache folder."""
+    """Compiled programs are kept in the cache folder.
+
+    Not where one process has several CPU devices: of jaxlib 0.10.2 some of their programs, with
+    sums over devices in a loop, crash when they come from there.
+    """
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if forced or jax.config.jax_num_cpu_devices > 1:
+        return
     root = cache.folder()
     jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

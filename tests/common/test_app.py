@@ -1,5 +1,7 @@
 """What the processes of a run do together before the first step."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -21,3 +23,23 @@ def test_a_process_that_cannot_prepare_ends_the_others(tmp_path, monkeypatch):
         train(tmp_path)
     with workdir.Lock(tmp_path):  # the directory is free
         assert not list(tmp_path.glob("checkpoints"))
+
+
+def test_programs_of_several_cpu_devices_are_not_kept(monkeypatch):
+    """They may crash when they come from the cache."""
+    kept = []
+
+    def use(devices: int, flags: str) -> list:
+        kept.clear()
+        config = types.SimpleNamespace(
+            jax_num_cpu_devices=devices, update=lambda *given: kept.append(given[0])
+        )
+        monkeypatch.setattr(app, "jax", types.SimpleNamespace(config=config))
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        app.use_compile_cache()
+        return kept
+
+    assert "jax_compilation_cache_dir" in use(-1, "")
+    assert "jax_compilation_cache_dir" in use(1, "")
+    assert not use(8, "")
+    assert not use(-1, "--xla_force_host_platform_device_count=2")

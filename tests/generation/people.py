@@ -1,9 +1,11 @@
 """Six people whose pitch and colour go together, in memory, and tasks on them."""
 
+import contextlib
 import dataclasses
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from common import evaluation, parallel, trainer, workdir
 from common.data import classes, pipeline, records, splits
@@ -106,8 +108,27 @@ PLAIN = {
 }
 
 
+@contextlib.contextmanager
+def compiled_anew():
+    """Without programs from the cache: see `app.use_compile_cache`."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
+
+
 def trained(task, steps: int, devices: int = 1):
     """The state and the sums after some steps."""
+    if devices > 1:
+        with compiled_anew():
+            return _trained(task, steps, devices)
+    return _trained(task, steps, devices)
+
+
+def _trained(task, steps: int, devices: int):
     mesh = parallel.make_mesh(jax.devices()[:devices])
     state = parallel.place(task.create_state(jax.jit(task.init)(jax.random.key(0))), mesh)
     step = trainer.make_train_step(task, task.config, mesh)
