@@ -302,10 +302,13 @@ def _table(seeds: Sequence[Seed], columns: Sequence[tuple[str, str, str]]) -> st
         some = [seed for seed in seeds if seed.cell == cell]
         cells = []
         for name, _, form in columns:
-            mean, half = interval([s.values.get(name, math.nan) for s in some])
+            known = [s.values[name] for s in some if math.isfinite(s.values.get(name, math.nan))]
+            mean, half = interval(known)
             text = "-" if math.isnan(mean) else format(mean, form)
             if not math.isnan(half) and half > 0:
                 text += f" &plusmn; {format(half, form)}"
+            if 0 < len(known) < len(some):
+                text += f" ({len(known)} of them)"
             cells.append(f"<td>{text}</td>")
         rows.append(f"<tr><td>{html.escape(cell)}</td><td>{len(some)}</td>{''.join(cells)}</tr>")
     return f"<table>{''.join(rows)}</table>"

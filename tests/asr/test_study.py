@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -231,9 +232,16 @@ def test_one_page_with_all_in_it(folder):
     assert "https://" not in text
     assert text.count("data:image/png;base64,") == 6
     assert "20.00 &plusmn; 2.48" in text  # 4.303 / sqrt 3
+    assert "of them)" not in text
     rows = json.loads((folder / "runs.json").read_text())
     assert len(rows) == 12
     assert rows[0]["wer"] == pytest.approx(19.0)
+
+
+def test_a_mean_of_fewer_runs_says_of_how_many(folder):
+    shutil.rmtree(folder / "rank_1_log_mel.2" / "analysis")
+    text = study_report.write(folder).read_text()
+    assert "0.895 &plusmn; 0.0635 (2 of them)" in text  # 12.71 x 0.005
 
 
 @pytest.mark.parametrize(
