@@ -34,7 +34,7 @@ from common import app, command_line, errors, files, metrics, trained, workdir
 from common.audio import io
 from common.data import records, splits
 from separation import metrics as separation_metrics
-from separation import pairs, perceptual, task, watching
+from separation import pairs, perceptual, sight, task, watching
 
 log = logging.getLogger(__name__)
 
