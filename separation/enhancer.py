@@ -201,12 +201,17 @@ class Enhancer:
 
     def watched(self) -> lips.Watched | None:
         """The lips of a new stream; None in a network that sees none."""
-        if self._net.lips is None:
+        if not self.sees_lips:
             return None
         look = functools.partial(self._look, self._variables)
         return lips.Watched(
             look, self._net.lips.config, self.extractor.hop_size, self.sample_rate_hz
         )
+
+    @property
+    def sees_lips(self) -> bool:
+        """Whether its streams are to be shown a mouth."""
+        return self._net.lips is not None
 
     @property
     def sees_face(self) -> bool:

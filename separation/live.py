@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from common import app, errors, files
 from common.audio import io
@@ -142,11 +142,38 @@ def person_of(folder: pathlib.Path, name: str) -> records.Record:
     raise errors.UserError(f"--person={name}: nobody in {folder} is called that; there are {some}.")
 
 
+def seen_of(
+    person: records.Record | None, network: enhancer_lib.Enhancer
+) -> tuple[UInt8[np.ndarray, "v 96 96"] | None, UInt8[np.ndarray, "k 224 224 3"] | None]:
+    """(the mouth's pictures, the portraits) that the network looks at, None for those it does not.
+
+    Raises UserError where it looks at neither, and for pictures that cannot be read.
+    """
+    if person is None:
+        return None, None
+    if not (network.sees_lips or network.sees_face):
+        raise errors.UserError(
+            "--person: this network sees nothing. Give the sound as --input, or train one with "
+            "config.sight (configs/separation/audiovisual_quickstart.py)."
+        )
+    try:
+        return (
+            np.asarray(person["video"]) if network.sees_lips else None,
+            np.asarray(person["face"]) if network.sees_face else None,
+        )
+    except (OSError, ValueError) as error:
+        raise errors.UserError(
+            f"{person['id']}: its pictures cannot be read ({error}). Prepare the film again by "
+            "separation.prepare_video."
+        ) from error
+
+
 def convert(
     network: enhancer_lib.Enhancer,
     stream: enhancer_lib.Stream,
     args: Any,
     person: records.Record | None,
+    mouth: UInt8[np.ndarray, "v 96 96"] | None,
 ) -> None:
     """From file to file, hop by hop as if live, as fast as it goes."""
     output = pathlib.Path(args.output)
@@ -162,13 +189,13 @@ def convert(
         duration=source.get("duration"),
     )
     audio = audio[: round(min(args.seconds, len(audio) / rate) * rate)]
-    mouth = iter(()) if person is None else iter(np.asarray(person["video"]))
+    pictures = 0 if mouth is None else len(mouth)
     started, parts, shown = time.perf_counter(), [], 0
     for first in range(0, len(audio), hop):
-        while shown <= sight.latest_picture(first + hop, rate):
-            shown += 1
-            if (picture := next(mouth, None)) is not None:
-                stream.show(picture)
+        due = min(sight.latest_picture(first + hop, rate) + 1, pictures)
+        for picture in range(shown, due):
+            stream.show(mouth[picture])
+        shown = max(shown, due)
         parts.append(stream(audio[first : first + hop]))
     voice = np.concatenate([*parts, stream.flush()])
     io.write_wav(args.output, voice, rate)
@@ -236,14 +263,14 @@ def main() -> None:
         person, from_files = _person(args), _are_files(args)
         found = None if from_files else devices()
         network = enhancer_lib.load(args.workdir, step=args.checkpoint)
-        face = np.asarray(person["face"]) if person and network.sees_face else None
+        mouth, face = seen_of(person, network)
         strength = 1 - args.dry
         stream = network.stream(
             args.enroll, strength=strength, self_enroll=args.self_enroll, face=face
         )
         network.compile()
         if found is None:
-            convert(network, stream, args, person)
+            convert(network, stream, args, person, mouth)
         else:
             play(network, stream, args, found)
 

@@ -23,13 +23,7 @@ _KINDS = ("cgan", "vanilla_gan", "began")
 
 def get_config(argument: str = "") -> ConfigDict:
     """At 32 x 32, grey."""
-    words = argument.split("-") if argument else []
-    kind = next((word for word in words if word in _KINDS), "cgan")
-    if [*dict.fromkeys(words)] != words or set(words) - {kind, "debug"}:
-        raise ValueError(
-            f"asariri.py:{argument}: the argument is debug or nothing, or one of "
-            f"{', '.join(_KINDS)}, alone or followed by -debug"
-        )
+    kind, debug = quickstart.chosen("asariri.py", argument, _KINDS)
     config = settings.default_config()
     config.data.update({"hours": 1.0, "eval_hours": 0.15, "batch_rows": 32})
     config.data.update({"crop_seconds": 5.0, "eval_seconds": 5.0})
@@ -46,6 +40,6 @@ def get_config(argument: str = "") -> ConfigDict:
         config.discriminator_optimizer.learning_rate = 2e-4
     config.update({"total_steps": 20_000, "log_every": 50, "evaluate_every": 1000})
     config.update({"checkpoint_every": 1000, "ema_decay": 0.0})
-    if "debug" in words:
+    if debug:
         quickstart.shrink(config)
     return config

@@ -24,13 +24,7 @@ _KINDS = {"sngan": "sngan_projection", "r3gan": "r3gan"}
 
 def get_config(argument: str = "") -> ConfigDict:
     """At 32 x 32, in colour."""
-    words = argument.split("-") if argument else []
-    name = next((word for word in words if word in _KINDS), "sngan")
-    if [*dict.fromkeys(words)] != words or set(words) - {name, "debug"}:
-        raise ValueError(
-            f"cifar10.py:{argument}: the argument is debug or nothing, or one of "
-            f"{', '.join(_KINDS)}, alone or followed by -debug"
-        )
+    name, debug = quickstart.chosen("cifar10.py", argument, tuple(_KINDS))
     config = settings.default_config()
     config.data.kind, config.faces.kind, config.voice.kind = "none", "cifar10", "class"
     config.data.eval = ("test",)
@@ -53,11 +47,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.samples.people = 10
     config.update({"total_steps": 100_000, "log_every": 100, "evaluate_every": 5000})
     config.checkpoint_every = 5000
-    if "debug" in words:
+    if debug:
         quickstart.shrink(config)
-        config.faces.kind, config.voice.kind, config.discriminator_updates = (
-            *("embedded", "statistics"),
-            min(2, config.discriminator_updates),
-        )
+        config.faces.kind, config.voice.kind = "embedded", "statistics"
+        config.discriminator_updates = min(2, config.discriminator_updates)
         config.picture.size = 16
     return config

@@ -29,6 +29,18 @@ def get_config(size: str = "") -> ConfigDict:
     return config
 
 
+def chosen(file: str, argument: str, kinds: tuple[str, ...]) -> tuple[str, bool]:
+    """(the one of `kinds` that an argument names, by default the first; whether it says debug)."""
+    words = argument.split("-") if argument else []
+    kind = next((word for word in words if word in kinds), kinds[0])
+    if [*dict.fromkeys(words)] != words or set(words) - {kind, "debug"}:
+        raise ValueError(
+            f"{file}:{argument}: the argument is debug or nothing, or one of {', '.join(kinds)}, "
+            "alone or followed by -debug"
+        )
+    return kind, "debug" in words
+
+
 def shrink(config: ConfigDict) -> None:
     """Tiny networks and a few dozen steps on a minute of the embedded corpus."""
     config.data.update({"kind": "embedded", "train": ("train",), "eval": ("dev",), "test": ()})

@@ -1,5 +1,6 @@
 """Streams that see: the same as the network on the whole, late pictures, and the live command."""
 
+import contextlib
 import functools
 
 import jax
@@ -135,3 +136,17 @@ def test_somebody_of_a_prepared_film_is_heard_and_seen_live(
     ):
         with pytest.raises(SystemExit, match=message):
             call(*options)
+    # Who is not looked at is not read; what is looked at has to be readable.
+    changes = {"model.causal.num_layers": 1, "sight.face": True, "sight.lips": False}
+    of_faces = test_enhancer.make(tmp_path / "run", audiovisual_quickstart, **changes)
+    blind = test_enhancer.make(tmp_path / "run", **{"model.causal.num_layers": 1})
+    (tmp_path / "one.h5").write_bytes(b"no pictures")
+    for other, message in (
+        (of_faces, ""),
+        (blind, "--person: this network sees nothing"),
+        (network, r"film~1: its pictures cannot be read \(.*one.h5 is no HDF5 file"),
+    ):
+        monkeypatch.setattr(enhancer, "load", lambda *_, other=other, **__: other)
+        ended = pytest.raises(SystemExit, match=message) if message else contextlib.nullcontext()
+        with ended:
+            call("--person=film~1", f"--output={out}")
