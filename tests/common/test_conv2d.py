@@ -41,8 +41,8 @@ def references(x, kernel, weight, stride, dilation):
         ((6, 5), (3, 3), 1, 1, (1, 4)),
         ((7, 6), (3, 3), 2, 1, (3, 4)),
         ((6, 9), (3, 3), 3, 1, (2, 2)),
+        # From here on many taps and a stride: all by XLA, or with few features in blocks.
         ((6, 5), (4, 4), 2, 1, (1, 9)),
-        # Many taps and few features: in blocks.
         ((7, 6), (7, 7), 2, 1, (5, 8)),
         ((8, 5), (4, 4), 2, 1, (3, 2)),
         ((5, 7), (5, 4), 3, 1, (4, 2)),
