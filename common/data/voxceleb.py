@@ -16,6 +16,7 @@ from common.data import folders, records, tables
 
 _SPEAKER = re.compile(r"id\d{5}")
 _PART = re.compile(r"(.+):(\d+)")
+TABLES = ("vox1_meta.csv", "vox2_meta.csv")  # of the speakers, as they are published
 
 
 def read_tree(
@@ -34,7 +35,7 @@ def read_tree(
 
     Suffixes may be in capitals, hidden names are left out. A listed file may have another suffix
     than its line; one that is not there becomes a record, and so does a folder that may not be
-    read: indexing rejects and names them.
+    read: indexing rejects and names them. `gender` is that of the tables in root (`genders`).
     Raises records.DataError: missing folder or list, damaged line.
     """
     if isinstance(names, str):
@@ -55,8 +56,34 @@ def read_tree(
         if not path.exists() and (numbered := _PART.fullmatch(name)):
             path, part = root / numbered[1], numbered[2]
         found.append(_read_list(path, part, starts) if path.is_file() else _read_subset(root, path))
-    rows = itertools.chain.from_iterable(found)
+    known = genders(root)
+    rows = (
+        {**record, "gender": known.get(record.get("speaker"))}
+        for record in itertools.chain.from_iterable(found)
+    )
     return records.RecordList(f"{root} ({', '.join(names)})", rows)
+
+
+def genders(root: pathlib.Path) -> dict[str, str]:
+    """ "f" or "m" of the speakers by those of the tables `TABLES` that are in a folder."""
+    paths = [root / name for name in TABLES]
+    return {k: v for path in paths if path.is_file() for k, v in read_genders(path).items()}
+
+
+def read_genders(path: str | os.PathLike) -> dict[str, str]:
+    """ "f" or "m" by the first column of a table, where it has a column Gender; else empty.
+
+    Its first line names the columns, between tabs or commas. Raises records.DataError.
+    """
+    lines = tables.read_lines(path)
+    separator = "\t" if "\t" in (lines or [""])[0] else ","
+    rows = [[field.strip() for field in line.split(separator)] for line in lines]
+    head = [name.lower() for name in rows[0]] if rows else []
+    if "gender" not in head:
+        return {}
+    place = head.index("gender")
+    found = {row[0]: row[place][:1].lower() for row in rows[1:] if len(row) > place}
+    return {speaker: gender for speaker, gender in found.items() if gender in ("f", "m")}
 
 
 def _record(path: str, speaker: str, video: str, name: str) -> records.Record:

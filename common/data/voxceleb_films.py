@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from common.audio import io
-from common.data import folders, records, stored_faces
+from common.data import folders, records, stored_faces, voxceleb
 
 FILMS = ("mp4",)
 SOUNDS = ("audio", "aac", "wav")
@@ -31,11 +31,12 @@ Video = tuple[str, str, str]  # split, speaker, video
 class VoxCelebFilms:
     """The clips of one split, a random-access source of records.
 
-    A record has `id` (idXXXXX/VIDEO/NNNNN.wav, as in the lists of trials), `speaker`, `audio` (a
-    path), `video` (`stored_faces.Mouths`) and `face` (`stored_faces.Portraits`, spread over the
-    clip). One of which a file is missing has a `problem` instead and is rejected by name when it is
-    indexed (`indexing.build_index(inspect=stored_faces.inspect)`), as is one whose mouth has
-    another size or length. Nothing is opened before it is asked for; it pickles as paths.
+    A record has `id` (idXXXXX/VIDEO/NNNNN.wav, as in the lists of trials), `speaker`, `gender` by
+    vox2_meta.csv where ROOT has it, `audio` (a path), `video` (`stored_faces.Mouths`) and `face`
+    (`stored_faces.Portraits`, spread over the clip). One of which a file is missing has a `problem`
+    instead and is rejected by name when it is indexed (`indexing.build_index(inspect=
+    stored_faces.inspect)`), as is one whose mouth has another size or length. Nothing is opened
+    before it is asked for; it pickles as paths.
     """
 
     def __init__(
@@ -58,7 +59,12 @@ class VoxCelebFilms:
         else:
             videos = read_list(pathlib.Path(listed).expanduser(), split)
             self.name = f"{self._root} ({listed})"
-        rows = (row for video, clip in videos for row in _clips(self._root, video, clip))
+        known = voxceleb.genders(self._root)
+        rows = (
+            {**row, "gender": known.get(row.get("speaker"))}
+            for video, clip in videos
+            for row in _clips(self._root, video, clip)
+        )
         self._rows = records.RecordList(self.name, rows)
 
     def __len__(self) -> int:

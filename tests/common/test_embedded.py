@@ -188,7 +188,9 @@ def test_records_fulfil_the_contract(cache):
             assert record["sample_rate"] == 16_000
             assert 0.4 < record["audio"].size / 16_000 < 8
             assert -32 < _level_dbfs(record["audio"]) < -19
-            assert voices.parse_voice(record["speaker"]).split == split
+            voice = voices.parse_voice(record["speaker"])
+            assert voice.split == split
+            assert record["gender"] == {"F": "f", "M": "m"}[voice.sex]
             assert sentences.split_of(record["text"]) == split
             assert record["phones"][-1][0] <= record["audio"].size / 16_000
         seconds = sum(record["audio"].size for record in records) / 16_000

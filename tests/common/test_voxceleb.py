@@ -45,6 +45,20 @@ def test_subsets_are_read_sorted_with_the_ids_of_the_trial_lists(root):
     assert {enrol, test} < set(ids(source))
 
 
+def test_the_published_tables_tell_the_gender(root):
+    names = ["vox1/dev/wav", "vox1/test/wav", "vox2/dev/aac"]
+    assert not any("gender" in record for record in voxceleb.read_tree(root, names))
+    head = "VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\n"
+    rows = "id10001\tA.J._Buckley\tm\tIreland\tdev\nid10270\tEartha_Kitt\t?\tUSA\ttest\n"
+    (root / "vox1_meta.csv").write_text(head + rows)
+    lines = ["VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set ", "id00012 ,n000012 ,f ,dev "]
+    (root / "vox2_meta.csv").write_text("\n".join(lines) + "\n")
+    found = voxceleb.read_tree(root, names)
+    assert [record.get("gender") for record in found] == ["m", "m", None, None, "f"]
+    (root / "pairs.csv").write_text("speaker,folder\nid10001,A.J._Buckley\n")
+    assert voxceleb.read_genders(root / "pairs.csv") == {}
+
+
 def test_the_inner_folder_of_an_archive_need_not_be_named(root):
     for outer, inner in (("vox1/dev", "vox1/dev/wav"), ("vox2/dev", "vox2/dev/aac")):
         found = voxceleb.read_tree(root, [outer])

@@ -60,7 +60,9 @@ def found(root: pathlib.Path, kind: int, *parts: str) -> pathlib.Path:
 
 
 def test_a_split_is_read_lazily_and_pickles_as_paths(root):
+    (root / "vox2_meta.csv").write_text("VoxCeleb2 ID,VGGFace2 ID,Gender\nid00013,n000013,f\n")
     source = voxceleb_films.VoxCelebFilms(root, "train", portraits=4)
+    assert [record.get("gender") for record in source] == [None, None, "f"]
     assert [record["id"] for record in source] == [
         "id00012/AbC_-1/00001.wav",
         "id00012/AbC_-1/00002.wav",

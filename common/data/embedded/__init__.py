@@ -379,9 +379,10 @@ class EmbeddedCorpus:
     """One split of the embedded corpus as a random-access source of records.
 
     A record has `id`, `audio` (int16[t]), `sample_rate` (16,000), `text` (words in [A-Z' ]),
-    `speaker` (a voice's id, see voices.parse_voice) and `phones`, the (seconds, mnemonic) at which
-    each of eSpeak NG's phonemes starts. It pickles as a path: readers in other processes share
-    nothing. The constructor renders what is not in the cache yet.
+    `speaker` (a voice's id, see voices.parse_voice), `gender` ("f" or "m", as the voice is meant to
+    sound) and `phones`, the (seconds, mnemonic) at which each of eSpeak NG's phonemes starts. It
+    pickles as a path: readers in other processes share nothing. The constructor renders what is not
+    in the cache yet.
     """
 
     def __init__(
@@ -420,6 +421,11 @@ class EmbeddedCorpus:
         with (self.folder / "records.jsonl").open() as lines:
             return [json.loads(line) for line in lines]
 
+    @functools.cached_property
+    def _genders(self) -> dict[str, str]:
+        speakers = {record["speaker"] for record in self._records}
+        return {speaker: voices.parse_voice(speaker).sex.lower() for speaker in speakers}
+
     def __getstate__(self) -> dict:
         return {"folder": self.folder}  # not the index
 
@@ -442,5 +448,6 @@ class EmbeddedCorpus:
             "sample_rate": SAMPLE_RATE_HZ,
             "text": record["text"],
             "speaker": record["speaker"],
+            "gender": self._genders[record["speaker"]],
             "phones": [(ms / 1e3, phone) for ms, phone in record["phones"]],
         }
