@@ -168,9 +168,16 @@ class MatcherTask(paired.PairedTask):
     ) -> Report:
         """Matching of real faces."""
         del examples
-        found = judging.matched(judging.seated(outputs, ("voice", "real")), "real")
-        line = f"{split} real faces: {judging.describe(found)}"
-        return Report(judging.scalars(found), [line], over=self.parts[split].identity)
+        seats = judging.seated(outputs, ("person", "voice", "real"))
+        known = self.genders_of(split)
+        found = judging.matched(seats["voice"], seats["real"])
+        numbers, lines = judging.scalars(found), [f"{split} real faces: {judging.describe(found)}"]
+        own = [known[person] for person in seats["person"][0]]
+        alike = judging.matched(seats["voice"], seats["real"], own)
+        if alike.values:
+            numbers |= judging.scalars(alike, "same_gender_")
+            lines.append(f"{split} real faces, same gender: {judging.describe(alike)}")
+        return Report(numbers, lines, over=self.parts[split].identity)
 
     def checkpoint_meta(self) -> dict[str, Any]:
         return {"kind": "matcher", "people": classes_lib.digest(self.classes)}

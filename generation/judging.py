@@ -7,14 +7,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from common import errors, trained, workdir
 from common.audio import frontend
 from common.task import Report
-from generation import images, matching, paired
+from generation import genders, images, likeness, matching, paired, realism
 
-SIDES = ("voice", "fake", "real")  # of which a judge has vectors
+
+class Seen(NamedTuple):
+    """Of pictures: unit vectors, which are near those of their voices, and the features (the net's
+    last hidden layer) of which these are made."""
+
+    vectors: Float[np.ndarray, "*b d"]
+    features: Float[np.ndarray, "*b k"]
 
 
 class Matched(NamedTuple):
@@ -36,24 +42,37 @@ class Judge:
             heard = frontend.log_mel(audio, lengths, task.front_end)
             return net.apply(variables, *heard, method="voice")
 
-        def look(variables: Any, pictures: Array) -> Array:
-            return net.apply(variables, images.to_values(pictures), method="face")
+        def look(variables: Any, pictures: Array) -> tuple[Array, Array]:
+            features = net.apply(variables, images.to_values(pictures), method="features")
+            return net.apply(variables, features, method="of_features"), features
 
         self._hear, self._look = jax.jit(hear), jax.jit(look)
 
-    def vectors(self, of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """{"fake", "real"}: bytes [b, h, w, c], {"voice"}: audio [b, t]; their vectors [b, d].
+    def hear(self, audio: Float[np.ndarray, "b t"]) -> Float[np.ndarray, "b d"]:
+        """The vectors of voices."""
+        return np.asarray(self._hear(self._variables, jnp.asarray(audio)))
 
-        Pictures of another size than the net's are brought to it.
-        """
-        found = {}
-        for name, values in of.items():
-            if name == "voice":
-                vectors = self._hear(self._variables, jnp.asarray(values))
-            else:
-                vectors = self._look(self._variables, jnp.asarray(self._fitted(values)))
-            found[name] = np.asarray(vectors)
-        return found
+    def look(self, pictures: UInt8[np.ndarray, "*b h w c"]) -> Seen:
+        """Pictures of any size, which is brought to the net's."""
+        before = pictures.shape[:-3]
+        fitted = self._fitted(pictures.reshape(-1, *pictures.shape[-3:]))
+        found = self._look(self._variables, jnp.asarray(fitted))
+        return Seen(*(np.asarray(x).reshape(*before, -1) for x in found))
+
+    def features(self, pictures: UInt8[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b k"]:
+        """Those of `look`."""
+        return self.look(pictures).features
+
+    def kept(
+        self,
+        probe: Float[np.ndarray, "b t"],
+        fakes: UInt8[np.ndarray, "b n h w c"],
+        real: UInt8[np.ndarray, "b h w c"],
+    ) -> dict[str, np.ndarray]:
+        """What `report` takes of a batch: sounds, n made faces of each voice, and real ones."""
+        made, true = self.look(fakes), self.look(real)
+        vectors = {"voice": self.hear(probe), "made": made.vectors[:, 0], "real": true.vectors}
+        return vectors | {"made_features": made.features, "real_features": true.features}
 
     def _fitted(self, pictures: np.ndarray) -> np.ndarray:
         size, channels = self._size.size, self._size.channels
@@ -87,8 +106,8 @@ def open_judge(package: Any, config: Any) -> Judge:
 
 def seated(
     outputs: Sequence[Mapping[str, np.ndarray]], names: Sequence[str]
-) -> dict[str, list[Float[np.ndarray, "p d"]]]:
-    """By name the vectors of all people, in their order, one array for each turn.
+) -> dict[str, list[Shaped[np.ndarray, "p ..."]]]:
+    """By name the values of all people, in their order, one array for each turn.
 
     A person of whom a row could not be read is left out in all turns.
     """
@@ -111,16 +130,33 @@ def seated(
     return found
 
 
-def matched(seats: Mapping[str, Sequence[np.ndarray]], side: str) -> Matched:
-    """Voices against the faces of `side`, the mean over turns for each person."""
-    each = [matching.ranked(v @ f.T) for v, f in zip(seats["voice"], seats[side])]
-    people = len(seats["voice"][0])
+def matched(
+    voices: Sequence[Float[np.ndarray, "p d"]],
+    faces: Sequence[Float[np.ndarray, "p d"]],
+    groups: Sequence[str] | None = None,
+) -> Matched:
+    """Voices against faces, turn by turn, the mean over turns for each person.
+
+    With `groups`, a name of each person's, galleries are of people of one group, and there are no
+    recalls; those of the group "" and who are alone in theirs are left out.
+    """
+    among = None
+    if groups is not None:
+        names = np.array(groups)
+        among = names[:, None] == names[None, :]
+        there = (names != "") & (among.sum(1) > 1)
+        among = among[there][:, there]
+        voices, faces = ([some[there] for some in side] for side in (voices, faces))
+    each = [matching.ranked(v @ f.T, among) for v, f in zip(voices, faces)]
+    people = len(voices[0])
     values = {f"match_{n}": [matching.one_of(r, n) for r in each] for n in matching.GALLERIES}
-    values |= {f"recall_{k}": [matching.recall(r, k) for r in each] for k in matching.RECALLS}
     chance = {f"match_{n}": 1 / n for n in matching.GALLERIES}
-    chance |= {f"recall_{k}": min(1.0, k / people) for k in matching.RECALLS}
+    if groups is None:
+        values |= {f"recall_{k}": [matching.recall(r, k) for r in each] for k in matching.RECALLS}
+        chance |= {f"recall_{k}": min(1.0, k / people) for k in matching.RECALLS}
     means = {name: np.mean(found, axis=0) for name, found in values.items()}
-    return Matched({name: x for name, x in means.items() if np.isfinite(x).all()}, chance)
+    usable = {name: x for name, x in means.items() if len(x) and np.isfinite(x).all()}
+    return Matched(usable, chance)
 
 
 def scalars(found: Matched, prefix: str = "") -> dict[str, float]:
@@ -142,18 +178,53 @@ def describe(found: Matched) -> str:
     return f"{len(next(iter(found.values.values())))} people, %: " + ", ".join(said)
 
 
-def report(split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
+def report(
+    split: str,
+    outputs: Sequence[Mapping[str, np.ndarray]],
+    of_people: Sequence[str],
+    regression: genders.Regression | None = None,
+) -> Report:
     """Voices and made faces, beside the same net's figures with the real faces in their place.
 
-    The voice that is matched is another recording than the one that the face was made of.
+    `outputs` are batches of "person", "turn", "mask" and `Judge.kept`; `of_people` the genders of
+    all people by number, "" where unknown, and `regression` what tells faces of the two apart. The
+    voice that is matched is another recording than the one that the face was made of.
     """
-    seats = seated(outputs, SIDES)
-    made, real = matched(seats, "fake"), matched(seats, "real")
+    names = ("person", "voice", "made", "real", "made_features", "real_features")
+    seats = seated(outputs, names)
+    own = [of_people[person] for person in seats["person"][0]]
+    made, real = (np.stack(seats[f"{side}_features"], axis=1) for side in ("made", "real"))
+    found = [
+        _matching(split, seats, own),
+        likeness.report(
+            split, (seats["made"], seats["real"]), (seats["made_features"], seats["real_features"])
+        ),
+        realism.report(split, made[:, :, 0], real),
+    ]
+    if regression is not None:
+        found.append(genders.report(split, regression, own, made[:, :, 0], real))
+    numbers = {name: x for one in found for name, x in one.scalars.items()}
+    return Report(numbers, [line for one in found for line in one.lines])
+
+
+def _matching(
+    split: str, seats: Mapping[str, Sequence[np.ndarray]], of_people: Sequence[str]
+) -> Report:
+    """Among all people, and among those of the same gender."""
+    voices = seats["voice"]
+    made, real = (matched(voices, seats[side]) for side in ("made", "real"))
     numbers = scalars(made) | scalars(real, "real_")
     lines = [
         f"{split} voice to made face: {describe(made)}",
         f"{split} ceiling, real faces: {describe(real)}",
     ]
+    alike, real_alike = (matched(voices, seats[side], of_people) for side in ("made", "real"))
+    if alike.values:
+        numbers |= scalars(alike, "same_gender_") | scalars(real_alike, "real_same_gender_")
+        lines += [
+            f"{split} voice to made face, same gender: {describe(alike)}",
+            f"{split} ceiling, same gender: {describe(real_alike)}",
+        ]
     if matching.interval(real.values["match_2"])[0] > 0.5:
         share = (numbers["match_2"] - 0.5) / (numbers["real_match_2"] - 0.5)
         numbers["share_of_ceiling"] = share

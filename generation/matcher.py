@@ -50,13 +50,20 @@ class Matcher(nn.Module):
 
     def face(self, pictures: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
         """Of pictures in [-1, 1], of the size that it was trained on."""
+        return self.of_features(self.features(pictures))
+
+    def of_features(self, x: Float[Array, "b k"]) -> Float[Array, "b d"]:
+        """The vectors of faces by their `features`."""
+        return voice.unit(self.seen[-1](x))
+
+    def features(self, pictures: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+        """The last hidden layer of `face`, which says more than fits a voice: 32 numbers."""
         x = pictures
         for layer in self.look:
             x = nn.leaky_relu(layer(x), 0.2)
             b, h, w, c = x.shape
             x = x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
-        first, last = self.seen
-        return voice.unit(last(nn.leaky_relu(first(x.reshape(x.shape[0], -1)), 0.2)))
+        return nn.leaky_relu(self.seen[0](x.reshape(x.shape[0], -1)), 0.2)
 
     def __call__(
         self, x: Float[Array, "b l f"], lengths: Int[Array, "b"], pictures: Float[Array, "b h w c"]

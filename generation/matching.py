@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from common import metrics
 
@@ -23,14 +23,20 @@ class Ranked(NamedTuple):
 
     below: Int[np.ndarray, "p"]
     ties: Int[np.ndarray, "p"]
-    others: int
+    others: Int[np.ndarray, "p"]
 
 
-def ranked(scores: Float[np.ndarray, "p p"]) -> Ranked:
-    """From the scores of people against people."""
+def ranked(
+    scores: Float[np.ndarray, "p p"], among: Bool[np.ndarray, "p p"] | None = None
+) -> Ranked:
+    """From the scores of people against people; `among`: whose faces are in whose galleries."""
+    others = ~np.eye(len(scores), dtype=bool)
+    if among is not None:
+        others &= among
     own = np.diagonal(scores)[:, None]
-    equal = (scores == own).sum(1) - 1
-    return Ranked((scores < own).sum(1), equal, len(scores) - 1)
+    return Ranked(
+        *(which.sum(1) for which in (others & (scores < own), others & (scores == own), others))
+    )
 
 
 def one_of(found: Ranked, size: int) -> Float[np.ndarray, "p"]:
@@ -38,16 +44,15 @@ def one_of(found: Ranked, size: int) -> Float[np.ndarray, "p"]:
 
     With b others below of m, C(b, size - 1) / C(m, size - 1); ties are broken by lot.
     """
-    if found.others < size - 1:
-        return np.full(len(found.below), np.nan)
-    whole = math.comb(found.others, size - 1)
-    return np.array(
-        [
-            # The place of the own face among its t ties is any of t + 1.
-            np.mean([math.comb(int(b) + k, size - 1) / whole for k in range(int(t) + 1)])
-            for b, t in zip(found.below, found.ties)
-        ]
-    )
+
+    def chance(below: int, ties: int, others: int) -> float:
+        if others < size - 1:
+            return np.nan
+        # The place of the own face among its t ties is any of t + 1.
+        won = [math.comb(below + k, size - 1) for k in range(ties + 1)]
+        return np.mean(won) / math.comb(others, size - 1)
+
+    return np.array([chance(*row) for row in zip(*(x.tolist() for x in found))])
 
 
 def recall(found: Ranked, at: int) -> Float[np.ndarray, "p"]:

@@ -14,7 +14,7 @@ from common import errors, metrics, steps
 from common.data import classes as classes_lib
 from common.data import kept, splits
 from common.task import Batch
-from generation import data, dividing, labelled, people, portraits
+from generation import data, dividing, genders, labelled, people, portraits
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,25 @@ class PairedTask(splits.SplitTask, steps.SupervisedTask):
                     "are not those of unseen people.",
                     *(name, len(seen), seen[0]),
                 )
+
+    @functools.cached_property
+    def _genders(self) -> dict[str, tuple[str, ...]]:
+        return {}  # by part, filled when they are asked for
+
+    def genders_of(self, split: str) -> tuple[str, ...]:
+        """The genders of the people of a part in their order, "" where the data do not say it."""
+        if split not in self._genders:
+            names = data.names_of(self.parts[split])
+            listed = portraits.read_genders(self.config.faces.names)
+            found = genders.of_people(self.parts[split], names, listed)
+            self._genders[split] = found
+            if "" in found:
+                log.info(
+                    "%s: of %d of its %d people the data do not say the gender (column gender): "
+                    "figures by gender are without them.",
+                    *(split, found.count(""), len(found)),
+                )
+        return self._genders[split]
 
     def train_data(self) -> Any:
         name = "+".join(self.config.data.train)

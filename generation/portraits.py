@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from common import cache, errors
-from common.data import embedded, folders, indexing, records, splits, tables
+from common.data import embedded, folders, indexing, records, splits, tables, voxceleb
 from common.data.embedded import talking
 from generation import images
 
@@ -134,6 +134,11 @@ def read_names(path: str) -> dict[str, str]:
     if not found:
         raise errors.UserError(f"{path} names nobody below its first line.")
     return found
+
+
+def read_genders(path: str) -> dict[str, str]:
+    """ "f" or "m" of the speakers of such a table; of none where it has no column for it."""
+    return voxceleb.read_genders(pathlib.Path(path).expanduser()) if path else {}
 
 
 def read_folder(

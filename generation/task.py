@@ -21,6 +21,7 @@ from generation import (
     diff_augment,
     encoders,
     fitting,
+    genders,
     images,
     judging,
     labelled,
@@ -337,17 +338,24 @@ class GanTask(paired.PairedTask):
             return None
         return judging.open_judge(PACKAGE, self.config)
 
+    @functools.cached_property
+    def _gender_of_faces(self) -> genders.Regression | None:
+        """What tells faces apart, learned from real ones of the training people."""
+        name, judge = "+".join(self.config.data.train), self.judge
+        try:
+            known = dict(zip(data.names_of(self.parts[name]), self.genders_of(name)))
+            faces = self.parts.faces(name)
+        except errors.UserError as error:
+            log.warning("Without the training people the gender of faces is not told: %s", error)
+            return None
+        return genders.learned_from(faces, known, self.config.picture, judge.features)
+
     def keep(self, split: str, outputs: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
         """The judge's vectors in place of the sounds, and the pictures of the grid."""
         kept = {name: outputs[name] for name in ("person", "turn", "mask", "index")}
         if self.judge is not None:
-            kept |= self.judge.vectors(
-                {
-                    "fake": images.to_bytes(outputs["fakes"][:, 0]),
-                    "real": outputs["face"],
-                    "voice": outputs["probe"],
-                }
-            )
+            fakes = images.to_bytes(outputs["fakes"])
+            kept |= self.judge.kept(outputs["probe"], fakes, outputs["face"])
         shown = outputs["mask"] & (outputs["turn"] == 0)
         shown &= outputs["person"] < self.config.samples.people
         faces = images.to_bytes(outputs["fakes"][shown])
@@ -368,7 +376,11 @@ class GanTask(paired.PairedTask):
         )
         rows = columns[np.argsort(people)].swapaxes(0, 1)
         grid = pictures.tiled([list(row) for row in rows], scale=_SCALE)
-        found = Report({}) if self.judge is None else judging.report(split, outputs)
+        found = Report({})
+        if self.judge is not None:
+            known = self.genders_of(split)
+            regression = self._gender_of_faces if any(known) else None
+            found = judging.report(split, outputs, known, regression)
         return dataclasses.replace(found, samples={"faces": grid}, over=self.parts[split].identity)
 
     def checkpoint_meta(self) -> dict[str, Any]:

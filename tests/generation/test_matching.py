@@ -24,6 +24,20 @@ def enumerated(scores, size):
     return chances
 
 
+def test_galleries_may_be_of_some_only():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 4, (9, 9)).astype(float)
+    group = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1])
+    found = matching.ranked(scores, group[:, None] == group[None, :])
+    for size in (2, 3, 4):
+        for label in (0, 1):
+            own = group == label
+            alone = enumerated(scores[own][:, own], size)
+            np.testing.assert_allclose(matching.one_of(found, size)[own], alone)
+    # The second group has four people.
+    np.testing.assert_array_equal(np.isnan(matching.one_of(found, 5)), group == 1)
+
+
 def recalled(scores, at):
     """Over all orders of equals."""
     found = []
@@ -67,7 +81,9 @@ def outputs(people, turns, missing=()):
         "index": np.arange(len(rows)),
         "voice": np.stack([eye[p] for p, _ in rows]),
         "real": np.stack([eye[p] for p, _ in rows]),
-        "fake": np.stack([made[p] for p, _ in rows]),
+        "made": np.stack([made[p] for p, _ in rows]),
+        "real_features": np.stack([2 * eye[p] for p, _ in rows]),
+        "made_features": np.stack([[made[p], 3 * made[p]] for p, _ in rows]),
     }
     half = len(rows) // 2
     return [
@@ -76,7 +92,7 @@ def outputs(people, turns, missing=()):
 
 
 def test_the_report_has_the_ceiling_and_chance_beside_the_figures():
-    found = judging.report("dev", outputs(6, 2))
+    found = judging.report("dev", outputs(6, 2), [""] * 6)
     # A swapped face is below the other's and equal to four more.
     assert found.scalars["match_2"] == pytest.approx((4 + 2 * (4 / 5) / 2) / 6)
     assert found.scalars["real_match_2"] == found.scalars["real_recall_1"] == 1
@@ -84,25 +100,47 @@ def test_the_report_has_the_ceiling_and_chance_beside_the_figures():
     assert "match_10" not in found.scalars
     expected = (found.scalars["match_2"] - 0.5) / 0.5
     assert found.scalars["share_of_ceiling"] == pytest.approx(expected)
-    made, real, share = found.lines
+    made, real, share, cosine, varied, sets = found.lines
     assert made.startswith("dev voice to made face: 6 people, %: 1:2 80.0 (")
     assert "chance 50.0), 1:5" in made
     assert "R@1 66.7 (" in made
     assert "chance 16.7), R@5" in made
     assert "real faces: 6 people, %: 1:2 100.0 (100.0 to 100.0, chance 50.0)" in real
     assert "60 % of the ceiling" in share
+    assert found.scalars["cosine"] == pytest.approx(4 / 6)
+    assert "person's 0.667, another's 0.067; 0.600 more" in cosine
+    # Real ones are 2 sqrt 2 apart, those of a voice 2, those of different voices sqrt 2.
+    assert found.scalars["diversity"] == pytest.approx(0.5**0.5)
+    assert "of one voice 70.7 (70.7 to 70.7), of different voices 50.0" in varied
+    assert sets == "dev: distances between sets of faces take 8 people."
+
+
+def test_a_gender_is_matched_within_itself():
+    """The two whose faces are swapped are of different ones; nobody knows that of the last.
+
+    A swapped face is equal to all others of its gender, and was below one of the other's.
+    """
+    found = judging.report("dev", outputs(6, 2), ["f", "m", "f", "m", "m", ""])
+    assert found.scalars["same_gender_match_2"] == pytest.approx((2 * 0.5 + 3) / 5)
+    assert found.scalars["real_same_gender_match_2"] == 1
+    assert "same_gender_recall_1" not in found.scalars
+    made, real = (line for line in found.lines if "same gender: 5 people, %: 1:2 " in line)
+    assert made.startswith("dev voice to made face")
+    assert real.startswith("dev ceiling")
+    alone = judging.report("dev", outputs(6, 2), ["f", "m", "", "", "", ""])
+    assert not any("same gender" in line for line in alone.lines)
 
 
 def test_a_judge_at_chance_says_nothing():
-    batches = [{**batch, "real": batch["fake"][::-1]} for batch in outputs(6, 2)]
-    found = judging.report("dev", batches)
+    batches = [{**batch, "real": batch["made"][::-1]} for batch in outputs(6, 2)]
+    found = judging.report("dev", batches, [""] * 6)
     assert "share_of_ceiling" not in found.scalars
     assert "not above chance on real faces" in found.lines[2]
 
 
 def test_who_lacks_a_row_is_left_out():
-    found = judging.report("dev", outputs(6, 2, missing={(5, 1)}))
+    found = judging.report("dev", outputs(6, 2, missing={(5, 1)}), [""] * 6)
     assert "5 people" in found.lines[0]
     missing = {(p, 0) for p in range(5)}
     with pytest.raises(errors.UserError, match="fewer than two people"):
-        judging.report("dev", outputs(6, 2, missing=missing))
+        judging.report("dev", outputs(6, 2, missing=missing), [""] * 6)

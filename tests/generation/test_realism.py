@@ -1,0 +1,113 @@
+"""Sets of made faces with floor and ceiling; cosines and variety of faces of the same voices."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from generation import likeness, realism
+
+PEOPLE, TURNS, SIZE = 60, 2, 6
+FIGURES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
+
+
+def faces(seed, scale=1.0):
+    """Two pictures of everybody, who resemble each other."""
+    rng = np.random.default_rng(seed)
+    one = np.repeat(rng.normal(size=(PEOPLE, 1, SIZE)), TURNS, axis=1)
+    return scale * (one + 0.3 * rng.normal(size=(PEOPLE, TURNS, SIZE)))
+
+
+def intervals(line):
+    """The pairs of numbers in brackets."""
+    return [tuple(map(float, part.split(")")[0].split(" to "))) for part in line.split("(")[1:]]
+
+
+def test_real_faces_are_at_the_floor():
+    found = realism.report("dev", faces(0), faces(0))
+    for name in FIGURES:
+        expected = 0 if name == "kernel" else found.scalars[f"real_{name}"]
+        assert found.scalars[name] == pytest.approx(expected, abs=1e-9), name
+    assert found.scalars["frechet"] < found.scalars["one_face_frechet"] / 4
+    sets, kernels, shares = found.lines
+    assert sets.startswith("dev Frechet distance on 6 features of the judge, 60 faces of 30 people")
+    assert "kernel distance on the same, 120 faces of 60 people: " in kernels
+    assert intervals(sets)[0] == intervals(sets)[1]  # the floor's
+    assert intervals(sets)[2] == pytest.approx((0, 0), abs=1e-9)
+    assert len(intervals(shares)) == 8
+
+
+def test_other_faces_of_the_same_kind_are_no_further_than_chance():
+    found = realism.report("dev", faces(1), faces(0))
+    low, high = intervals(found.lines[0])[2]
+    assert low < 0 < high
+    low, high = intervals(found.lines[1])[0]
+    assert low < 0 < high
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.6])
+def test_faces_too_much_alike_or_too_different_are_told(scale):
+    found = realism.report("dev", faces(1, scale), faces(0))
+    assert intervals(found.lines[0])[2][0] > 0
+    assert intervals(found.lines[1])[0][0] > 0
+    alike = scale < 1
+    assert (found.scalars["recall"] < found.scalars["real_recall"]) == alike
+    assert (found.scalars["precision"] > found.scalars["real_precision"]) == alike
+
+
+def test_one_face_for_all_is_at_the_ceiling():
+    real = faces(0)
+    found = realism.report("dev", np.broadcast_to(real.mean((0, 1)), real.shape), real)
+    # The average of all of them, not of a half.
+    for name in ("frechet", "kernel"):
+        assert found.scalars[name] == pytest.approx(found.scalars[f"one_face_{name}"], rel=0.1)
+    assert found.scalars["recall"] == 0
+
+
+def test_the_unit_of_the_features_does_not_count():
+    one = realism.report("dev", faces(1, 0.8), faces(0)).scalars
+    other = realism.report("dev", 7 * faces(1, 0.8) + 3, 7 * faces(0) + 3).scalars
+    assert one == pytest.approx(other)
+
+
+def test_few_people_are_refused():
+    found = realism.report("dev", faces(1)[:7], faces(0)[:7])
+    assert (found.scalars, found.lines) == (
+        {},
+        ["dev: distances between sets of faces take 8 people."],
+    )
+    single = realism.report("dev", faces(1)[:11, :1], faces(0)[:11, :1])
+    assert "take 12 people" in single.lines[0]  # six on a side have five neighbours
+    assert realism.report("dev", faces(1)[:12, :1], faces(0)[:12, :1]).scalars
+
+
+def test_cosines_and_distances_are_those_of_loops():
+    rng = np.random.default_rng(2)
+    made, real = rng.normal(size=(2, 2, 5, 3))
+    own, others = likeness.cosines(list(made), list(real))
+    for i in range(5):
+        pairs = [[made[t, i] @ real[t, j] for t in range(2)] for j in range(5)]
+        assert own[i] == pytest.approx(np.mean(pairs[i]))
+        assert others[i] == pytest.approx(np.mean(pairs[:i] + pairs[i + 1 :]))
+    some = rng.normal(size=(2, 3, 4))
+    for i in range(2):
+        apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(some[i], 2)]
+        assert likeness.within(some)[i] == pytest.approx(np.mean(apart))
+    apart = [np.linalg.norm(made[0, 1] - made[0, j]) for j in (0, 2, 3, 4)]
+    assert likeness.between(made[0])[1] == pytest.approx(np.mean(apart))
+
+
+def test_a_voice_has_one_face_or_many():
+    real = [faces(0)[:, t] for t in range(TURNS)]
+    units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in real]
+    same = [np.repeat(one[:, None], 3, axis=1) for one in real]
+    found = likeness.report("dev", (units, units), (same, real))
+    assert found.scalars["cosine"] == pytest.approx(1)
+    assert found.scalars["spread"] == pytest.approx(1)
+    assert found.scalars["diversity"] == pytest.approx(0, abs=1e-12)
+    assert 0.5 < found.scalars["real_cosine"] < 1  # two pictures of a person
+    assert "two real faces of a person 0.9" in found.lines[0]
+    # Of one picture of each, and one made face, nothing can be said.
+    once = likeness.report("dev", (units[:1], units[:1]), ([same[0][:, :1]], real[:1]))
+    assert not {"diversity", "real_cosine"} & set(once.scalars)
+    assert "of one voice" not in once.lines[1]
