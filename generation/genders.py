@@ -5,7 +5,6 @@ face but to say how far made faces keep it.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,13 +16,11 @@ from common.data import splits
 from common.task import Report
 from generation import images, people
 
-log = logging.getLogger(__name__)
-
 GENDERS = ("f", "m")
 _SHRINKING = 0.1  # of the ridge regression, of features of deviation 1
 _LEAST = 4  # people of a gender, to learn it
-_MOST = 1000  # people, and pictures of each, that are looked at
-_PICTURES = 2
+_MOST = 1000  # people that are looked at,
+_PICTURES = 2  # and pictures of each
 _AT_ONCE = 64
 
 
@@ -85,7 +82,7 @@ def learned_from(
     small = people.Small(faces, picture.size, picture.channels)
     known = sorted(person for person, gender in genders.items() if gender in GENDERS)
     pictures, owners = [], []
-    for person in known[:: -(-len(known) // _MOST) or 1]:
+    for person in known[:: -(-len(known) // _MOST) or 1]:  # spread over all of them
         for number in range(min(small.count(person), _PICTURES)):
             with contextlib.suppress(images.ImageError):  # Named where training meets it.
                 pictures.append(small(person, number))

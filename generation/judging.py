@@ -1,5 +1,6 @@
 """How well made faces match voices: by a net that has been trained apart, beside what it can do."""
 
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from common import errors, trained, workdir
 from common.audio import frontend
 from common.task import Report
 from generation import genders, images, likeness, matching, paired, realism
+
+log = logging.getLogger(__name__)
 
 
 class Seen(NamedTuple):
@@ -100,6 +103,12 @@ def open_judge(package: Any, config: Any) -> Judge:
         raise errors.UserError(
             f"{setting}={config.judge}: it was trained at {rate} Hz, not "
             f"config.data.sample_rate_hz={config.data.sample_rate_hz}."
+        )
+    if found.config.picture.channels < config.picture.channels:
+        log.info(
+            "%s=%s sees no colours, nor do its distances: train one with "
+            "--config.picture.channels=3 for these.",
+            *(setting, config.judge),
         )
     return Judge(found)
 
@@ -194,15 +203,15 @@ def report(
     seats = seated(outputs, names)
     own = [of_people[person] for person in seats["person"][0]]
     made, real = (np.stack(seats[f"{side}_features"], axis=1) for side in ("made", "real"))
-    found = [
-        _matching(split, seats, own),
-        likeness.report(
-            split, (seats["made"], seats["real"]), (seats["made_features"], seats["real_features"])
-        ),
-        realism.report(split, made[:, :, 0], real),
-    ]
-    if regression is not None:
-        found.append(genders.report(split, regression, own, made[:, :, 0], real))
+    found = [_matching(split, seats, own)]
+    if real.std() > 0:
+        features = seats["made_features"], seats["real_features"]
+        found.append(likeness.report(split, (seats["made"], seats["real"]), features))
+        found.append(realism.report(split, made[:, :, 0], real))
+        if regression is not None:
+            found.append(genders.report(split, regression, own, made[:, :, 0], real))
+    else:
+        found.append(Report({}, [f"{split}: all real faces are the same to the judge."]))
     numbers = {name: x for one in found for name, x in one.scalars.items()}
     return Report(numbers, [line for one in found for line in one.lines])
 
@@ -221,8 +230,9 @@ def _matching(
     alike, real_alike = (matched(voices, seats[side], of_people) for side in ("made", "real"))
     if alike.values:
         numbers |= scalars(alike, "same_gender_") | scalars(real_alike, "real_same_gender_")
+        counts = ", ".join(f"{of_people.count(gender)} {gender}" for gender in genders.GENDERS)
         lines += [
-            f"{split} voice to made face, same gender: {describe(alike)}",
+            f"{split} voice to made face, same gender ({counts}): {describe(alike)}",
             f"{split} ceiling, same gender: {describe(real_alike)}",
         ]
     if matching.interval(real.values["match_2"])[0] > 0.5:

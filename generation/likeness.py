@@ -55,7 +55,7 @@ def report(
         f"{others.mean():.3f}; {(own - others).mean():.3f} more ({low:.3f} to {high:.3f})"
     )
     pictures = vectors[1]
-    several = np.any(pictures[0] != pictures[-1], axis=1)  # who has one only, has it in all turns
+    several = np.any(pictures[0] != pictures[-1], axis=1)  # else a picture follows itself
     if several.any():
         true, _ = cosines([*pictures[1:], pictures[0]], pictures)
         numbers["real_cosine"] = float(true[several].mean())

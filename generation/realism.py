@@ -12,7 +12,7 @@ from common.task import Report
 from generation import distances, matching
 
 _LEAST = 8  # people: fewer say nothing
-_RESAMPLED = 200  # times
+_RESAMPLED = 200  # times: a second's work
 _SEED = 0  # of halves and of intervals
 _SHARES = ("precision", "recall", "density", "coverage")
 
@@ -41,7 +41,8 @@ def report(
     found.append(_shares(made, real, *halves))
     numbers = {name: x for figures, _ in found for name, x in figures.items()}
     titles = (
-        f"Frechet distance on {size} features of the judge, {half * turns} faces of {half} people",
+        f"Frechet distance on the judge's last hidden layer ({size}), "
+        f"{half * turns} faces of {half} people",
         f"kernel distance on the same, {people * turns} faces of {people} people",
         "on the same by halves",
     )

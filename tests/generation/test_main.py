@@ -1,6 +1,7 @@
 """`python -m generation.main` and `.sample`, as a user starts them."""
 
 import json
+import shutil
 
 import av
 import numpy as np
@@ -106,12 +107,37 @@ def test_it_is_evaluated_by_a_net_of_its_own_training(runs):
     assert 0 <= numbers["match_2"] <= 1
     # The probe is another recording than the one that the judge was evaluated on.
     assert numbers["real_match_2"] == pytest.approx(alone["match_2"], abs=0.35)
+    assert "distances between sets of faces take 8 people" in found.stdout
     refused = commands.message(
         "generation.main",
         *(f"--workdir={folder / 'quickstart'}", "--mode=evaluate"),
         f"--config.judge={folder / 'quickstart'}",
     )
     assert "has trained a network of kind 'gan'" in refused
+
+
+@pytest.mark.slow
+def test_more_people_are_measured_as_a_set_and_by_gender(runs, tmp_path):
+    folder, _ = runs
+    shutil.copytree(folder / "quickstart", tmp_path / "run")
+    found = commands.run(
+        "generation.main",
+        *(f"--workdir={tmp_path / 'run'}", "--mode=evaluate", "--config.data.voices=24"),
+        *(f"--config.judge={folder / 'matcher'}", "--config.data.eval_voices=16"),
+        "--config.data.eval_hours=0.03",
+    )
+    assert "the judge's last hidden layer (32), 16 faces of 8 people: " in found.stdout
+    assert "dev ceiling, same gender: 16 people" in found.stdout
+    assert "by a regression on 24 training people's, %: made " in found.stdout
+    numbers = json.loads((tmp_path / "run" / "results" / "dev.json").read_text())
+    names = {"frechet", "kernel", "precision", "recall", "density", "coverage", "gender_accuracy"}
+    names = {f"{prefix}{name}" for prefix in ("", "real_") for name in names}
+    names |= {"cosine", "real_cosine", "diversity", "spread", "same_gender_match_2"}
+    assert names <= set(numbers)
+    assert None not in [numbers[name] for name in names]
+    # A network of 30 steps draws no faces, and hardly two different ones.
+    assert numbers["kernel"] > 0
+    assert numbers["diversity"] < 0.5
 
 
 @pytest.mark.slow

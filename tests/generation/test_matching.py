@@ -124,9 +124,9 @@ def test_a_gender_is_matched_within_itself():
     assert found.scalars["same_gender_match_2"] == pytest.approx((2 * 0.5 + 3) / 5)
     assert found.scalars["real_same_gender_match_2"] == 1
     assert "same_gender_recall_1" not in found.scalars
-    made, real = (line for line in found.lines if "same gender: 5 people, %: 1:2 " in line)
-    assert made.startswith("dev voice to made face")
-    assert real.startswith("dev ceiling")
+    made, real = (line for line in found.lines if "same gender" in line)
+    assert made.startswith("dev voice to made face, same gender (2 f, 3 m): 5 people, %: 1:2 80.0")
+    assert real.startswith("dev ceiling, same gender: 5 people, %: 1:2 100.0")
     alone = judging.report("dev", outputs(6, 2), ["f", "m", "", "", "", ""])
     assert not any("same gender" in line for line in alone.lines)
 
@@ -136,6 +136,15 @@ def test_a_judge_at_chance_says_nothing():
     found = judging.report("dev", batches, [""] * 6)
     assert "share_of_ceiling" not in found.scalars
     assert "not above chance on real faces" in found.lines[2]
+
+
+def test_a_judge_to_whom_all_faces_are_the_same_measures_none():
+    batches = [
+        {**batch, "real_features": np.ones_like(batch["real_features"])} for batch in outputs(6, 2)
+    ]
+    found = judging.report("dev", batches, [""] * 6)
+    assert found.lines[-1] == "dev: all real faces are the same to the judge."
+    assert not {"cosine", "spread"} & set(found.scalars)
 
 
 def test_who_lacks_a_row_is_left_out():
