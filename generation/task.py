@@ -339,7 +339,7 @@ class GanTask(paired.PairedTask):
         return judging.open_judge(PACKAGE, self.config)
 
     @functools.cached_property
-    def _gender_of_faces(self) -> genders.Regression | None:
+    def gender_of_faces(self) -> genders.Regression | None:
         """What tells faces apart, learned from real ones of the training people."""
         name, judge = "+".join(self.config.data.train), self.judge
         try:
@@ -379,7 +379,7 @@ class GanTask(paired.PairedTask):
         found = Report({})
         if self.judge is not None:
             known = self.genders_of(split)
-            regression = self._gender_of_faces if any(known) else None
+            regression = self.gender_of_faces if any(known) else None
             found = judging.report(split, outputs, known, regression)
         return dataclasses.replace(found, samples={"faces": grid}, over=self.parts[split].identity)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn import linear_model
 
+from common import errors
 from common.data import records, splits
 from generation import genders, images
 from tests.generation import people as toy
@@ -116,3 +117,17 @@ def test_too_few_people_of_a_gender_teach_nothing():
     regression = genders.Regression(np.ones(2), 0.0, 9)
     faces = np.zeros((3, 1, 2))
     assert not genders.report("dev", regression, ["f", "m", "m"], faces, faces).lines
+
+
+def test_an_evaluation_goes_on_without_the_training_people(tmp_path, caplog):
+    task = toy.make_task(tmp_path)
+    name = "+".join(task.config.data.train)
+
+    class Gone(dict):
+        def __missing__(self, key):
+            raise errors.UserError(f"There is no folder {key}.")
+
+    object.__setattr__(task, "parts", Gone(dev=task.parts["dev"]))
+    object.__setattr__(task, "judge", object())
+    assert task.gender_of_faces is None
+    assert f"the gender of faces is not told: There is no folder {name}." in caplog.text
