@@ -15,17 +15,18 @@ from generation import settings
 
 
 def get_config(size: str = "") -> ConfigDict:
-    """At 32 x 32, on 1.5 s of speech."""
+    """At 32 x 32, on 2 s of the speech of 1,000 people."""
     if size not in ("", "debug"):
         raise ValueError(f"matcher.py:{size}: the argument is debug or nothing")
     config = settings.default_config()
-    config.data.update({"hours": 1.0, "eval_hours": 0.15, "batch_rows": 64, "crop_seconds": 1.5})
+    config.data.update({"hours": 2.0, "voices": 1000, "eval_hours": 0.25, "eval_voices": 96})
+    config.data.update({"batch_rows": 128, "crop_seconds": 2.0, "eval_seconds": 3.0})
     config.model.kind = "matcher"
     config.picture.channels = 1  # colours say nothing of a voice
     config.loss.wrong_pairs = False
-    config.optimizer.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 20})
+    config.optimizer.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50})
     config.optimizer.update({"b1": 0.9, "b2": 0.98, "weight_decay": 0.05, "clip_norm": 5.0})
-    config.update({"total_steps": 600, "log_every": 25, "evaluate_every": 50})
+    config.update({"total_steps": 1000, "log_every": 50, "evaluate_every": 100})
     config.update({"checkpoint_every": 100, "ema_decay": 0.99})
     if size == "debug":
         quickstart.shrink(config)
