@@ -20,6 +20,7 @@ from generation import (
     data,
     diff_augment,
     encoders,
+    film,
     fitting,
     genders,
     images,
@@ -461,7 +462,8 @@ def close(task: paired.PairedTask, workdir: pathlib.Path, reports: Mapping[str, 
     if task.config.data.kind in splits.EMBEDDED:
         print("These are synthetic voices and drawings: the figures say nothing about people.")
     if any(report.samples for report in reports.values()):
-        print(f"  pictures: {workdir / 'samples'}")
+        films = film.over_training(workdir / "samples")
+        print("\n".join([f"  pictures: {workdir / 'samples'}", *map("  film: {}".format, films)]))
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
     if isinstance(task, GanTask):
         kind = task.config.voice.kind

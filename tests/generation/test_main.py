@@ -47,7 +47,10 @@ def test_it_trains_shows_and_resumes(runs, tmp_path):
     assert [path.name for path in sorted((whole / "samples").iterdir())] == [
         "dev-faces-0000015.png",
         "dev-faces-0000030.png",
+        "dev-faces.gif",
+        "dev-faces.mp4",
     ]
+    assert f"film: {whole / 'samples' / 'dev-faces.mp4'}" in said["quickstart"].stdout
     assert list((whole / "tensorboard").iterdir())
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["split"] == "train"]
