@@ -11,6 +11,7 @@ FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
 SMALL = {
     "analysis": 'CONFIG += ":debug"; STEPS = 8; HOURS = 0.02; POINTS = 3',
     "audiovisual": 'CONFIG += ":debug"; STEPS = 8; MIXTURES = 4',
+    "generation": 'CONFIG += ":debug"; JUDGE += ":debug"; DATA = []; STEPS = JUDGING = 6',
     "low_rank": 'CONFIG += ":debug"; TRAINED = TRAINED[:2]; STEPS = 8; TUNING = 4; HOURS = 0.02; '
     "POINTS = 3",
     "separation": 'CONFIG += ":debug"; STEPS = 10',
@@ -19,6 +20,7 @@ PICTURE, SOUND = "image/png", "<audio"
 SHOWN = {
     "analysis": {PICTURE: 5, "Hessian of": 1, "principal directions explain": 1, "F(silence)": 1},
     "audiovisual": {PICTURE: 4, SOUND: 5, "<video": 1, "| lips |": 1, "films swapped": 1},
+    "generation": {PICTURE: 3, "follow the voice: pitch": 1, "| 1 of 2 |": 1, "ceiling, real faces": 1},
     "low_rank": {PICTURE: 6, "| pointwise_1/4 | ": 1, "| rank_1 | block_": 6, "| weights | CER": 1},
     "separation": {PICTURE: 3, SOUND: 10, "| all |": 1, "largest difference": 1},
 }
