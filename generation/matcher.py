@@ -25,7 +25,7 @@ class MatcherConfig:
     voice_channels: int = 64
     face_channels: int = 8
     temperature: float = 0.2
-    colour: float = 0.5  # faces are brightened and tinted by so much in training
+    colour: float = 0.15  # faces are brightened and tinted by so much in training
 
 
 class Matcher(nn.Module):
