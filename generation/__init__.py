@@ -1,15 +1,21 @@
-"""A face from a voice, by adversarial networks.
+"""A face from a voice, or a voice from a face, by adversarial networks.
 
 from generation import load
 faces = load("runs/faces")
 pictures = faces("ann.wav", count=4)
+sounds = load("runs/voices").voice("ann.jpeg", 4)
 """
 
 from typing import Any
 
 
 def load(workdir: Any, *, step: int | None = None) -> Any:
-    """The network of a work directory, see `generation.maker.FaceMaker`."""
-    from generation import maker  # not before it is wanted: data workers import this package too
+    """The network of a work directory: `generation.maker.FaceMaker`, or of one that makes voices
+    `generation.voice_maker.VoiceMaker`."""
+    # Not before they are wanted: data workers import this package too.
+    from common import trained
+    from generation import maker, task, voice_maker
 
-    return maker.load(workdir, step=step)
+    found = trained.load(task.PACKAGE, workdir, step=step)
+    voices = found.config.model.kind == "face2voice"
+    return voice_maker.VoiceMaker(found) if voices else maker.FaceMaker(found)

@@ -123,6 +123,11 @@ def _check_voices(config: Any) -> None:
             f"config.model.kind={kind} hears log-mel frames: config.voice.kind={heard} is for the "
             "networks that make pictures. Leave it at statistics."
         )
+    if kind == "face2voice" and heard not in hearing.SOUNDS:
+        raise errors.UserError(
+            f"config.model.kind=face2voice learns of voices, and config.voice.kind={heard} is none "
+            f"of theirs: take {', '.join(hearing.SOUNDS)}."
+        )
     if heard == "class" and data.split_by in ("person", "letter"):
         raise errors.UserError(
             f"config.voice.kind=class with config.data.split_by={data.split_by}: the people of dev "

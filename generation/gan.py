@@ -1,6 +1,7 @@
 """A small conditional GAN: upsampling convolutions against a projection discriminator.
 
-No layer sees other rows, so that a row is worth the same in any batch on any number of devices.
+Pictures of any height and width, a voice's frames by bands among them. No layer sees other rows, so
+that a row is worth the same in any batch on any number of devices.
 """
 
 import flax.linen as nn
@@ -12,13 +13,13 @@ from generation import blocks, sides
 
 
 class Generator(nn.Module):
-    """A voice and noise to a picture in [-1, 1].
+    """A condition (a voice, or a face) and noise to a picture in [-1, 1].
 
-    `width` channels at the last resolution, twice as many at each one before, at most `most`. The
-    noise is joined with a dense layer of the condition: without `conditional` it is all there is.
+    `size`: height and width. `width` channels at the last resolution, twice as many at each one
+    before, at most `most`. The noise is joined with a dense layer of the condition.
     """
 
-    size: int
+    size: tuple[int, int]
     channels: int = 3
     width: int = 16
     most: int = 64
@@ -33,15 +34,15 @@ class Generator(nn.Module):
         training: sides.Training | None = None,
     ) -> Float[Array, "b h w c"]:
         del training
-        dtype, steps = jnp.dtype(self.dtype), blocks.steps_between(self.size)
+        dtype, (first, steps) = jnp.dtype(self.dtype), blocks.first_of(self.size)
         z = blocks.pixel_norm(noise)
         if self.conditional:
             heard = blocks.pixel_norm(nn.Dense(noise.shape[1], name="voice")(condition))
             z = jnp.concatenate([heard, z], axis=1)
         z = blocks.leaky(nn.Dense(2 * noise.shape[1], name="mixed")(z))
         width = min(self.most, self.width << steps)
-        x = nn.Dense(blocks.FIRST * blocks.FIRST * width, name="first", dtype=dtype)(z)
-        x = blocks.pixel_norm(blocks.leaky(x.reshape(-1, blocks.FIRST, blocks.FIRST, width)))
+        x = nn.Dense(first[0] * first[1] * width, name="first", dtype=dtype)(z)
+        x = blocks.pixel_norm(blocks.leaky(x.reshape(-1, *first, width)))
         for i in reversed(range(steps)):
             width = min(self.most, self.width << i)
             x = conv2d.Conv2D(width, use_bias=True, dtype=dtype, name=f"conv_{i}")(
@@ -53,13 +54,13 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A picture, and the voice that it is said to be of, to a logit.
+    """A picture, and the condition that it is said to be of, to a logit.
 
     Projection (Miyato and Koyama 2018, equation 4): the logit is w^T h + e(condition)^T h; without
     `conditional` its first part. With `num_classes` people, also logits of who it is.
     """
 
-    size: int
+    size: tuple[int, int]
     width: int = 16
     most: int = 64
     conditional: bool = True
@@ -74,8 +75,8 @@ class Discriminator(nn.Module):
         training: sides.Training | None = None,
     ) -> sides.Judged:
         del training
-        dtype, steps = jnp.dtype(self.dtype), blocks.steps_between(self.size)
-        x = blocks.padded(pictures, blocks.FIRST << steps)
+        dtype, (first, steps) = jnp.dtype(self.dtype), blocks.first_of(self.size)
+        x = blocks.padded(pictures, (first[0] << steps, first[1] << steps))
         x = conv2d.Conv2D(self.width, (1, 1), use_bias=True, dtype=dtype, name="picture")(x)
         for i in range(steps):
             width = min(self.most, self.width << (i + 1))

@@ -144,7 +144,8 @@ def matched(
     faces: Sequence[Float[np.ndarray, "p d"]],
     groups: Sequence[str] | None = None,
 ) -> Matched:
-    """Voices against faces, turn by turn, the mean over turns for each person.
+    """Voices against faces, or faces against voices, turn by turn; the mean over turns for each
+    person.
 
     With `groups`, a name of each person's, galleries are of people of one group, and there are no
     recalls; those of the group "" and who are alone in theirs are left out.
@@ -203,7 +204,7 @@ def report(
     seats = seated(outputs, names)
     own = [of_people[person] for person in seats["person"][0]]
     made, real = (np.stack(seats[f"{side}_features"], axis=1) for side in ("made", "real"))
-    found = [_matching(split, seats, own)]
+    found = [_matching(split, seats, own, "voice", "face")]
     if real.std() > 0:
         features = seats["made_features"], seats["real_features"]
         found.append(likeness.report(split, (seats["made"], seats["real"]), features))
@@ -216,23 +217,39 @@ def report(
     return Report(numbers, [line for one in found for line in one.lines])
 
 
-def _matching(
-    split: str, seats: Mapping[str, Sequence[np.ndarray]], of_people: Sequence[str]
+def report_of_voices(
+    split: str, outputs: Sequence[Mapping[str, np.ndarray]], of_people: Sequence[str]
 ) -> Report:
-    """Among all people, and among those of the same gender."""
-    voices = seats["voice"]
-    made, real = (matched(voices, seats[side]) for side in ("made", "real"))
+    """Faces and made voices, beside the same net's figures with the real voices in their place.
+
+    `outputs` are batches of "person", "turn", "mask" and the vectors "face", "made" and "real".
+    """
+    seats = seated(outputs, ("person", "face", "made", "real"))
+    own = [of_people[person] for person in seats["person"][0]]
+    return _matching(split, seats, own, "face", "voice")
+
+
+def _matching(
+    split: str,
+    seats: Mapping[str, Sequence[np.ndarray]],
+    of_people: Sequence[str],
+    known: str,
+    what: str,
+) -> Report:
+    """Of what is `known` and what is made: among all people, and those of the same gender."""
+    given = seats[known]
+    made, real = (matched(given, seats[side]) for side in ("made", "real"))
     numbers = scalars(made) | scalars(real, "real_")
     lines = [
-        f"{split} voice to made face: {describe(made)}",
-        f"{split} ceiling, real faces: {describe(real)}",
+        f"{split} {known} to made {what}: {describe(made)}",
+        f"{split} ceiling, real {what}s: {describe(real)}",
     ]
-    alike, real_alike = (matched(voices, seats[side], of_people) for side in ("made", "real"))
+    alike, real_alike = (matched(given, seats[side], of_people) for side in ("made", "real"))
     if alike.values:
         numbers |= scalars(alike, "same_gender_") | scalars(real_alike, "real_same_gender_")
         counts = ", ".join(f"{of_people.count(gender)} {gender}" for gender in genders.GENDERS)
         lines += [
-            f"{split} voice to made face, same gender ({counts}): {describe(alike)}",
+            f"{split} {known} to made {what}, same gender ({counts}): {describe(alike)}",
             f"{split} ceiling, same gender: {describe(real_alike)}",
         ]
     if matching.interval(real.values["match_2"])[0] > 0.5:
@@ -241,7 +258,7 @@ def _matching(
         lines.append(f"{split} 1:2 above chance: {100 * share:.0f} % of the ceiling's")
     else:
         lines.append(
-            f"{split}: the judge is not above chance on real faces and says nothing of made "
+            f"{split}: the judge is not above chance on real {what}s and says nothing of made "
             "ones: train it longer, or on more people."
         )
     return Report(numbers, lines)

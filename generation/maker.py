@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Num, UInt8
 from common import errors, trained
 from common.audio import io, vad
 from common.data import splits
-from generation import data, hearing, images
+from generation import data, directions, hearing, images
 from generation import task as task_lib
 
 Recording = io.PathLike | bytes | Num[np.ndarray, "t *c"]
@@ -28,14 +28,20 @@ class FaceMaker:
     """
 
     def __init__(self, found: trained.Trained) -> None:
-        if not isinstance(found.task, task_lib.GanTask):
+        task = found.task
+        if not isinstance(task, task_lib.GanTask):
             raise errors.UserError(
                 f"{found.folder} has trained a network of kind {found.config.model.kind!r}, which "
                 "makes no faces: name a run of a GAN."
             )
+        if task.direction.made != directions.FACE:
+            raise errors.UserError(
+                f"{found.folder} has a network that makes voices of faces, and no faces: give it a "
+                "face (generation.sample --face=face.jpg --out=voice.wav), or name another run."
+            )
         self.folder, self.config, self.step = found.folder, found.config, found.step
-        self._networks, self._variables = found.task.networks, found.variables
-        self._classes = found.task.classes if found.config.voice.kind == "class" else ()
+        self._networks, self._variables = task.networks, found.variables
+        self._classes = task.classes if found.config.voice.kind == "class" else ()
         networks = self._networks
 
         def draw(variables: Any, condition: Array, noise: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Generator, discriminator and what is heard of a voice, from one config."""
+"""Generator, discriminator and what is heard of a voice or seen of a face, from one config."""
 
 import dataclasses
 import math
@@ -17,18 +17,21 @@ from generation import (
     diff_augment,
     gan,
     hearing,
+    looking,
     matcher,
     r3gan,
     residual,
     sides,
+    sounds,
     voice,
     voice2face,
 )
 
 _SEED = ("vanilla_gan", "cgan", "began")  # of asariri; their discriminators normalise by batches
-_PROJECTING = ("gan", "voice2face_plus", "sngan_projection", "r3gan")  # with model.conditional
-_TELLING = ("gan", "voice2face", "voice2face_plus")  # people apart, with loss.identity
-GANS = ("gan", "voice2face", "voice2face_plus", *_SEED, "sngan_projection", "r3gan")
+# With model.conditional.
+_PROJECTING = ("gan", "voice2face_plus", "sngan_projection", "r3gan", "face2voice")
+_TELLING = ("gan", "voice2face", "voice2face_plus", "face2voice")  # people, with loss.identity
+GANS = ("gan", "voice2face", "voice2face_plus", *_SEED, "sngan_projection", "r3gan", "face2voice")
 KINDS = (*GANS, "voice", "matcher")
 
 
@@ -36,15 +39,19 @@ KINDS = (*GANS, "voice", "matcher")
 class Networks:
     """Of a GAN: variables hold "generator" and "discriminator", and what of `hearing` is frozen.
 
-    `noise` is the size of what the generator draws beside the condition.
+    `noise` is the size of what the generator draws beside the condition, `form` height, width and
+    channels of what it makes. Where voices are made of faces, variables also hold "face", the
+    network of `looker` for pictures of the form `seen`, and the scales of `stretches`.
     """
 
     generator: nn.Module
     discriminator: nn.Module
     noise: int
-    size: int
-    channels: int
+    form: tuple[int, int, int]
     hearing: hearing.Hearing
+    looker: looking.FaceEncoder | None = None
+    seen: tuple[int, int, int] = ()
+    stretches: sounds.Sounds | None = None
 
     def condition(
         self,
@@ -54,6 +61,22 @@ class Networks:
     ) -> Float[Array, "b d"]:
         """What is known of the rows: of the first `lengths` samples of their voices."""
         return self.hearing(variables.get(voice.FROZEN), batch, lengths)
+
+    def look(
+        self, variables: Mapping[str, Any], pictures: Float[Array, "b h w c"]
+    ) -> Float[Array, "b d"]:
+        """What is known of faces in [-1, 1], where voices are made of them: numbers of order 1."""
+        params = {"params": variables["params"]["face"]}
+        return math.sqrt(self.looker.size) * self.looker.apply(params, pictures, method="face")
+
+    def meet(
+        self,
+        variables: Mapping[str, Any],
+        pictures: Float[Array, "b h w c"],
+        heard: Float[Array, "b n"],
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
+        """The vectors of faces and of what was heard (`condition`), in one space."""
+        return self.looker.apply({"params": variables["params"]["face"]}, pictures, heard)
 
     def generate(
         self,
@@ -87,18 +110,21 @@ class Networks:
 
     @property
     def condition_size(self) -> int:
-        return self.hearing.size
+        return self.hearing.size if self.looker is None else self.looker.size
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Fresh variables; frozen ones are those of no training."""
         first, second, third = jax.random.split(key, 3)
         condition, noise = shape(self.condition_size), shape(self.noise)
-        pictures = shape(self.size, self.size, self.channels)
         made = {
             "generator": self.generator.lazy_init(first, condition, noise),
-            "discriminator": self.discriminator.lazy_init(second, pictures, condition),
+            "discriminator": self.discriminator.lazy_init(second, shape(*self.form), condition),
         }
         variables: dict[str, Any] = {}
+        if self.looker is not None:
+            pair = shape(*self.seen), shape(self.hearing.size)
+            made["face"] = self.looker.lazy_init(jax.random.fold_in(key, 3), *pair)
+            variables[sounds.SCALES] = self.stretches.init()
         for side, collections in made.items():
             for name, tree in collections.items():
                 variables.setdefault(name, {})[side] = tree
@@ -155,13 +181,15 @@ def check(config: Any) -> None:
             "config.model.kind=voice2face needs config.voice.kind=encoder: its generator starts "
             f"from a vector of length 1, which {config.voice.kind} does not give."
         )
+    if kind == "face2voice":
+        _check_sounds(config)
     if config.dtype not in ("float32", "bfloat16"):
         raise errors.UserError(f"config.dtype={config.dtype!r}: choose float32 or bfloat16.")
     _check_loss(config)
 
 
 def hears(config: Any) -> bool:
-    """Whether the discriminator is given the voice beside the picture."""
+    """Whether the discriminator is given the condition beside the picture."""
     kind = config.model.kind
     return kind == "cgan" or (kind in _PROJECTING and config.model.conditional)
 
@@ -175,6 +203,11 @@ def _check_size(config: Any) -> None:
             f"{voice2face.SIZE} only; use that, or "
             + ("model.residual=True." if deconvolved else "model.kind=gan.")
         )
+    if kind == "face2voice" and size != voice2face.SIZE:
+        raise errors.UserError(
+            f"config.picture.size={size}: model.kind={kind} looks at pictures of "
+            f"{voice2face.SIZE} x {voice2face.SIZE}; others are scaled to that. Use it."
+        )
     if kind in _SEED and size not in asariri.SIZES:
         raise errors.UserError(
             f"config.picture.size={size}: model.kind={kind} makes "
@@ -182,6 +215,33 @@ def _check_size(config: Any) -> None:
         )
     if kind in _PROJECTING and not 8 <= size <= 256:
         raise errors.UserError(f"config.picture.size={size}: model.kind={kind} makes 8 to 256.")
+
+
+def _check_sounds(config: Any) -> None:
+    """Of stretches of voices that are made."""
+    data, made, rate = config.data, make_sounds(config), config.data.sample_rate_hz
+    if config.features.normalize != "none":
+        raise errors.UserError(
+            f"config.features.normalize={config.features.normalize!r} loses the level of a voice, "
+            "which config.model.kind=face2voice has to make: take none."
+        )
+    if min(made.form[:2]) < 8:
+        raise errors.UserError(
+            f"config.model.frames={config.model.frames}, config.features.num_mels="
+            f"{config.features.num_mels}: 8 at least of each."
+        )
+    seconds = made.samples / rate
+    if min(data.crop_seconds, data.eval_seconds) < seconds:
+        raise errors.UserError(
+            f"config.model.frames={config.model.frames} are {seconds:g} s of a voice: config.data."
+            f"crop_seconds={data.crop_seconds:g} and config.data.eval_seconds="
+            f"{data.eval_seconds:g} have to be as long."
+        )
+    if config.loss.augment:
+        raise errors.UserError(
+            f"config.loss.augment={tuple(config.loss.augment)} is of pictures, and model.kind="
+            "face2voice makes voices: leave it at ()."
+        )
 
 
 def _check_loss(config: Any) -> None:
@@ -231,24 +291,28 @@ def make_gan(config: Any, encoder_config: Any, num_classes: int) -> Networks:
     """The networks of a config; `encoder_config` is that of the run of the voice encoder, if any.
 
     `num_classes`: training people, whom the discriminator of voice2face, or with `loss.identity`
-    those of gan and voice2face_plus, tell apart.
+    those of gan, voice2face_plus and face2voice, tell apart.
     """
     model, picture = config.model, config.picture
-    networks = Networks(
-        *_sides(config, num_classes),
-        noise=model.noise,
-        size=picture.size,
-        channels=picture.channels,
-        hearing=hearing.make(config, encoder_config, num_classes),
-    )
+    form, more = (picture.size, picture.size, picture.channels), {}
+    heard = hearing.make(config, encoder_config, num_classes)
+    if model.kind == "face2voice":
+        encoded, made = config.voice.kind == "encoder", make_sounds(config)
+        size = heard.size if encoded else model.embedding
+        look = looking.FaceEncoder(size, tuple(model.face_widths), project=not encoded)
+        form, more = made.form, {"looker": look, "seen": form, "stretches": made}
+    both = _sides(config, form, num_classes)
+    networks = Networks(*both, noise=model.noise, form=form, hearing=heard, **more)
     if isinstance(networks.generator, voice2face.Generator):  # its noise is added to what it hears
         return dataclasses.replace(networks, noise=networks.condition_size)
     return networks
 
 
-def _sides(config: Any, num_classes: int) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator."""
-    model, (size, channels) = config.model, (config.picture.size, config.picture.channels)
+def _sides(
+    config: Any, form: tuple[int, int, int], num_classes: int
+) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator of pictures of this height, width and number of channels."""
+    model, (size, _, channels) = config.model, form
     dtype, across = {"dtype": config.dtype}, {"axis_name": parallel.AXIS}
     widths = {"width": model.width, "most": model.most, **dtype}
     told = num_classes if config.loss.identity > 0 else 0
@@ -256,10 +320,10 @@ def _sides(config: Any, num_classes: int) -> tuple[nn.Module, nn.Module]:
     wen = voice2face.Generator(tuple(model.generator_widths), channels)
     if model.kind == "voice2face":
         return wen, voice2face.Discriminator(num_classes, tuple(model.face_widths))
-    if model.kind == "gan":
+    if model.kind in ("gan", "face2voice"):
         return (
-            gan.Generator(size, channels, **widths),
-            gan.Discriminator(size, num_classes=told, **projects, **widths),
+            gan.Generator(form[:2], channels, **widths),
+            gan.Discriminator(form[:2], num_classes=told, **projects, **widths),
         )
     if model.kind == "r3gan":
         return (
@@ -286,6 +350,11 @@ def _sides(config: Any, num_classes: int) -> tuple[nn.Module, nn.Module]:
         generator if model.residual else wen,
         residual.Discriminator(size, **judging, **projects, **told, **dtype, spectral=False),
     )
+
+
+def make_sounds(config: Any) -> sounds.Sounds:
+    """What is made of a voice: `config.model.frames` of `config.features`."""
+    return sounds.Sounds(voice.front_end(config), config.model.frames)
 
 
 def make_matcher(config: Any) -> matcher.Matcher:

@@ -128,7 +128,7 @@ class Generator(nn.Module):
             for j in range(_BLOCKS):
                 x = _Block(_BLOCKS * len(widths), self.dtype, name=f"block_{i}_{j}")(x)
         x = _pointwise(self.channels, "picture", dtype=self.dtype)(x)
-        return blocks.cut(x, self.size).astype(jnp.float32)
+        return blocks.cut(x, (self.size, self.size)).astype(jnp.float32)
 
 
 class Discriminator(nn.Module):
@@ -149,7 +149,8 @@ class Discriminator(nn.Module):
     ) -> sides.Judged:
         del training
         widths = _widths(self.size, self.width, self.most)[::-1]
-        x = blocks.padded(pictures, blocks.FIRST << (len(widths) - 1))
+        side = blocks.FIRST << (len(widths) - 1)
+        x = blocks.padded(pictures, (side, side))
         x = _pointwise(widths[0], "picture", dtype=self.dtype)(x)
         for i, width in enumerate(widths):
             if i:

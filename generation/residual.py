@@ -72,7 +72,7 @@ class Generator(nn.Module):
         else:
             x = blocks.pixel_norm(x)
         x = blocks.Conv(self.channels, dtype=dtype, name="picture")(nn.relu(x), train=train)
-        return jnp.tanh(blocks.cut(x, self.size).astype(jnp.float32))
+        return jnp.tanh(blocks.cut(x, (self.size, self.size)).astype(jnp.float32))
 
 
 class _Down(nn.Module):
@@ -128,7 +128,8 @@ class Discriminator(nn.Module):
     ) -> sides.Judged:
         train, steps = training is not None, blocks.steps_between(self.size)
         halvings = max(1, steps - 1)
-        x = blocks.padded(pictures, blocks.FIRST << steps)
+        side = blocks.FIRST << steps
+        x = blocks.padded(pictures, (side, side))
         for i in range(halvings + 2):
             width = min(self.most, self.width << min(i, halvings - 1))
             block = _Down(width, i < halvings, i == 0, self.spectral, self.dtype, name=f"block_{i}")

@@ -1,16 +1,22 @@
-"""Draws faces of a voice with a trained network.
+"""Draws faces of a voice, or makes voices of a face, with a trained network.
 
     python -m generation.sample --workdir=runs/faces --voice=a.wav --out=grid.png --n=10
     python -m generation.sample --workdir=runs/faces --voice=a.wav --voice=b.wav --out=grid.png
     python -m generation.sample --workdir=runs/faces --interpolate a.wav b.wav --out=film.mp4
+    python -m generation.sample --workdir=runs/voices --face=a.jpg --out=voice.wav --n=3
 
 A row of the grid is a voice, a column a draw of chance, the same one for all voices. --interpolate
 writes a film (MP4, and a GIF beside it) of the faces between two voices. Recordings of any format,
 rate and length; of a network of classes (config.voice.kind) their names, --voice=cat, and of one
 that draws from noise alone no --voice. A face is a guess: a voice tells little of how somebody
 looks.
+
+--face, for a network that makes voices (configs/generation/face2voice.py), writes --n sounds of a
+little more than a second, which say nothing: voice.wav, or voice-1.wav, voice-2.wav, ... These are
+guesses, too.
 """
 
+import argparse
 import pathlib
 from collections.abc import Sequence
 
@@ -18,7 +24,9 @@ import numpy as np
 
 from common import app, errors, files, pictures
 from common.analysis import video
+from common.audio import io
 from generation import maker as maker_lib
+from generation import voice_maker
 
 _FPS = 12
 _SIDE = 128  # pixels of a face in a grid or a film, at least
@@ -45,6 +53,24 @@ def write_film(maker: maker_lib.FaceMaker, ends: Sequence[str], args) -> pathlib
     return video.write(large, args.out.with_suffix(""), fps=_FPS)[1]
 
 
+def sound_files(out: pathlib.Path, count: int) -> list[pathlib.Path]:
+    """The name of each sound: voice-1.wav, ... of several."""
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{i + 1}{out.suffix}") for i in range(count)]
+
+
+def write_sounds(args: argparse.Namespace) -> list[pathlib.Path]:
+    """Voices of a face as WAV."""
+    names = sound_files(args.out, args.n)
+    for name in names:
+        files.check_output(name)
+    maker = voice_maker.load(args.workdir, step=args.checkpoint)
+    for name, sound in zip(names, maker.voice(args.face, args.n, args.seed)):
+        io.write_wav(name, sound, maker.sample_rate_hz)
+    return names
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = app.parser("generation.sample", __doc__)
@@ -52,19 +78,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--voice", action="append", metavar="FILE", help="may be repeated")
     what.add_argument("--interpolate", nargs=2, metavar="FILE", help="the two ends of a film")
-    parser.add_argument("--n", type=int, default=10, help="faces of each voice (10)")
+    what.add_argument("--face", metavar="FILE", help="a picture, to make voices of")
+    parser.add_argument("--n", type=int, help="faces of each voice (10), or voices of a face (1)")
     parser.add_argument("--frames", type=int, default=36, help="of a film (36)")
     parser.add_argument("--seed", type=int, default=0, help="of chance (0)")
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="FILE")
     args = parser.parse_args(argv)
 
     def work() -> None:
+        if args.n is None:
+            args.n = 1 if args.face else 10
         if args.n < 1 or args.frames < 2:
             raise errors.UserError("--n has to be 1 at least, and --frames 2.")
-        wanted = ".mp4" if args.interpolate else ".png"
+        wanted = ".wav" if args.face else ".mp4" if args.interpolate else ".png"
         if args.out.suffix.lower() != wanted:
             raise errors.UserError(f"--out={args.out}: give a name that ends in {wanted}.")
         files.check_output(args.out)
+        if args.face:
+            print(*write_sounds(args), sep="\n")
+            return
         files.check_kept(args.out, args.voice or args.interpolate or ())
         maker = maker_lib.load(args.workdir, step=args.checkpoint)
         write = write_film if args.interpolate else write_grid

@@ -23,6 +23,9 @@ def default_config() -> ConfigDict:
     config.optimizer.update({"schedule": "constant", "warmup_steps": 1, "learning_rate": 5e-4})
     config.optimizer.update({"b1": 0.0, "b2": 0.99, "eps": 1e-8})
     config.discriminator_optimizer = config.optimizer.copy_and_resolve_references()
+    # face2voice: of the face network, whose vectors have to settle for the others to learn.
+    config.face_optimizer = optim.default_config()
+    config.face_optimizer.update({"warmup_steps": 20, "b2": 0.99, "clip_norm": 5.0})
     config.discriminator_updates = 1  # in a row, each on its share of a batch
     config.data = splits.default_config()
     config.data.update(  # of kind "none", without recordings, for pictures with classes
@@ -97,10 +100,11 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict(
         {
             # gan; voice2face, voice2face_plus; vanilla_gan, cgan, began; sngan_projection, r3gan.
-            # voice trains an encoder of voices, matcher a net that judges.
+            # face2voice makes voices of faces. voice trains an encoder of voices, matcher a net
+            # that judges.
             "kind": "gan",
-            # gan, voice2face_plus, sngan_projection, r3gan: without it the discriminator does not
-            # hear the voice.
+            # gan, voice2face_plus, sngan_projection, r3gan, face2voice: without it the
+            # discriminator does not hear the voice, or see the face.
             "conditional": True,
             # Channels at the last resolution, twice as many at each before, but at most `most`.
             # vanilla_gan, cgan, began: of the discriminator's first layer, and of the generator's.
@@ -110,12 +114,15 @@ def default_config() -> ConfigDict:
             "discriminator_width": 128,
             "discriminator_most": 128,
             "noise": 32,  # numbers that a generator draws; voice2face: as many as it hears
-            # voice2face: channels of the layers
+            # voice2face: channels of the layers; the face network is that of face2voice, too
             "generator_widths": (1024, 512, 256, 128, 64),
             "face_widths": (32, 64, 128, 256, 512),
             # voice2face_plus: a residual generator; False: that of voice2face
             "residual": True,
-            "embedding": 64,  # voice2face_plus: dimensions in which voices and faces meet
+            # voice2face_plus, face2voice: dimensions in which voices and faces meet; those of the
+            # encoder of face2voice with voice.kind=encoder
+            "embedding": 64,
+            "frames": 128,  # face2voice: frames of log-mel (config.features) that are made
             "matcher": section(matcher.MatcherConfig),
         }
     )
@@ -133,7 +140,7 @@ def default_config() -> ConfigDict:
             "identity_scale": 30.0,
             # voice2face_plus: InfoNCE between voices and faces, real ones and fakes
             "contrast": 0.0,
-            "contrast_temperature": 0.1,
+            "contrast_temperature": 0.1,  # of the face network of face2voice, too
             # DiffAugment of all that the discriminator sees: colour, translation, cutout
             "augment": (),
             "augment_strength": 1.0,  # 1: as published

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from common import errors, metrics, optim, package, parallel, parts, pictures, state, steps
 from common import workdir as workdir_lib
@@ -19,11 +20,11 @@ from common.task import Batch, Metrics, Report
 from generation import (
     data,
     diff_augment,
+    directions,
     encoders,
     film,
     fitting,
     genders,
-    images,
     judging,
     labelled,
     losses,
@@ -31,6 +32,7 @@ from generation import (
     model,
     paired,
     sides,
+    sounds,
     voice,
     voice2face,
 )
@@ -48,17 +50,14 @@ _SCALED_BY = 256  # recordings
 class GanTask(paired.PairedTask):
     """See `common.task.Task`."""
 
-    averaged: tuple[str, ...] = ("generator",)
+    averaged: tuple[str, ...] = ("generator", directions.FACE)
 
     def prepare(self) -> None:
         super().prepare()
         if self._has_checkpoints:
             # Said here: arrays of other shapes would be refused before their `meta` is read.
             _, then = workdir_lib.read_config(self.workdir)
-            size = then["picture"]["size"]
-            picture = [size, size, then["picture"]["channels"]]
-            kind = then["model"]["kind"]
-            self.check_checkpoint({**self.checkpoint_meta(), "kind": kind, "picture": picture})
+            self.check_checkpoint({**self.checkpoint_meta(), **_forms(ConfigDict(then))})
         if self.config.voice.kind == "encoder" and not self._has_checkpoints:
             voice.keep_settings(
                 self.config.voice.workdir, self.workdir, settings_lib.default_config()
@@ -81,6 +80,10 @@ class GanTask(paired.PairedTask):
         people = config.model.kind == "voice2face" or config.loss.identity > 0
         people = people or config.voice.kind == "class"
         return model.make_gan(self.config, self._encoder_config, len(self.classes) if people else 0)
+
+    @functools.cached_property
+    def direction(self) -> directions.Direction:
+        return directions.make(self.config, self.networks)
 
     @functools.cached_property
     def _encoder_config(self) -> Any:
@@ -106,24 +109,31 @@ class GanTask(paired.PairedTask):
         return found
 
     @functools.cached_property
-    def _frozen(self) -> Mapping[str, Any] | None:
-        """The trained encoder, or the scales of cepstra; None where there is neither, or the
-        checkpoints of this run have it."""
-        kind = self.config.voice.kind
-        if kind not in ("encoder", "mfcc") or self._has_checkpoints:
-            return None
+    def _frozen(self) -> dict[str, Any]:
+        """The collections that no training changes: the trained encoder, the scales of cepstra and
+        of sounds. Those of a run that has checkpoints are there."""
+        kind, scaled = self.config.voice.kind, {}
+        if self._has_checkpoints:
+            return {}
+        if kind == "mfcc":
+            scaled[voice.FROZEN] = self.networks.hearing.scales
+        if self.networks.stretches is not None:
+            scaled[sounds.SCALES] = self.networks.stretches.scales
+        found = {}
         with jax.ensure_compile_time_eval():
             if kind == "encoder":
-                return jax.device_get(voice.of_run(PACKAGE, self.config.voice.workdir))
-            split, faces = self.train_split, self.parts.faces("+".join(self.config.data.train))
-            audio = data.first_recordings(split, faces, self.config, _SCALED_BY)
-            return jax.device_get(jax.jit(self.networks.hearing.scales)(audio))
+                found[voice.FROZEN] = voice.of_run(PACKAGE, self.config.voice.workdir)
+            if scaled:
+                split, faces = self.train_split, self.parts.faces("+".join(self.config.data.train))
+                audio = data.first_recordings(split, faces, self.config, _SCALED_BY)
+                found |= {name: jax.jit(scales)(audio) for name, scales in scaled.items()}
+            return jax.device_get(found)
 
     def init(self, key: jax.Array) -> state.Variables:
         variables = self.networks.init(key)
         if self.config.loss.kind == "began":
             variables[losses.BALANCE] = {"k": jnp.zeros(())}
-        return variables if self._frozen is None else {**variables, voice.FROZEN: self._frozen}
+        return {**variables, **self._frozen}
 
     @functools.cached_property
     def optimizer(self) -> optim.Optimizer:
@@ -134,12 +144,15 @@ class GanTask(paired.PairedTask):
             ),
             "generator": optim.Group(config.optimizer, ("generator",)),
         }
+        for player in self.direction.players:
+            groups[player.name] = optim.Group(config.face_optimizer, player.of)
         return optim.make_optimizers(groups, config.total_steps)
 
     @functools.cached_property
     def train_step(self) -> steps.Step:
         updates = self.config.discriminator_updates
         players = (
+            *self.direction.players,
             steps.Player("discriminator", self.discriminator_loss, ("discriminator",), updates),
             steps.Player("generator", self.loss, ("generator",)),
         )
@@ -154,36 +167,24 @@ class GanTask(paired.PairedTask):
     def _adversarial(self) -> losses.Adversarial:
         return losses.adversarial(self.config.loss.kind)
 
-    def _condition(
-        self, variables: state.Variables, batch: Batch, key: Any, *, train: bool
-    ) -> jax.Array:
-        """What is known of a batch; of voices as many frames of each in a training step."""
-        if not train or "audio" not in batch:
-            return self.networks.condition(variables, batch)
-        shape = batch["audio"].shape
-        count = model.heard_samples(self.config, jax.random.fold_in(key, 0), shape[1])
-        return self.networks.condition(variables, batch, jnp.full(shape[:1], count))
-
     def _noise(self, batch: Batch, key: Any) -> jax.Array:
         keys = parallel.row_keys(jax.random.fold_in(key, 1), batch["row"])
         return jax.vmap(lambda key: jax.random.normal(key, (self.networks.noise,)))(keys)
 
-    def _real(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The real pictures, and who they show."""
-        name = "other_" if self.config.data.independent else ""
-        return images.to_values(batch[f"{name}face"]), batch[f"{name}label"]
-
     def _judge(
-        self, batch: Batch, key: Any, condition: jax.Array, *, train: bool
+        self, batch: Batch, key: Any, *, train: bool
     ) -> Callable[..., tuple[sides.Judged, state.Variables]]:
-        """judge(variables, pictures, number): what the discriminator says, and the variables with
-        its new state. In training, pictures are changed, all of a row alike, and passes that move
-        the state have numbers."""
+        """judge(variables, pictures, condition, number): what the discriminator says, and the
+        variables with its new state. In training, pictures are changed, all of a row alike, and
+        passes that move the state have numbers."""
         settings = self.config.loss
         seen = parallel.row_keys(jax.random.fold_in(key, 2), batch["row"])
 
         def judge(
-            variables: state.Variables, pictures: jax.Array, number: int | None
+            variables: state.Variables,
+            pictures: jax.Array,
+            condition: jax.Array,
+            number: int | None,
         ) -> tuple[sides.Judged, state.Variables]:
             if train and settings.augment:
                 pictures = diff_augment.augmented(
@@ -198,18 +199,20 @@ class GanTask(paired.PairedTask):
     def discriminator_loss(
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
     ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
-        """Real pictures against fakes, and against real ones with another's voice."""
+        """Real pictures against fakes, and against real ones with another's voice or face."""
         settings, mask, game = self.config.loss, batch["mask"], self._adversarial
-        condition = self._condition(variables, batch, key, train=train)
+        condition = self.direction.condition(variables, batch, key if train else None)
         noise = self._noise(batch, key)
         fake, _ = self.networks.play(variables, condition, noise, _training(batch, key, 0))
-        real, labels = self._real(batch)
-        judge = self._judge(batch, key, condition, train=train)
-        of_real, variables = judge(variables, real, 1)
-        of_fake, variables = judge(variables, fake, 2)
+        real, labels = self.direction.real(variables, batch)
+        judge = self._judge(batch, key, train=train)
+        of_real, variables = judge(variables, real, condition, 1)
+        of_fake, variables = judge(variables, fake, condition, 2)
         told = {"real": of_real.real, "fake": of_fake.real}
         if settings.wrong_pairs:
-            of_wrong, variables = judge(variables, images.to_values(batch["other_face"]), 3)
+            of_wrong, variables = judge(
+                variables, *self.direction.wrong(variables, batch, condition), 3
+            )
             told["wrong"] = of_wrong.real
         new = model.state_of(variables, "discriminator")
         terms, sums = _judgements(game, told, mask)
@@ -223,7 +226,7 @@ class GanTask(paired.PairedTask):
         terms, sums = {**terms, **found}, {**sums, **more}
 
         def logits(pictures: jax.Array) -> jax.Array:
-            return judge(variables, pictures, None)[0].real
+            return judge(variables, pictures, condition, None)[0].real
 
         for name, gamma, seen in (("r1", settings.r1, real), ("r2", settings.r2, fake)):
             if gamma > 0:
@@ -299,14 +302,15 @@ class GanTask(paired.PairedTask):
             rows = batch["mask"].shape[0]
             batch = {**batch, "row": parallel.row_numbers(rows)}
         mask, game = batch["mask"], self._adversarial
-        condition = self._condition(variables, batch, key, train=train)
+        condition = self.direction.condition(variables, batch, key if train else None)
         training = _training(batch, key, 0) if train else None
         fake, new = self.networks.play(variables, condition, self._noise(batch, key), training)
-        judge = self._judge(batch, key, condition, train=train)
-        judged, variables = judge(variables, fake, 1 if train else None)
+        judge = self._judge(batch, key, train=train)
+        judged, variables = judge(variables, fake, condition, 1 if train else None)
         logits = judged.real
         if game.relative:
-            logits -= judge(variables, self._real(batch)[0], 2 if train else None)[0].real
+            real, _ = self.direction.real(variables, batch)
+            logits -= judge(variables, real, condition, 2 if train else None)[0].real
         terms = {"fooled_loss": metrics.Term(*metrics.ratio(game.fooled(logits), mask))}
         sums = {"pictures": self._work(batch)}
         if train:  # the labels of an evaluation are of other people
@@ -317,8 +321,8 @@ class GanTask(paired.PairedTask):
     def eval_step(
         self, variables: state.Variables, batch: Batch
     ) -> tuple[Metrics, Mapping[str, Any]]:
-        """Pictures of every voice with the same noises each time, beside the real one."""
-        condition = self.networks.condition(variables, batch)
+        """Pictures of every row with the same noises each time, beside the real one."""
+        condition = self.direction.condition(variables, batch, None)
         keys = jax.vmap(jax.random.key)(batch["index"].astype(jnp.uint32))
 
         def fakes(number: int) -> jax.Array:
@@ -328,8 +332,8 @@ class GanTask(paired.PairedTask):
             return self.networks.generate(variables, condition, jax.vmap(noise)(keys))
 
         made = jnp.stack([fakes(n) for n in range(self.config.samples.faces)], axis=1)
-        names = ("face", "audio", "probe", "person", "turn")
-        outputs = {"fakes": made, **{name: batch[name] for name in names if name in batch}}
+        outputs = {name: batch[name] for name in ("person", "turn")}
+        outputs |= self.direction.outputs(variables, batch, made)
         return {"pictures": self._work(batch)}, outputs
 
     @functools.cached_property
@@ -352,17 +356,14 @@ class GanTask(paired.PairedTask):
         return genders.learned_from(faces, known, self.config.picture, judge.features)
 
     def keep(self, split: str, outputs: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
-        """The judge's vectors in place of the sounds, and the pictures of the grid."""
+        """The judge's vectors, and the pictures of the grid with their sounds."""
         kept = {name: outputs[name] for name in ("person", "turn", "mask", "index")}
         if self.judge is not None:
-            fakes = images.to_bytes(outputs["fakes"])
-            kept |= self.judge.kept(outputs["probe"], fakes, outputs["face"])
+            kept |= self.direction.judged(self.judge, outputs)
         shown = outputs["mask"] & (outputs["turn"] == 0)
         shown &= outputs["person"] < self.config.samples.people
-        faces = images.to_bytes(outputs["fakes"][shown])
-        kept["grid"] = np.concatenate([outputs["face"][shown][:, None], faces], axis=1)
         kept["grid_person"] = outputs["person"][shown]
-        return kept
+        return kept | self.direction.shown(outputs, shown)
 
     def report(
         self,
@@ -370,25 +371,32 @@ class GanTask(paired.PairedTask):
         outputs: Sequence[Mapping[str, np.ndarray]],
         examples: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> Report:
-        """A grid: a column a person, the real face on top; and the judge's figures."""
+        """A grid, a column a person, of sounds also the sounds; and the judge's figures."""
         del examples
-        columns, people = (
-            np.concatenate([batch[name] for batch in outputs]) for name in ("grid", "grid_person")
-        )
-        rows = columns[np.argsort(people)].swapaxes(0, 1)
+        way, rate = self.direction, self.config.data.sample_rate_hz
+        names = [name for name in ("grid", "grid_person", "sound") if name in outputs[0]]
+        shown = {name: np.concatenate([batch[name] for batch in outputs]) for name in names}
+        people = shown["grid_person"]
+        rows = shown["grid"][np.argsort(people)].swapaxes(0, 1)
         grid = pictures.tiled([list(row) for row in rows], scale=_SCALE)
-        found = Report({})
-        if self.judge is not None:
-            known = self.genders_of(split)
-            regression = self.gender_of_faces if any(known) else None
-            found = judging.report(split, outputs, known, regression)
-        return dataclasses.replace(found, samples={"faces": grid}, over=self.parts[split].identity)
+        heard = {
+            f"{way.made}_{person}": (sound, rate)
+            for person, sound in zip(people.tolist(), shown.get("sound", ()))
+        }
+        found = Report({}) if self.judge is None else self._judgement(split, outputs)
+        grids, over = {f"{way.made}s": grid}, self.parts[split].identity
+        return dataclasses.replace(found, samples=grids, audio=heard, over=over)
+
+    def _judgement(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
+        known = self.genders_of(split)
+        if self.direction.made == directions.VOICE:
+            return judging.report_of_voices(split, outputs, known)
+        regression = self.gender_of_faces if any(known) else None
+        return judging.report(split, outputs, known, regression)
 
     def checkpoint_meta(self) -> dict[str, Any]:
-        picture = self.config.picture
         return {
-            "kind": self.config.model.kind,
-            "picture": [picture.size, picture.size, picture.channels],
+            **_forms(self.config),
             "people": classes_lib.digest(self.classes),
             "voice": self.config.voice.workdir,
         }
@@ -400,18 +408,32 @@ class GanTask(paired.PairedTask):
                 f"The checkpoint is of a network of kind {meta.get('kind')!r}, and "
                 f"config.model.kind={own['kind']!r}: use another --workdir."
             )
-        if meta["picture"] != own["picture"]:
-            then, now = (" x ".join(map(str, size)) for size in (meta["picture"], own["picture"]))
-            raise errors.UserError(
-                f"The checkpoint makes pictures of {then} (height, width, channels), and "
-                f"config.picture asks for {now}: leave the setting, or use another --workdir."
-            )
+        does = "looks at" if "stretch" in own else "makes"
+        for form, what, sizes, setting in (
+            ("picture", f"{does} pictures", "height, width, channels", "config.picture"),
+            ("stretch", "makes stretches", "frames, bands", "config.model.frames or num_mels"),
+        ):
+            if meta.get(form) != own.get(form):
+                then, now = (" x ".join(map(str, found[form])) for found in (meta, own))
+                raise errors.UserError(
+                    f"The checkpoint {what} of {then} ({sizes}), and {setting} asks for {now}: "
+                    "leave the setting, or use another --workdir."
+                )
         if meta["people"] != own["people"]:
             raise errors.UserError(
                 f"The checkpoint was trained on other people than the {len(self.classes)} of "
                 f"{self.workdir / classes_lib.FILE}: put the file of that run back, or use another "
                 "--workdir."
             )
+
+
+def _forms(config: Any) -> dict[str, Any]:
+    """The kind of a network, and the sizes of what it makes or looks at."""
+    kind, picture = config.model.kind, config.picture
+    found = {"kind": kind, "picture": [picture.size, picture.size, picture.channels]}
+    if kind == "face2voice":
+        found["stretch"] = [config.model.frames, config.features.num_mels]
+    return found
 
 
 def _training(batch: Batch, key: Any, number: int) -> sides.Training:
@@ -467,8 +489,11 @@ def close(task: paired.PairedTask, workdir: pathlib.Path, reports: Mapping[str, 
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
     if isinstance(task, GanTask):
         kind = task.config.voice.kind
-        voice_of = {"class": f" --voice={task.classes[0]}", "none": ""}.get(kind, " --voice=a.wav")
-        print(f"Next: python -m generation.sample --workdir={workdir}{voice_of} --out=grid.png")
+        given = {"class": f" --voice={task.classes[0]}", "none": ""}.get(kind, " --voice=a.wav")
+        given += " --out=grid.png"
+        if task.direction.made == directions.VOICE:
+            given = " --face=face.jpg --out=voice.wav"
+        print(f"Next: python -m generation.sample --workdir={workdir}{given}")
 
 
 PACKAGE = package.Package(

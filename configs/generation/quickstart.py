@@ -55,8 +55,8 @@ def shrink(config: ConfigDict) -> None:
     config.model.update({"discriminator_width": 4, "discriminator_most": 16})
     config.model.matcher.update({"size": 8, "voice_channels": 16, "face_channels": 4})
     config.samples.update({"people": 4, "faces": 2})
-    for optimizer in (config.optimizer, config.discriminator_optimizer):
-        optimizer.update({"schedule": "constant", "learning_rate": 2e-3, "warmup_steps": 1})
+    for name in ("optimizer", "discriminator_optimizer", "face_optimizer"):
+        config[name].update({"schedule": "constant", "learning_rate": 2e-3, "warmup_steps": 1})
     config.update({"total_steps": 30, "log_every": 5, "evaluate_every": 15})
     config.update({"checkpoint_every": 10, "ema_decay": min(config.ema_decay, 0.9)})
     config.update({"dtype": "float32"})

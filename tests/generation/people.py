@@ -103,7 +103,7 @@ def make_task(tmp_path, changes=None, faces=None, train=None):
 # Adam divides a gradient that is nothing but rounding by its own size: devices would differ.
 PLAIN = {
     f"{of}.{name}": value
-    for of in ("optimizer", "discriminator_optimizer")
+    for of in ("optimizer", "discriminator_optimizer", "face_optimizer")
     for name, value in {"name": "sgd", "momentum": 0.0, "learning_rate": 0.1}.items()
 }
 

@@ -27,6 +27,7 @@ NEEDS = {
     "cgan": SEED,
     "began": {**SEED, "loss__kind": "began"},
     "r3gan": {"loss__kind": "relativistic"},
+    "face2voice": {"picture__size": 64, "model__frames": 16},
     "voice": {"loss__wrong_pairs": False},
     "matcher": {"loss__wrong_pairs": False},
 }
@@ -164,7 +165,7 @@ def resized(batch, picture):
 
 def trace(task, train, evaluated):
     """Traces a train step and an evaluation, without compiling them."""
-    vars(task)["_frozen"] = None  # variables of no training have the same shapes
+    vars(task)["_frozen"] = {}  # variables of no training have the same shapes
     mesh = parallel.make_mesh(jax.devices()[:1])
     state = jax.eval_shape(lambda key: task.create_state(task.init(key)), jax.random.key(0))
     step = trainer.make_train_step(task, task.config, mesh)

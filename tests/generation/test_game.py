@@ -24,6 +24,10 @@ KINDS = {
         **{"discriminator_updates": 2, "loss.wrong_pairs": False},
     },
     "voice2face_plus": PLUS,
+    "face2voice": {
+        **{"model.kind": "face2voice", "picture.size": 64, "model.frames": 16},
+        "model.embedding": 8,
+    },
 }
 
 

@@ -241,3 +241,54 @@ def test_pictures_with_classes_are_trained_on_without_a_voice(tmp_path):
         assert image.size == (3 * 114 - 2, 2 * 114 - 2)
     refused = commands.message("generation.sample", *options, "--voice=a.wav")
     assert "takes one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, not 'a.wav'" in refused
+
+
+@pytest.mark.slow
+def test_voices_are_made_of_faces(runs, tmp_path):
+    folder, _ = runs
+    run, face = tmp_path / "run", tmp_path / "ann.png"
+    layouts.write_face(face, 0, 0)
+    said = commands.run("generation.main", f"{CONFIGS}face2voice.py:debug", f"--workdir={run}")
+    assert f"generation.sample --workdir={run} --face=face.jpg --out=voice.wav" in said.stdout
+    assert [path.name for path in sorted((run / "samples").iterdir())] == [
+        "dev-voices-0000015.png",
+        "dev-voices-0000030.png",
+    ]
+    options = (f"--workdir={run}", f"--face={face}", f"--out={tmp_path / 'voice.wav'}")
+    commands.run("generation.sample", *options, "--n=2", "--seed=1")
+    sounds = [io.load_audio(tmp_path / f"voice-{i}.wav", sample_rate_hz=16000) for i in (1, 2)]
+    # 36 frames: 35 hops of 10 ms and a window of 32.
+    assert [len(sound) for sound in sounds] == [35 * 160 + 512] * 2
+    assert all(1e-3 < np.sqrt(np.mean(np.square(sound))) < 0.5 for sound in sounds)
+    assert (sounds[0] != sounds[1]).any()
+    from generation import load
+
+    made = load(run).voice(face, n=1, seed=1)
+    np.testing.assert_allclose(made[0], sounds[0], atol=1 / 32768)  # 16 bits
+    np.testing.assert_array_equal(load(run).voice(face.read_bytes(), 1, 1), made)
+
+    def refused(*options):
+        return commands.message("generation.sample", *options)
+
+    out = f"--out={tmp_path / 'a.png'}"
+    assert "makes voices of faces, and no faces" in refused(
+        options[0], f"--voice={folder / '0.wav'}", out
+    )
+    other = f"--workdir={folder / 'quickstart'}"
+    assert "kind 'gan', which makes no voices" in refused(other, *options[1:])
+    assert "ends in .wav" in refused(*options[:2], out)
+    (tmp_path / "text.jpg").write_text("no picture")
+    assert "text.jpg: this is no picture" in refused(
+        options[0], f"--face={tmp_path / 'text.jpg'}", options[2]
+    )
+    evaluated = commands.run(
+        "generation.main",
+        *(f"--workdir={run}", "--mode=evaluate", f"--config.judge={folder / 'matcher'}"),
+    )
+    assert "dev face to made voice: 4 people" in evaluated.stdout
+    assert "ceiling, real voices: 4 people" in evaluated.stdout
+    refusal = commands.message(
+        "generation.main",
+        *(f"{CONFIGS}face2voice.py:debug", f"--workdir={run}", "--config.model.frames=40"),
+    )
+    assert "makes stretches of 36 x 24 (frames, bands)" in refusal

@@ -132,7 +132,7 @@ def test_the_generator_of_voice2face_against_loops():
 
 
 def test_the_gradient_penalty_is_that_of_finite_differences():
-    net = gan.Discriminator(8, 4, 8)
+    net = gan.Discriminator((8, 8), 4, 8)
     rng = np.random.default_rng(0)
     pictures = rng.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
     condition = rng.normal(size=(2, 4)).astype(np.float32)
