@@ -50,7 +50,7 @@ class Networks:
     form: tuple[int, int, int]
     hearing: hearing.Hearing
     looker: looking.FaceEncoder | None = None
-    seen: tuple[int, int, int] = ()
+    seen: tuple[int, int, int] | None = None
     stretches: sounds.Sounds | None = None
 
     def condition(
