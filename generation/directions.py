@@ -137,9 +137,8 @@ class VoiceOfFace:
     def real(
         self, variables: state.Variables, batch: Batch
     ) -> tuple[Float[Array, "b h w c"], Int[Array, "b"]]:
-        return self.networks.stretches.pictures(variables[sounds.SCALES], batch["audio"]), batch[
-            "label"
-        ]
+        stretches = self.networks.stretches
+        return stretches.pictures(variables[sounds.SCALES], batch["audio"]), batch["label"]
 
     def wrong(
         self, variables: state.Variables, batch: Batch, condition: Float[Array, "b d"]
@@ -152,13 +151,14 @@ class VoiceOfFace:
         self, variables: state.Variables, batch: Batch, made: Float[Array, "b n h w c"]
     ) -> dict[str, Array]:
         """The first one also as the sound that it stands for."""
+        stretches = self.networks.stretches
         keys = jax.vmap(jax.random.key)(batch["index"].astype(jnp.uint32))
         return {
             "fakes": made,
-            "sound": self.networks.stretches.sounds(variables[sounds.SCALES], made[:, 0], keys),
+            "sound": stretches.sounds(variables[sounds.SCALES], made[:, 0], keys),
             "stretch": self.real(variables, batch)[0],
             "face": batch["face"],
-            "probe": batch["probe"][:, : self.networks.stretches.samples],
+            "probe": batch["probe"][:, : stretches.samples],
         }
 
     def judged(

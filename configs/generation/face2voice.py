@@ -24,14 +24,16 @@ def get_config(size: str = "") -> ConfigDict:
     if size not in ("", "debug"):
         raise ValueError(f"face2voice.py:{size}: the argument is debug or nothing")
     config = settings.default_config()
-    config.data.update({"hours": 2.0, "eval_hours": 0.15, "batch_rows": 64})
-    config.data.update({"crop_seconds": 3.0, "eval_seconds": 3.0})
+    config.data.update({"hours": 2.0, "voices": 1000, "eval_hours": 0.25, "eval_voices": 96})
+    config.data.update({"batch_rows": 64, "crop_seconds": 3.0, "eval_seconds": 3.0})
     config.picture.size = 64
     config.features.update({"num_mels": 80, "max_hz": 7600.0, "window_ms": 32.0})
     config.model.update({"kind": "face2voice", "width": 32, "most": 256, "noise": 64})
+    config.model.embedding = 8  # as few as the judge's, and for the same reason
     config.loss.update({"wrong_pairs": True, "r1": 0.5, "r1_every": 8})
     for optimizer in (config.optimizer, config.discriminator_optimizer):
         optimizer.update({"learning_rate": 2e-4, "b1": 0.0, "b2": 0.99})
+    config.face_optimizer.update({"learning_rate": 5e-4, "weight_decay": 0.05})
     config.update({"total_steps": 20_000, "log_every": 50, "evaluate_every": 1000})
     config.update({"checkpoint_every": 1000, "ema_decay": 0.999})
     if size == "debug":
