@@ -1,4 +1,5 @@
-"""Trains or evaluates a network that draws a face from a voice, or one that it needs.
+"""Trains or evaluates a network that draws a face from a voice, or makes a voice from a face, or
+one that these need.
 
 python -m generation.main --config=configs/generation/quickstart.py --workdir=runs/faces
 python -m generation.main --workdir=runs/faces --mode=evaluate --config.judge=runs/matcher
