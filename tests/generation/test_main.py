@@ -253,6 +253,8 @@ def test_voices_are_made_of_faces(runs, tmp_path):
     assert [path.name for path in sorted((run / "samples").iterdir())] == [
         "dev-voices-0000015.png",
         "dev-voices-0000030.png",
+        "dev-voices.gif",
+        "dev-voices.mp4",
     ]
     options = (f"--workdir={run}", f"--face={face}", f"--out={tmp_path / 'voice.wav'}")
     commands.run("generation.sample", *options, "--n=2", "--seed=1")
@@ -263,9 +265,10 @@ def test_voices_are_made_of_faces(runs, tmp_path):
     assert (sounds[0] != sounds[1]).any()
     from generation import load
 
-    made = load(run).voice(face, n=1, seed=1)
+    maker = load(run)
+    made = maker.voice(face, n=1, seed=1)
     np.testing.assert_allclose(made[0], sounds[0], atol=1 / 32768)  # 16 bits
-    np.testing.assert_array_equal(load(run).voice(face.read_bytes(), 1, 1), made)
+    np.testing.assert_array_equal(maker.voice(face.read_bytes(), 1, 1), made)
 
     def refused(*options):
         return commands.message("generation.sample", *options)
