@@ -3,7 +3,6 @@
 import asyncio
 import concurrent.futures
 import contextlib
-import json
 import pathlib
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
@@ -11,13 +10,12 @@ from typing import Annotated, Any
 import fastapi
 import jax.numpy as jnp
 import numpy as np
-import soxr
 from fastapi import responses
 from jaxtyping import Float
 from starlette import datastructures
 
 from common.audio import io
-from common.serve import app, measures, sockets, sound, store
+from common.serve import app, incoming, measures, sockets, sound, store
 from common.serve import settings as serve_settings
 from separation import enhancer as separation_enhancer
 from separation import streams
@@ -41,7 +39,6 @@ long, 4429 too many streams.
 """
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-_END = {"end": True}
 _Upload = Annotated[fastapi.UploadFile, fastapi.File()]
 _OptionalUpload = Annotated[fastapi.UploadFile | None, fastapi.File()]
 _Voice = Annotated[str, fastapi.Form(description="the name of an enrolled voice")]
@@ -132,7 +129,7 @@ class Service:
     async def stream(self, socket: fastapi.WebSocket) -> None:
         """See the description of the application."""
         async with sockets.serving(socket, self._settings, self.measured) as talk:
-            rate, form, cue, strength, own = self._wanted(await talk.header())
+            form, cue, strength, own = self._wanted(await talk.header())
             stream = None
             if self._engine is not None:
                 stream = self._engine.open(cue, strength, self_enroll=own)
@@ -143,10 +140,10 @@ class Service:
                 self.measured.streams.inc()
                 hop, delay = self._engine.hop_size, self._engine.delay_samples
                 ms = 1000 / self._enhancer.sample_rate_hz
-                ready = {"rate": rate, "format": form, "delay_ms": delay * ms, "hop_ms": hop * ms}
-                await talk.send(ready)
-                way = _Way(talk, stream, sound.Frames(form), rate, self._enhancer.sample_rate_hz)
-                most = round(self._limits.stream_seconds * rate)
+                ready = {"rate": form.rate, "format": form.name}
+                await talk.send({**ready, "delay_ms": delay * ms, "hop_ms": hop * ms})
+                way = _Way(talk, stream, form, self._enhancer.sample_rate_hz)
+                most = round(self._limits.stream_seconds * form.rate)
                 await sockets.together(way.listen(most), way.answer())
             finally:
                 self._engine.close(stream)
@@ -154,19 +151,14 @@ class Service:
 
     def _wanted(
         self, header: dict[str, Any]
-    ) -> tuple[int, str, Float[np.ndarray, "c"], float, bool]:
-        """Rate, format, cue, strength, and whether it enrols itself. Raises sockets.Refused."""
-        wrong: Callable[[str], sockets.Refused] = lambda message: sockets.Refused(  # noqa: E731
-            sockets.BAD_REQUEST, "header", message
-        )
+    ) -> tuple[incoming.Form, Float[np.ndarray, "c"], float, bool]:
+        """Form of the sound, cue, strength, whether it enrols itself. Raises sockets.Refused."""
+        wrong = incoming.wrong
         if self._engine is None:
             raise wrong("this server's network sees all of a recording and cannot stream")
-        form, rate, voice = header.get("format", "pcm16"), header.get("rate"), header.get("voice")
-        strength, own = header.get("strength", 1.0), header.get("self_enroll", False)
-        if unknown := header.keys() - {"format", "rate", "self_enroll", "strength", "voice"}:
-            raise wrong(f"unknown in the first frame: {', '.join(sorted(unknown))}")
-        if form not in tuple(sound.FORMATS):
-            raise wrong(f"format: one of {', '.join(sound.FORMATS)}")
+        form = incoming.form(header, ("self_enroll", "strength", "voice"))
+        voice, strength = header.get("voice"), header.get("strength", 1.0)
+        own = header.get("self_enroll", False)
         is_number = isinstance(strength, int | float) and not isinstance(strength, bool)
         if not is_number or not 0 <= strength <= 1:
             raise wrong("strength: a number from 0 (the mixture) to 1 (the voice)")
@@ -174,17 +166,11 @@ class Service:
             raise wrong("self_enroll: true or false")
         if own and voice is not None:
             raise wrong(_ONE)
-        if isinstance(rate, bool) or not isinstance(rate, int):
-            raise wrong("rate: the samples per second, a whole number")
-        try:
-            sound.check_rate(rate)
-        except io.AudioError as error:
-            raise wrong(str(error)) from error
         if voice is None:
-            return rate, form, self._null, float(strength), own
+            return form, self._null, float(strength), own
         try:
             cue = self._voices.get(voice if isinstance(voice, str) else "")
-            return rate, form, cue, float(strength), own
+            return form, cue, float(strength), own
         except KeyError:
             raise sockets.Refused(sockets.UNKNOWN, "voice", _NO_VOICE) from None
 
@@ -267,31 +253,19 @@ class _Way:
         self,
         talk: sockets.Socket,
         stream: streams.Stream,
-        frames: sound.Frames,
-        rate: int,
+        form: incoming.Form,
         model_rate: int,
     ) -> None:
-        self._talk, self._stream, self._frames = talk, stream, frames
-        self._in, self._out = _resampler(rate, model_rate), _resampler(model_rate, rate)
+        self._talk, self._stream, self._frames = talk, stream, sound.Frames(form.name)
+        self._in = incoming.resampler(form.rate, model_rate)
+        self._out = incoming.resampler(model_rate, form.rate)
         self._heard = 0
 
     async def listen(self, most: int) -> None:
         """Up to the end that the client states; `most` samples."""
-        while isinstance(frame := await self._talk.receive(), bytes):
-            try:
-                samples = self._frames.samples(frame)
-            except io.AudioError as error:
-                raise sockets.Refused(sockets.BAD_REQUEST, "audio", str(error)) from error
+        async for samples in incoming.samples(self._talk, self._frames, most):
             self._heard += len(samples)
-            if self._heard > most:
-                message = f"more than {most} samples, the limit of a stream"
-                raise sockets.Refused(sockets.TOO_MUCH, "long", message)
             await self._stream.put(self._in(samples, False))
-        if not _is_end(frame):
-            message = 'samples are binary frames; the only text is {"end": true}'
-            raise sockets.Refused(sockets.BAD_REQUEST, "text", message)
-        if not self._frames.is_whole:
-            raise sockets.Refused(sockets.BAD_REQUEST, "cut", "the stream ended within a sample")
         await self._stream.put(self._in(np.zeros(0, np.float32), True))
         self._stream.end()
 
@@ -308,17 +282,3 @@ class _Way:
         if rest.size:
             await self._talk.send(self._frames.data(rest))
         await self._talk.send({"samples": self._heard})
-
-
-def _resampler(source: int, wanted: int) -> Callable[[np.ndarray, bool], np.ndarray]:
-    """(samples, whether they are the last) -> samples at the other rate."""
-    if source == wanted:
-        return lambda samples, last: samples
-    return soxr.ResampleStream(source, wanted, 1, dtype="float32").resample_chunk
-
-
-def _is_end(text: str) -> bool:
-    try:
-        return json.loads(text) == _END
-    except (ValueError, RecursionError):
-        return False

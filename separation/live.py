@@ -21,21 +21,21 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from common import app, errors, files
-from common.audio import io
+from common.audio import devices, io
 from common.data import prepared_films, records
 from separation import enhancer as enhancer_lib
 from separation import sight
 
 _SPARE_HOPS = 2  # that are played behind, so that one late hop is not heard
-_MOST_WAITING = 64  # hops heard and not yet extracted; more are lost
 _LINE_SECONDS = 0.25
+_INSTEAD = "give WAV files as --input and --output."
 
 
 class Channel:
     """Between the callback of a device, which may never wait, and the thread that extracts."""
 
     def __init__(self, hop_size: int, spare_hops: int = _SPARE_HOPS) -> None:
-        self.heard: queue.Queue = queue.Queue(_MOST_WAITING)
+        self.heard = devices.Heard()
         self.xruns = 0
         self._spoken: queue.SimpleQueue = queue.SimpleQueue()
         self._rest = np.zeros(0, np.float32)
@@ -45,11 +45,7 @@ class Channel:
     def callback(self, heard: Any, spoken: Any, frames: int, when: Any, status: Any) -> None:
         """What sounddevice calls for every block: [frames, 1] both ways."""
         del frames, when
-        lost = bool(status)
-        try:
-            self.heard.put_nowait(np.array(heard[:, 0], np.float32))
-        except queue.Full:
-            lost = True
+        lost = not self.heard.put(heard) or bool(status)
         try:
             spoken[:, 0] = self._spoken.get_nowait()
         except queue.Empty:
@@ -65,48 +61,24 @@ class Channel:
             self._rest = self._rest[self._hop :]
 
 
-def level_db(audio: Float[np.ndarray, "n"]) -> float:
-    """RMS below full scale, -99 at the least."""
-    if not len(audio):
-        return -99.0
-    return max(-99.0, 10 * float(np.log10(np.mean(np.square(audio, dtype=np.float64)) + 1e-12)))
-
-
 def run(stream: enhancer_lib.Stream, channel: Channel, seconds: float, rate: int) -> None:
     """Extracts what the channel hears until so many seconds were heard; shows levels and xruns."""
     heard, said = 0, time.monotonic()
     while heard < seconds * rate:
-        try:
-            chunk = channel.heard.get(timeout=5.0)
-        except queue.Empty:
-            raise errors.UserError("The input device gives no sound: choose another.") from None
+        chunk = channel.heard.get()
         heard += len(chunk)
         voice = stream(chunk)
         channel.speak(voice)
         if time.monotonic() - said >= _LINE_SECONDS:
             said = time.monotonic()
             print(
-                f"\r{heard / rate:7.1f} s   in {level_db(chunk):6.1f} dB   "
-                f"out {level_db(voice):6.1f} dB   xruns {channel.xruns}",
+                f"\r{heard / rate:7.1f} s   in {devices.level_db(chunk):6.1f} dB   "
+                f"out {devices.level_db(voice):6.1f} dB   xruns {channel.xruns}",
                 end="",
                 file=sys.stderr,
                 flush=True,
             )
     print(file=sys.stderr)
-
-
-def devices() -> Any:
-    """The module sounddevice. Raises UserError where it or its library is missing."""
-    try:
-        import sounddevice
-    except ImportError:
-        raise errors.UserError("Live sound needs a package: pip install sounddevice") from None
-    except Exception as error:  # OSError without the library, its own errors with a broken set-up
-        raise errors.UserError(
-            f"sounddevice cannot be used ({error}): install PortAudio (libportaudio2), or give WAV "
-            "files as --input and --output."
-        ) from error
-    return sounddevice
 
 
 def play(
@@ -116,18 +88,18 @@ def play(
     rate, hop = network.sample_rate_hz, network.extractor.hop_size
     # The first hop comes out one hop late: one more to play meanwhile.
     channel = Channel(hop, _SPARE_HOPS + 1)
-    named = [int(x) if x is not None and x.isdecimal() else x for x in (args.input, args.output)]
+    device = tuple(map(devices.named, (args.input, args.output)))
     settings = {"samplerate": rate, "blocksize": hop, "dtype": "float32", "channels": 1}
-    try:
-        with sounddevice.Stream(
-            **settings, device=tuple(named), latency="low", callback=channel.callback
-        ) as opened:
-            own = network.latency_ms + 1000 * _SPARE_HOPS * hop / rate
-            there = 1000 * sum(opened.latency)
-            print(f"Latency {own:.0f} ms, and {there:.0f} ms of the devices. Ctrl-C ends.")
-            run(stream, channel, args.seconds, rate)
-    except (sounddevice.PortAudioError, ValueError) as error:
-        raise errors.UserError(f"No sound device: {error}. --list shows what there is.") from error
+    with (
+        devices.problems_said(sounddevice),
+        sounddevice.Stream(
+            **settings, device=device, latency="low", callback=channel.callback
+        ) as opened,
+    ):
+        own = network.latency_ms + 1000 * _SPARE_HOPS * hop / rate
+        there = 1000 * sum(opened.latency)
+        print(f"Latency {own:.0f} ms, and {there:.0f} ms of the devices. Ctrl-C ends.")
+        run(stream, channel, args.seconds, rate)
 
 
 def person_of(folder: pathlib.Path, name: str) -> records.Record:
@@ -252,7 +224,7 @@ def main() -> None:
 
     def work() -> None:
         if args.list:
-            print(devices().query_devices())
+            print(devices.module(_INSTEAD).query_devices())
             return
         if args.workdir is None:
             raise errors.UserError("--workdir is missing: whose network is it to be?")
@@ -261,7 +233,7 @@ def main() -> None:
         if not args.seconds > 0:
             raise errors.UserError(f"--seconds={args.seconds:g} must be positive.")
         person, from_files = _person(args), _are_files(args)
-        found = None if from_files else devices()
+        found = None if from_files else devices.module(_INSTEAD)
         network = enhancer_lib.load(args.workdir, step=args.checkpoint)
         mouth, face = seen_of(person, network)
         strength = 1 - args.dry

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 PAGES = pathlib.Path(__file__).parent / "page"
 # A page uses what this server sends and what it makes itself, and nothing of others.
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; "
-    "object-src 'none'; base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; img-src 'self' blob: "
+    "data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",

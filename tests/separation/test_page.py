@@ -1,27 +1,20 @@
 """The page of `separation.serve` in a real browser, whose microphone is a file."""
 
-import contextlib
 import json
-import shutil
 
 import numpy as np
 import pytest
 from scipy import signal
 
 pytest.importorskip("fastapi", reason="servers are optional: see requirements-dev.txt")
-pytest.importorskip("playwright", reason="a browser is optional: see requirements-dev.txt")
-from playwright import sync_api
-
 from common.audio import io
 from common.serve import settings as serve_settings
 from separation import api
-from tests import serving
+from tests import browsing, serving
 from tests.separation import test_enhancer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"
-)
+pytestmark = browsing.NEEDED
+wait_for = browsing.wait_for
 RATE_HZ = 16000
 
 
@@ -38,35 +31,8 @@ def url(network):
         yield found
 
 
-@contextlib.contextmanager
-def browser(*flags: str):
-    """A page that may hear, and what went wrong on it; nothing may."""
-    flags = (
-        "--no-sandbox",
-        "--autoplay-policy=no-user-gesture-required",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-        *flags,
-    )
-    with sync_api.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=list(flags))
-        page = chromium.new_page()
-        page.set_default_timeout(20_000)
-        wrong: list[str] = []
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("requestfailed", lambda request: wrong.append(request.url))
-        page.on(
-            "console",
-            lambda said: wrong.append(said.text) if said.type == "error" else None,
-        )
-        yield page, wrong
-        chromium.close()
-
-
-def file(name: str, samples: np.ndarray) -> dict:
-    return {"name": name, "mimeType": "audio/wav", "buffer": io.wav_bytes(samples, RATE_HZ)}
+def wav(name: str, samples: np.ndarray) -> dict:
+    return browsing.wav(name, samples, RATE_HZ)
 
 
 def heard(page, name: str) -> np.ndarray:
@@ -87,10 +53,6 @@ def shades(page, name: str) -> int:
     return page.evaluate(script, f"{name}-picture")
 
 
-def wait_for(page, place: str, text: str) -> None:
-    page.locator(place).filter(has_text=text).wait_for()
-
-
 def test_enrol_upload_and_live(network, url, tmp_path, caplog):
     """Before and after, as the players have them, are what the network makes of one another."""
     low = signal.firwin(101, 4000, fs=RATE_HZ)  # what the browser's resampling leaves as it is
@@ -99,28 +61,24 @@ def test_enrol_upload_and_live(network, url, tmp_path, caplog):
     mixture = test_enhancer.noise(1.2, seed=2)
     io.write_wav(tmp_path / "microphone.wav", microphone, RATE_HZ)
     cue = network.cue(io.wav_bytes(voice, RATE_HZ))
-    with browser(
-        "--use-fake-ui-for-media-stream",
-        "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-audio-capture={tmp_path / 'microphone.wav'}",
-    ) as (page, wrong):
+    with browsing.browser(microphone=tmp_path / "microphone.wav") as (page, wrong):
         page.goto(url)
-        page.set_input_files("#voice-file", file("ann.wav", voice))
+        page.set_input_files("#voice-file", wav("ann.wav", voice))
         wait_for(page, "#voice-status.bad", "a token is needed")
         assert [text for text in wrong if "401" not in text] == []
         wrong.clear()
         page.fill("#token input", "sesame")
 
-        page.set_input_files("#voice-file", file("ann.wav", voice[:5000]))
+        page.set_input_files("#voice-file", wav("ann.wav", voice[:5000]))
         wait_for(page, "#voice-status.bad", "enrolment: 0.31 s are too short to know a voice by")
-        page.set_input_files("#voice-file", file("ann.wav", voice))
+        page.set_input_files("#voice-file", wav("ann.wav", voice))
         wait_for(page, "#voice-status", "This voice is known now, by 1.5 s.")
         assert [text for text in wrong if "422" not in text] == []
         wrong.clear()
 
         page.fill("#strength", "0.25")
         wait_for(page, "#strength-value", "25 %")
-        page.set_input_files("#mixture-file", file("mixture.wav", mixture))
+        page.set_input_files("#mixture-file", wav("mixture.wav", mixture))
         wait_for(page, "#status", "Done.")
         check(page, network, cue, 0.25)
         np.testing.assert_allclose(heard(page, "before"), mixture, atol=1 / 32768)
@@ -141,7 +99,7 @@ def test_enrol_upload_and_live(network, url, tmp_path, caplog):
         page.click("#forget")
         page.check("#own")
         with page.expect_response("**/enhance"):
-            page.set_input_files("#mixture-file", file("mixture.wav", mixture))
+            page.set_input_files("#mixture-file", wav("mixture.wav", mixture))
         assert "No voice is alone for long enough" in caplog.text  # it was looked for
         wait_for(page, "#status", "Done")
         sent = []
@@ -186,7 +144,7 @@ def agrees(before: np.ndarray, whole: np.ndarray) -> float:
 
 
 def test_without_a_microphone_the_page_says_so(url):
-    with browser() as (page, wrong):
+    with browsing.browser() as (page, wrong):
         page.goto(url)
         assert page.locator("#result").is_hidden()
         page.click("#live")
