@@ -23,9 +23,14 @@ log = logging.getLogger(__name__)
 _FAINTEST = 1e-4  # the peak of a recording that holds no voice: 3 steps of 16 bits
 
 
+def is_silent(audio: Float[np.ndarray, "t"]) -> bool:
+    """Whether there is nothing to hear."""
+    return not len(audio) or bool(np.abs(audio).max() < _FAINTEST)
+
+
 def check_voice(audio: Float[np.ndarray, "t"], name: object) -> None:
     """Raises io.AudioError for a recording in which there is nothing to hear."""
-    if not len(audio) or np.abs(audio).max() < _FAINTEST:
+    if is_silent(audio):
         raise io.AudioError(name, "is silent: there is no voice to make a face of")
 
 

@@ -1,18 +1,20 @@
-"""Pictures of people: decoded, cut to a square of one size; bytes and values in [-1, 1]."""
+"""Pictures of people: decoded, cut to a square of one size; bytes and values in [-1, 1]; shown."""
 
 import io
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 from jaxtyping import Float, UInt8
 
-from common import errors
+from common import errors, files, pictures
 from common.data import facts, records
 
+_SHOWN_PIXELS = 128  # of the side of a face that is shown, at least
 LEAST_PIXELS = 16  # of the shorter side: below, there is no face to be seen
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 # images_bw_64x64, Images_bw_back_32x32, cifar10_c_32x32
@@ -105,3 +107,20 @@ def to_values(image: Any) -> Any:
 def to_bytes(values: Float[np.ndarray, "*b h w c"]) -> UInt8[np.ndarray, "*b h w c"]:
     """Values to bytes: -1 is 0, 1 is 255, whatever else is in the picture."""
     return np.round(127.5 * (np.clip(np.asarray(values, np.float32), -1, 1) + 1)).astype(np.uint8)
+
+
+def sheet(rows: Sequence[Sequence[UInt8[np.ndarray, "h w c"]]]) -> UInt8[np.ndarray, "y x 3"]:
+    """Faces in rows, each pixel as large as it has to be to be seen."""
+    return pictures.tiled(rows, scale=max(1, _SHOWN_PIXELS // rows[0][0].shape[0]))
+
+
+def frames(faces: Sequence[UInt8[np.ndarray, "h w c"]]) -> list[UInt8[np.ndarray, "y x 3"]]:
+    """Faces as a film shows them, one after another."""
+    return [sheet([[face]]) for face in faces]
+
+
+def write_png(path: pathlib.Path, image: UInt8[np.ndarray, "h w 3"]) -> pathlib.Path:
+    """Puts a picture in the place of the file `path`, at once. Raises UserError."""
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(pictures.png(image))
+    return path

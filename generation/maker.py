@@ -51,6 +51,11 @@ class FaceMaker:
         self._draw = jax.jit(draw)
 
     @property
+    def sample_rate_hz(self) -> int:
+        """Of all samples that it is given."""
+        return self.config.data.sample_rate_hz
+
+    @property
     def size(self) -> tuple[int, int, int]:
         """Height, width and channels of its faces."""
         picture = self.config.picture
@@ -65,34 +70,59 @@ class FaceMaker:
         """
         kind = self.config.voice.kind
         if kind in hearing.SOUNDS and recording is not None:
-            batch = {"audio": self._read(recording, name)}
-        elif isinstance(recording, str) and recording in self._classes:
+            return self.vector(self._read(recording, name))
+        if isinstance(recording, str) and recording in self._classes:
             batch = {"label": np.array([self._classes.index(recording)])}
         elif kind == "none" and recording is None:
             batch = {"mask": np.ones(1, bool)}
         else:
-            takes = {"class": f"one of {', '.join(self._classes)}", "none": "no voice"}
             raise errors.UserError(
-                f"{self.folder} has a network that takes {takes.get(kind, 'a recording')}, not "
-                f"{recording!r}."
+                f"{self.folder} has a network that takes {self._takes}, not {recording!r}."
             )
         return np.asarray(self._condition(self._variables, batch))[0]
 
-    def _read(self, recording: Recording, name: object) -> Float[np.ndarray, "1 n"]:
+    def vector(
+        self, voice: Float[np.ndarray, "t"], length: int | None = None
+    ) -> Float[np.ndarray, "d"]:
+        """What it hears of samples at its rate that are all speech, or of the first `length`."""
+        lengths = np.array([len(voice) if length is None else length], np.int32)
+        batch = {"audio": voice[None].astype(np.float32)}
+        return np.asarray(self._condition(self._variables, batch, lengths))[0]
+
+    def check_hears(self) -> None:
+        """Raises UserError for a network that draws of something else than of voices."""
+        if self.config.voice.kind not in hearing.SOUNDS:
+            raise errors.UserError(
+                f"{self.folder} has a network that takes {self._takes}, and hears nothing: draw "
+                "with it by python -m generation.sample."
+            )
+
+    @property
+    def _takes(self) -> str:
+        """What it draws of, in words."""
+        kinds = {"class": f"one of {', '.join(self._classes)}", "none": "no voice"}
+        return kinds.get(self.config.voice.kind, "a recording")
+
+    def _read(self, recording: Recording, name: object) -> Float[np.ndarray, "n"]:
         """As in evaluations: the first seconds, what is shorter repeated."""
-        settings = self.config.data
-        rate = settings.sample_rate_hz
+        settings, rate = self.config.data, self.sample_rate_hz
         given = {"source_rate_hz": rate} if isinstance(recording, np.ndarray) else {}
         channel = splits.channel(settings)
         audio = io.load_audio(recording, sample_rate_hz=rate, channel=channel, **given)
         if not isinstance(recording, np.ndarray | bytes):
             name = recording
         data.check_voice(audio, name)
+        if len(audio) < settings.min_seconds * rate:
+            raise io.AudioError(
+                name,
+                f"{len(audio) / rate:.2f} s are too short to make a face of; it takes "
+                f"{settings.min_seconds:g} s (config.data.min_seconds)",
+            )
         if (detector := data.detector(self.config)) is not None:
             audio = vad.keep_speech(audio, rate, detector)
             if not len(audio):
                 raise io.AudioError(name, "no speech in it, says config.data.vad")
-        return np.resize(audio, round(settings.eval_seconds * rate)).astype(np.float32)[None]
+        return np.resize(audio, round(settings.eval_seconds * rate)).astype(np.float32)
 
     def noise(self, seed: int, count: int) -> Float[np.ndarray, "n z"]:
         """What it draws beside voices; the first of many are those of few."""

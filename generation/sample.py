@@ -20,37 +20,27 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-
-from common import app, errors, files, pictures
+from common import app, errors, files
 from common.analysis import video
 from common.audio import io
+from generation import images, voice_maker
 from generation import maker as maker_lib
-from generation import voice_maker
 
 _FPS = 12
-_SIDE = 128  # pixels of a face in a grid or a film, at least
-
-
-def enlarged(faces: np.ndarray) -> int:
-    """How often each pixel of a face is to be repeated."""
-    return max(1, _SIDE // faces.shape[-2])
 
 
 def write_grid(maker: maker_lib.FaceMaker, voices: Sequence[str | None], args) -> pathlib.Path:
     """The faces of voices as a PNG."""
     rows = [maker(voice, count=args.n, seed=args.seed) for voice in voices]
-    grid = pictures.tiled([list(row) for row in rows], scale=enlarged(rows[0]))
-    with files.replacing(args.out) as temporary:
-        temporary.write_bytes(pictures.png(grid))
-    return args.out
+    return images.write_png(args.out, images.sheet(rows))
 
 
 def write_film(maker: maker_lib.FaceMaker, ends: Sequence[str], args) -> pathlib.Path:
     """The faces between two voices as a film."""
     faces = maker.between(*ends, frames=args.frames, seed=args.seed)
-    large = [pictures.tiled([[face]], scale=enlarged(faces)) for face in faces]
-    return video.write(large, args.out.with_suffix(""), fps=_FPS)[1]
+    return video.write(
+        [images.sheet([[face]]) for face in faces], args.out.with_suffix(""), fps=_FPS
+    )[1]
 
 
 def sound_files(out: pathlib.Path, count: int) -> list[pathlib.Path]:
