@@ -18,7 +18,7 @@ import pathlib
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -154,15 +154,21 @@ def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _read(
-    folder: pathlib.Path, mesh: Mesh, wanted: Mapping[str, Any] | None, sharded: Sequence[str]
+    folder: pathlib.Path,
+    mesh: Mesh,
+    wanted: Mapping[str, Any] | None,
+    sharded: Sequence[str],
+    check: Callable[[dict[str, Any]], None] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tree of one checkpoint, laid over the mesh, and `meta`.
+    """The tree of one checkpoint, laid over the mesh, and `meta`, which `check` may refuse first.
 
     Each process reads for itself. Orbax's manager would wait for the others at the end, also for
     one that has failed; its handler does not.
     """
     with _reading(folder):
         meta = _read_meta(folder)
+        if check is not None:
+            check(meta)
         handler = ocp.StandardCheckpointHandler()
         try:
             metadata = handler.metadata(folder / "state")
@@ -346,9 +352,13 @@ class Checkpointer:
         mesh: Mesh,
         data_iterator: Any,
         sharded: Sequence[str] = (),
+        *,
+        check: Callable[[dict[str, Any]], None] | None = None,
     ) -> tuple[state.TrainState, dict[str, Any]] | None:
         """The newest sound checkpoint, put back into `data_iterator` too; None if there is none.
 
+        `check` is given its `meta` before its arrays are looked at, and may raise a UserError that
+        says more than their shapes.
         What one process finds damaged is moved to `damaged/<step>` beside the others, with a
         warning, and the one before is tried. Every other error is raised and touches nothing:
         arrays of other shapes (which are listed), memory, permissions, values that are not finite.
@@ -356,7 +366,7 @@ class Checkpointer:
         wanted = traverse_util.flatten_dict(_to_tree(template), sep="/")
         for step in reversed(self.steps()):
             try:
-                tree, meta, bad = self._load(step, mesh, wanted, sharded)
+                tree, meta, bad = self._load(step, mesh, wanted, sharded, check)
             except Damaged as error:
                 self._move_away(step, error)
                 continue
@@ -386,13 +396,14 @@ class Checkpointer:
         mesh: Mesh,
         wanted: Mapping[str, Any] | None,
         sharded: Sequence[str] = (),
+        check: Callable[[dict[str, Any]], None] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         """Tree, `meta`, and the arrays that are not finite; checked bit by bit, by all processes.
 
         Raises Damaged on all of them if one finds damage.
         """
         folder = self.directory / str(step)
-        read = functools.partial(_read, folder, mesh, wanted, sharded)
+        read = functools.partial(_read, folder, mesh, wanted, sharded, check)
         tree, meta = hosts.together(read, Damaged, f"reading {folder}")
 
         def check() -> list[str]:

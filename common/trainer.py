@@ -220,11 +220,10 @@ def _begin(
     variables = jax.eval_shape(task.init, jax.random.key(0))
     log.info("Parameters:\n%s", parameters.table(variables["params"]))
     template = jax.eval_shape(task.create_state, variables)
-    restored = saver.restore(template, mesh, iterator, task.sharded)
+    restored = saver.restore(template, mesh, iterator, task.sharded, check=task.check_checkpoint)
     if restored is None:
         return starting.first_state(task, config, mesh), _Evaluated()
     train_state, meta = restored
-    task.check_checkpoint(meta)
     log.info("Resumed at step %d from %s.", meta["step"], saver.directory / str(meta["step"]))
     return train_state, _Evaluated(int(meta["evaluated"]), meta.get("report", {}))
 

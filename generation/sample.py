@@ -18,6 +18,7 @@ guesses, too.
 
 import argparse
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from common import app, errors, files
@@ -30,17 +31,29 @@ _FPS = 12
 
 
 def write_grid(maker: maker_lib.FaceMaker, voices: Sequence[str | None], args) -> pathlib.Path:
-    """The faces of voices as a PNG."""
-    rows = [maker(voice, count=args.n, seed=args.seed) for voice in voices]
-    return images.write_png(args.out, images.sheet(rows))
+    """The faces of voices as a PNG. Of several voices those that cannot be heard are named and left
+    out; raises UserError where none is left."""
+    rows = []
+    for voice in voices:
+        try:
+            rows.append(maker(voice, count=args.n, seed=args.seed))
+        except io.AudioError as error:
+            if len(voices) == 1:
+                raise
+            print(f"generation.sample: left out: {error}", file=sys.stderr)
+    if not rows:
+        raise errors.UserError(f"none of the {len(voices)} voices can be heard: there is no face.")
+    images.write_png(args.out, images.sheet(rows))
+    if len(rows) < len(voices):
+        print(args.out)
+        sys.exit(f"generation.sample: {len(rows)} of {len(voices)} voices are in {args.out}.")
+    return args.out
 
 
 def write_film(maker: maker_lib.FaceMaker, ends: Sequence[str], args) -> pathlib.Path:
     """The faces between two voices as a film."""
     faces = maker.between(*ends, frames=args.frames, seed=args.seed)
-    return video.write(
-        [images.sheet([[face]]) for face in faces], args.out.with_suffix(""), fps=_FPS
-    )[1]
+    return video.write(images.frames(faces), args.out.with_suffix(""), fps=_FPS)[1]
 
 
 def sound_files(out: pathlib.Path, count: int) -> list[pathlib.Path]:

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from common import errors, metrics, optim, package, parallel, parts, pictures, state, steps
 from common import workdir as workdir_lib
@@ -54,10 +53,6 @@ class GanTask(paired.PairedTask):
 
     def prepare(self) -> None:
         super().prepare()
-        if self._has_checkpoints:
-            # Said here: arrays of other shapes would be refused before their `meta` is read.
-            _, then = workdir_lib.read_config(self.workdir)
-            self.check_checkpoint({**self.checkpoint_meta(), **_forms(ConfigDict(then))})
         if self.config.voice.kind == "encoder" and not self._has_checkpoints:
             voice.keep_settings(
                 self.config.voice.workdir, self.workdir, settings_lib.default_config()
@@ -417,7 +412,7 @@ class GanTask(paired.PairedTask):
                 then, now = (" x ".join(map(str, found[form])) for found in (meta, own))
                 raise errors.UserError(
                     f"The checkpoint {what} of {then} ({sizes}), and {setting} asks for {now}: "
-                    "leave the setting, or use another --workdir."
+                    "put it back, in config.json too, or use another --workdir."
                 )
         if meta["people"] != own["people"]:
             raise errors.UserError(

@@ -1,7 +1,10 @@
 """`python -m generation.main` and `.sample`, as a user starts them."""
 
+import io as bytes_io
 import json
 import shutil
+import signal
+import subprocess
 
 import av
 import numpy as np
@@ -150,6 +153,15 @@ def test_it_draws_faces_of_recordings(runs, tmp_path):
     commands.run("generation.sample", *options, f"--out={tmp_path / 'a.png'}", "--n=3")
     with PIL.Image.open(tmp_path / "a.png") as image:
         assert image.size == (3 * 130 - 2, 128)
+    silent = f"--voice={folder / 'silent.wav'}"
+    some = commands.run(
+        "generation.sample", *options, silent, f"--out={tmp_path / 'c.png'}", code=1
+    )
+    assert "left out: " in some.stderr
+    assert "silent.wav: is silent" in some.stderr
+    assert "1 of 2 voices are in " in some.stderr
+    with PIL.Image.open(tmp_path / "c.png") as image:
+        assert image.size == (10 * 130 - 2, 128)
     ends = [str(folder / f"{i}.wav") for i in range(2)]
     film = (f"--out={tmp_path / 'film.mp4'}", "--frames=5")
     commands.run("generation.sample", options[0], "--interpolate", *ends, *film)
@@ -162,6 +174,8 @@ def test_it_draws_faces_of_recordings(runs, tmp_path):
 
     out = f"--out={tmp_path / 'b.png'}"
     assert "is silent" in refused(f"--voice={folder / 'silent.wav'}", out)
+    several = [f"--voice={folder / name}" for name in ("silent.wav", "none.wav")]
+    assert "none of the 2 voices can be heard" in refused(*several, out)
     assert "none.wav" in refused(f"--voice={folder / 'none.wav'}", out)
     assert "ends in .mp4" in refused("--interpolate", *ends, out)
     assert "1 at least" in refused(f"--voice={ends[0]}", out, "--n=0")
@@ -169,6 +183,53 @@ def test_it_draws_faces_of_recordings(runs, tmp_path):
         "generation.sample", f"--workdir={folder / 'matcher'}", f"--voice={ends[0]}", out
     )
     assert not (tmp_path / "b.png").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_size_is_said_by_every_command(runs, tmp_path):
+    """config.json was changed by hand."""
+    folder, _ = runs
+    run = tmp_path / "run"
+    shutil.copytree(folder / "quickstart", run)
+    saved = json.loads((run / "config.json").read_text())
+    saved["config"]["picture"]["size"] = 16
+    (run / "config.json").write_text(json.dumps(saved))
+    voice = str(folder / "0.wav")
+    for module, *options in (
+        ("generation.sample", f"--voice={voice}", f"--out={tmp_path / 'a.png'}"),
+        ("generation.live", f"--input={voice}", f"--out={tmp_path / 'a.png'}"),
+        ("generation.serve", "--port=0"),
+        ("generation.main", "--mode=evaluate"),
+        ("generation.main",),
+    ):
+        found = commands.message(module, f"--workdir={run}", *options)
+        assert "makes pictures of 32 x 32 x 3" in found
+        assert "config.json" in found
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.slow
+def test_it_serves_until_it_is_told_to_stop(runs):
+    pytest.importorskip("fastapi", reason="servers are optional: see requirements-dev.txt")
+    import httpx2
+
+    folder, _ = runs
+    given = f"--workdir={folder / 'quickstart'}", "--port=0"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with commands.start("generation.serve", *given, **pipes) as process:
+        try:
+            url = process.stdout.readline().strip()
+            voice = (folder / "0.wav").read_bytes()
+            answer = httpx2.post(
+                f"{url}faces", files={"file": voice}, data={"count": 2}, timeout=60
+            )
+            with PIL.Image.open(bytes_io.BytesIO(answer.content)) as image:
+                assert image.size == (2 * 130 - 2, 128)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert said.rstrip().endswith("Stopped.")
 
 
 @pytest.mark.slow

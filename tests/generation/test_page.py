@@ -32,8 +32,7 @@ def url(network):
 
 
 def shown(page) -> np.ndarray:
-    """The picture, as the link saves it, once it is on the page."""
-    page.wait_for_function("document.getElementById('picture').naturalWidth > 0")
+    """The picture, as the link saves it."""
     with page.expect_download() as download:
         page.click("#save")
     assert download.value.suggested_filename == "faces.png"
@@ -44,9 +43,7 @@ def draws(page, act) -> None:
     """Does something upon which other faces are drawn, and waits for them."""
     before = page.get_attribute("#picture", "src")
     act()
-    page.wait_for_function(
-        "(before) => document.getElementById('picture').src !== before", arg=before
-    )
+    page.locator(f"#picture:not([src='{before}'])").wait_for()
 
 
 def sheet(network, audio: np.ndarray, count: int, seed: int, columns: int) -> np.ndarray:
