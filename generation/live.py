@@ -7,10 +7,10 @@
 --input is a device of the list, by number or a part of the name, or a recording of any format,
 which is heard as fast as it goes. Once a second the face of all that the voice has said so far,
 the last half minute of it, takes the place of the one in --out; pauses change nothing, and chance
-stays as it was. --show opens a page that follows; --film keeps all faces (MP4, and a GIF beside
-it). Ctrl-C ends. In a browser, other people's too: generation.serve. A face is a guess: a voice
-tells little of how somebody looks. Microphones need the package sounddevice and the library
-PortAudio.
+stays as it was. --show opens a page, beside --out, that follows it; --film keeps all faces (MP4,
+and a GIF beside it). Ctrl-C ends. The page of generation.serve follows the microphone of whoever
+opens it. A face is a guess: a voice tells little of how somebody looks. Microphones need the
+package sounddevice and the library PortAudio.
 """
 
 import contextlib
@@ -109,11 +109,10 @@ def record(drawing: Drawing, maker: maker_lib.FaceMaker, args: Any, sounddevice:
         drawing.lost += not heard.put(block) or bool(status)
 
     settings = {"samplerate": rate, "blocksize": rate // _BLOCKS_PER_SECOND, "dtype": "float32"}
-    device = {"device": devices.named(args.input), "channels": 1, "callback": callback}
+    settings |= {"device": devices.named(args.input), "channels": 1, "callback": callback}
     with (
         contextlib.suppress(KeyboardInterrupt),
-        devices.problems_said(sounddevice),
-        sounddevice.InputStream(**settings, **device),
+        devices.opened(sounddevice, sounddevice.InputStream, **settings),
     ):
         print("Speak now. Ctrl-C ends.", flush=True)
         wanted = args.seconds * rate

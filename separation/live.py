@@ -88,14 +88,10 @@ def play(
     rate, hop = network.sample_rate_hz, network.extractor.hop_size
     # The first hop comes out one hop late: one more to play meanwhile.
     channel = Channel(hop, _SPARE_HOPS + 1)
-    device = tuple(map(devices.named, (args.input, args.output)))
     settings = {"samplerate": rate, "blocksize": hop, "dtype": "float32", "channels": 1}
-    with (
-        devices.problems_said(sounddevice),
-        sounddevice.Stream(
-            **settings, device=device, latency="low", callback=channel.callback
-        ) as opened,
-    ):
+    settings |= {"device": tuple(map(devices.named, (args.input, args.output))), "latency": "low"}
+    settings["callback"] = channel.callback
+    with devices.opened(sounddevice, sounddevice.Stream, **settings) as opened:
         own = network.latency_ms + 1000 * _SPARE_HOPS * hop / rate
         there = 1000 * sum(opened.latency)
         print(f"Latency {own:.0f} ms, and {there:.0f} ms of the devices. Ctrl-C ends.")

@@ -2,7 +2,7 @@
 
 import contextlib
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,14 +66,16 @@ def named(device: str | None) -> int | str | None:
 
 
 @contextlib.contextmanager
-def problems_said(sounddevice: Any) -> Iterator[None]:
-    """Around the use of a device: what sounddevice refuses becomes a UserError."""
-    try:
-        yield
-    except errors.UserError:
-        raise
-    except (sounddevice.PortAudioError, ValueError) as error:
-        raise errors.UserError(f"No sound device: {error}. --list shows what there is.") from error
+def opened(sounddevice: Any, kind: Callable[..., Any], **settings: Any) -> Iterator[Any]:
+    """A stream of sounddevice, of the class `kind`. Raises UserError where it cannot be opened."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(kind(**settings))
+        except (sounddevice.PortAudioError, ValueError) as error:
+            raise errors.UserError(
+                f"No sound device: {error}. --list shows what there is."
+            ) from error
+        yield stream
 
 
 def level_db(audio: Float[np.ndarray, "n"]) -> float:

@@ -42,11 +42,12 @@ function drawAgain() {
   if (voice) show($("drawing"), "Drawing.", () => draw(voice));
 }
 
-// Resolves when the stream has ended, or throws its reason.
+// Resolves when the stream has ended, with what is to be said, or throws its reason.
 async function follow(signal) {
   const blocks = [];
   let size = 0;
   let microphone = null;
+  let drawn = false;
   asked++;
   await stream("/live", { seed: seed() }, signal, {
     begun(answer, opened) {
@@ -60,11 +61,15 @@ async function follow(signal) {
       showLevel(samples);
     },
     came(frame) {
-      if (frame instanceof ArrayBuffer) present(new Blob([frame], { type: "image/png" }));
-      else $("status").textContent = `${frame.voice_seconds.toFixed(0)} s of the voice so far.`;
+      if (frame instanceof ArrayBuffer) {
+        drawn = true;
+        present(new Blob([frame], { type: "image/png" }));
+      } else $("status").textContent = `${frame.voice_seconds.toFixed(0)} s of the voice so far.`;
     },
   });
-  if (size) hear(wav(join(blocks), microphone.rate));
+  if (!drawn) return "No voice was heard. Speak louder, nearer or longer.";
+  hear(wav(join(blocks), microphone.rate));
+  return "";
 }
 
 toggle($("live"), async (ended) => {

@@ -113,6 +113,22 @@ def test_upload_record_and_live(network, url, tmp_path):
         assert wrong == []
 
 
+def test_a_microphone_that_hears_nothing_brings_no_face(url, tmp_path):
+    io.write_wav(tmp_path / "microphone.wav", np.zeros(RATE_HZ, np.float32), RATE_HZ)
+    with browsing.browser(microphone=tmp_path / "microphone.wav") as (page, wrong):
+        page.goto(url)
+        page.click("#live")
+        wait_for(page, "#status.bad", "a token is needed")
+        page.fill("#token input", "sesame")
+        page.click("#live")
+        wait_for(page, "#status", "0 s of the voice so far.")
+        page.click("#live")
+        wait_for(page, "#status", "No voice was heard.")
+        assert page.locator("#result").is_hidden()
+        assert page.locator("#others").is_disabled()
+        assert wrong == []
+
+
 def test_without_a_microphone_the_page_says_so(url):
     with browsing.browser() as (page, wrong):
         page.goto(url)
