@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 from jaxtyping import Float, UInt8
 
 from common import errors, files, pictures
@@ -54,14 +55,14 @@ def form_of(folder: str | os.PathLike) -> Form | None:
 
 
 def read(source: pathlib.Path | bytes, name: object = None) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture of a file, or of its bytes, as RGB.
+    """The picture of a file, or of its bytes, as RGB, upright: cameras state how they were held.
 
     Raises ImageError: no picture, cut short, or less than `LEAST_PIXELS` wide or high.
     """
     name = source if name is None else name
     try:
         with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            found = np.asarray(image.convert("RGB"))
+            found = np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError as error:
         raise ImageError(name, "there is no such picture.") from error
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:

@@ -1,6 +1,8 @@
 """Pictures that can be used and those that cannot."""
 
+import contextlib
 import io
+import warnings
 
 import numpy as np
 import PIL.Image
@@ -30,6 +32,26 @@ def test_bad_pictures_are_one_message(tmp_path):
             images.read(path)
     with pytest.raises(images.ImageError, match="there is no such picture"):
         images.read(tmp_path / "none.png")
+
+
+def test_a_picture_of_a_camera_that_was_turned_is_upright():
+    """Whatever is wrong with what the camera says beside it, it is a picture or a message."""
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:, :24] = 255
+    file, how = io.BytesIO(), PIL.Image.Exif()
+    how[0x0112] = 6  # to be shown turned clockwise by a quarter
+    PIL.Image.fromarray(pixels).save(file, format="jpeg", exif=how)
+    found = images.read(file.getvalue())
+    assert found.shape == (48, 32, 3)
+    assert found[:20].min() > 200
+    assert found[-20:].max() < 50
+    rng = np.random.default_rng(0)
+    with warnings.catch_warnings(action="ignore"):
+        for _ in range(200):
+            damaged = bytearray(file.getvalue())
+            damaged[rng.integers(12, 60)] = rng.integers(256)
+            with contextlib.suppress(images.ImageError):
+                assert images.read(bytes(damaged)).ndim == 3
 
 
 def test_the_middle_square_is_averaged():
