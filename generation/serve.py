@@ -1,10 +1,10 @@
-"""Serves a trained network: faces of recordings, a face that follows a microphone, and a page.
+"""Serves a trained network: faces of recordings and of a microphone, or voices of faces; a page.
 
     python -m generation.serve --workdir=runs/faces
 
 For this machine only, unless --host says otherwise; then a token is needed. The page is at /, the
-list of routes at /docs, health at /health, figures for Prometheus at /metrics. A face is a guess: a
-voice tells little of how somebody looks.
+list of routes at /docs, health at /health, figures for Prometheus at /metrics. Faces and voices are
+guesses: one tells little of the other.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from common import app
 from common.serve import settings as serve_settings
-from generation import maker
+from generation import load
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         settings = serve_settings.read(args)
         with contextlib.closing(running.listen(args.host, args.port)) as listening:
-            network = maker.load(args.workdir, step=args.checkpoint)
-            application = api.Service(network, settings).application()
+            network = load(args.workdir, step=args.checkpoint)
+            application = api.service(network, settings).application()
             print(running.url(listening), flush=True)
             running.run(application, listening, settings.limits)
 

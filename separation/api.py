@@ -10,12 +10,11 @@ from typing import Annotated, Any
 import fastapi
 import jax.numpy as jnp
 import numpy as np
-from fastapi import responses
 from jaxtyping import Float
 from starlette import datastructures
 
 from common.audio import io
-from common.serve import app, incoming, measures, sockets, sound, store
+from common.serve import answers, app, incoming, measures, sockets, sound, store
 from common.serve import settings as serve_settings
 from separation import enhancer as separation_enhancer
 from separation import streams
@@ -50,12 +49,6 @@ _SelfEnroll = Annotated[
     bool, fastapi.Form(description="know the loudest voice by what of it is heard alone")
 ]
 _ONE = "self_enroll goes without a voice and without an enrolment"
-
-
-class Wav(responses.Response):
-    """A recording as the answer."""
-
-    media_type = "audio/wav"
 
 
 class Service:
@@ -98,7 +91,7 @@ class Service:
         about: dict[str, Any] = {"dependencies": app.TOKEN, "tags": ["separation"]}
         made.post("/voices", status_code=201, **about)(self.enrol)
         made.delete("/voices/{voice}", status_code=204, **about)(self.forget)
-        made.post("/enhance", response_class=Wav, **about)(self.enhance)
+        made.post("/enhance", response_class=answers.Wav, **about)(self.enhance)
         made.websocket("/stream")(self.stream)
         return made
 
@@ -119,12 +112,14 @@ class Service:
         enrolment: _OptionalUpload = None,
         strength: _Strength = 1.0,
         self_enroll: _SelfEnroll = False,
-    ) -> Wav:
+    ) -> answers.Wav:
         """The voice of a recording: an enrolled one, that of an enrolment, or the loudest."""
         if self_enroll and (voice or enrolment is not None):
             raise fastapi.HTTPException(422, _ONE)
         known = self._known(voice) if voice else self._null
-        return Wav(await self._job(self._enhanced, file, known, enrolment, strength, self_enroll))
+        return answers.Wav(
+            await self._job(self._enhanced, file, known, enrolment, strength, self_enroll)
+        )
 
     async def stream(self, socket: fastapi.WebSocket) -> None:
         """See the description of the application."""
