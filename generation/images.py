@@ -65,6 +65,9 @@ def read(source: pathlib.Path | bytes, name: object = None) -> UInt8[np.ndarray,
             found = np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError as error:
         raise ImageError(name, "there is no such picture.") from error
+    except PIL.UnidentifiedImageError as error:
+        reason = "its format is not known, or its header is damaged"
+        raise ImageError(name, f"this is no picture that can be read ({reason}).") from error
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise ImageError(name, f"this is no picture that can be read ({error}).") from error
     if min(found.shape[:2]) < LEAST_PIXELS:

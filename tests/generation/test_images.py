@@ -23,7 +23,7 @@ def test_bad_pictures_are_one_message(tmp_path):
     assert images.read(good).shape == (40, 30, 3)
     for content, words in {
         good[: len(good) // 2]: "no picture that can be read",
-        b"text": "no picture that can be read",
+        b"text": "no picture that can be read .its format is not known, or its header is damaged.",
         encoded(np.zeros((40, 5, 3), np.uint8)): "5 x 40 pixels are too few, it takes 16 x 16",
     }.items():
         path = tmp_path / "face.jpeg"
