@@ -406,7 +406,7 @@ class Checkpointer:
         read = functools.partial(_read, folder, mesh, wanted, sharded, check)
         tree, meta = hosts.together(read, Damaged, f"reading {folder}")
 
-        def check() -> list[str]:
+        def sound() -> list[str]:
             now, bad = fingerprint.of_tree(tree)
             wrong = [name for name, value in meta["fingerprint"].items() if now.get(name) != value]
             if wrong:
@@ -416,7 +416,7 @@ class Checkpointer:
                 )
             return bad
 
-        return tree, meta, hosts.together(check, Damaged, f"reading {folder}")
+        return tree, meta, hosts.together(sound, Damaged, f"reading {folder}")
 
     def _move_away(self, step: int, error: Damaged) -> None:
         """Moves a checkpoint to `damaged/<step>`, or `<step>-1` ... where there is one already."""

@@ -24,10 +24,10 @@ def get_config(size: str = "") -> ConfigDict:
     config.model.kind = "matcher"
     config.picture.channels = 1  # colours say nothing of a voice
     config.loss.wrong_pairs = False
-    config.optimizer.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50})
+    config.optimizer.update({"learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 50})
     config.optimizer.update({"b1": 0.9, "b2": 0.98, "weight_decay": 0.05, "clip_norm": 5.0})
-    config.update({"total_steps": 1000, "log_every": 50, "evaluate_every": 100})
-    config.update({"checkpoint_every": 100, "ema_decay": 0.99})
+    config.update({"total_steps": 1600, "log_every": 50, "evaluate_every": 200})
+    config.update({"checkpoint_every": 200, "ema_decay": 0.99})
     if size == "debug":
         quickstart.shrink(config)
     return config
