@@ -20,7 +20,7 @@ PICTURE, SOUND = "image/png", "<audio"
 SHOWN = {
     "analysis": {PICTURE: 5, "Hessian of": 1, "principal directions explain": 1, "F(silence)": 1},
     "audiovisual": {PICTURE: 4, SOUND: 5, "<video": 1, "| lips |": 1, "films swapped": 1},
-    "generation": {PICTURE: 3, "follow the voice: pitch": 1, "| 1 of 2 |": 1, "real faces: ": 1},
+    "generation": {PICTURE: 3, "follow the voice: pitch": 1, "| made faces | real faces |": 1},
     "low_rank": {PICTURE: 6, "| pointwise_1/4 | ": 1, "| rank_1 | block_": 6, "| weights | CER": 1},
     "separation": {PICTURE: 3, SOUND: 10, "| all |": 1, "largest difference": 1},
 }
