@@ -70,6 +70,15 @@ def test_low_rank_experiments_change_the_size_of_the_network_as_they_say(tmp_pat
     assert found["filter4"] > found["original2"] > whole > found["pointwise"]
 
 
+def test_the_encoder_of_synthetic_voices_fits_that_of_an4(tmp_path):
+    encoders = []
+    for argument in ("", "synthetic"):
+        task, state = full_size(tmp_path / argument, "an4", argument)
+        encoders.append(jax.tree.map(lambda x: (x.shape, x.dtype), state.params["encoder"]))
+    assert encoders[0] == encoders[1]
+    assert task.config.data.kind == "embedded"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["an4", "librispeech", "librispeech_lowrank"])
 def test_steps_of_the_debug_size_train(tmp_path, name):
