@@ -159,7 +159,8 @@ def test_the_grid_has_the_face_the_voice_and_what_is_made(task, fresh):
 @pytest.mark.slow
 def test_voices_follow_the_faces(tmp_path):
     """What is made of a face comes near the real stretches of its person's voice."""
-    task = toy.make_task(tmp_path, {**SMALL, "model.width": 8, "model.most": 32})
+    narrow = {"model.width": 8, "model.face_widths": (4, 4, 8, 8, 8), "data.batch_rows": 8}
+    task = toy.make_task(tmp_path, {**SMALL, **narrow})
     before = jax.jit(task.init)(jax.random.key(0))
     state, _ = toy.trained(task, 200)
 
@@ -172,9 +173,9 @@ def test_voices_follow_the_faces(tmp_path):
 
     (fresh, people), (learned, _) = distances(before), distances(state.eval_variables)
     rows = np.arange(len(people))
-    assert learned[rows, people].mean() < 0.8 * fresh[rows, people].mean()
-    assert learned[rows, people].mean() < 0.6 * learned.mean()
-    assert (learned.argmin(1) == people).mean() > 0.6  # chance: 1 in 6
+    assert learned[rows, people].mean() < 0.9 * fresh[rows, people].mean()
+    assert learned[rows, people].mean() < 0.75 * learned.mean()
+    assert (learned.argmin(1) == people).mean() >= 0.5  # chance: 1 in 6
 
 
 def test_a_checkpoint_of_other_stretches_is_refused(tmp_path):
