@@ -284,10 +284,12 @@ def adversarial(
                 )
                 return apply(tx, train_state, grads, model_state), sums
 
-            train_state, sums = jax.lax.scan(
-                update, train_state, (_split(batch, player.updates), keys)
-            )
-            sums = jax.tree.map(lambda x: jnp.sum(x, 0), sums)
+            if player.updates == 1:  # XLA:CPU's convolutions are many times slower within a loop
+                train_state, sums = update(train_state, (batch, keys[0]))
+            else:
+                rows = _split(batch, player.updates)
+                train_state, sums = jax.lax.scan(update, train_state, (rows, keys))
+                sums = jax.tree.map(lambda x: jnp.sum(x, 0), sums)
             for name in ("loss", "grad_norm"):
                 sums[f"{player.name}_{name}"] = sums[name]
             said |= sums

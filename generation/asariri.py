@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from common.nn import conv2d, dropout
+from common.nn import conv2d, conv_transpose2d, dropout
 from generation import blocks, sides
 
 SIZES = (28, 32, 64, 128)
@@ -38,11 +38,13 @@ def _conv(features: int, taps: int, dtype: str, name: str) -> conv2d.Conv2D:
     )
 
 
-def _deconv(features: int, taps: int, stride: int, dtype: str, name: str) -> nn.ConvTranspose:
-    return nn.ConvTranspose(
+def _deconv(
+    features: int, taps: int, stride: int, dtype: str, name: str
+) -> conv_transpose2d.ConvTranspose2D:
+    return conv_transpose2d.ConvTranspose2D(
         features,
-        (taps, taps),
-        (stride, stride),
+        taps,
+        stride,
         dtype=jnp.dtype(dtype),
         kernel_init=_START,
         name=name,

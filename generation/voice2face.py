@@ -9,11 +9,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from common.nn import conv2d, conv_transpose2d
 from generation import sides, voice
 
 SIZE = 64
 NOISE = 0.05  # times a normal vector beside the unit voice vector: the only chance there is
 _SLOPE = 0.2
+
+
+def _down(width: int, name: str) -> conv2d.Conv2D:
+    """Of 4 taps, to half of the size: one zero before, one behind."""
+    start = nn.initializers.lecun_normal()
+    return conv2d.Conv2D(width, (4, 4), 2, use_bias=True, kernel_init=start, name=name)
 
 
 class Generator(nn.Module):
@@ -35,9 +42,9 @@ class Generator(nn.Module):
         del training
         x = voice.unit(condition + NOISE * noise)[:, None, None, :]
         for i, width in enumerate(self.widths):
-            # Of 4 taps, "SAME" at stride 2 has the alignment of padding 1 in PyTorch's layer.
-            stride, padding = ((1, 1), "VALID") if i == 0 else ((2, 2), "SAME")
-            x = nn.relu(nn.ConvTranspose(width, (4, 4), stride, padding, name=f"up_{i}")(x))
+            stride, padding = (1, "VALID") if i == 0 else (2, "SAME")
+            up = conv_transpose2d.ConvTranspose2D(width, 4, stride, padding, name=f"up_{i}")
+            x = nn.relu(up(x))
         return nn.Conv(self.channels, (1, 1), name="picture")(x)
 
 
@@ -52,7 +59,7 @@ class FaceNet(nn.Module):
         x = nn.Conv(self.widths[0], (1, 1), name="picture")(pictures)
         for i, width in enumerate(self.widths[1:]):
             x = nn.leaky_relu(x, _SLOPE)
-            x = nn.Conv(width, (4, 4), (2, 2), ((1, 1), (1, 1)), name=f"down_{i}")(x)
+            x = _down(width, f"down_{i}")(x)
         x = nn.Conv(self.features, (4, 4), padding="VALID", name="last")(nn.leaky_relu(x, _SLOPE))
         return x.reshape(x.shape[0], self.features)
 

@@ -251,7 +251,8 @@ class Conv2D(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l f c"]) -> Float[Array, "b n g d"]:
         shape = (*self.taps, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = jnp.asarray(kernel, self.dtype)
         y = conv2d(x.astype(self.dtype), kernel, self.stride, self.dilation)
         if not self.use_bias:
             return y
