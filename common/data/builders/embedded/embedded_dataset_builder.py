@@ -70,5 +70,4 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, source: embedded.EmbeddedCorpus) -> Iterator[tuple[str, dict]]:
         for index in range(len(source)):
             record = source[index]
-            del record["phones"]
-            yield record["id"], record
+            yield record["id"], {name: record[name] for name in self.info.features}
