@@ -59,7 +59,7 @@ def _spread(x: Array, kernel: Array, *, stride: int, padding: str) -> Array:
             whole += jnp.pad(products[:, :, :, row, column], around)
     n, m = whole.shape[1:3]
     whole = whole.reshape(b, n, m, s, s, d).transpose(0, 1, 3, 2, 4, 5).reshape(b, s * n, s * m, d)
-    before = k - 1 - max(-(-(k + s - 2) // 2), 0) if padding == "SAME" and s < k else 0
+    before = k - 1 - (k + s - 1) // 2 if padding == "SAME" and s < k else 0
     more = max(k - s, 0) if padding == "VALID" else 0
     return whole[:, before : before + s * h + more, before : before + s * w + more]
 
