@@ -83,7 +83,7 @@ def test_bad_pictures_are_one_message_each(url):
 def test_the_page_offers_voices_of_a_picture(url, network):
     browsing = pytest.importorskip("tests.browsing")
     if browsing.CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
+        pytest.skip(browsing.NEEDED.kwargs["reason"])
     face = {"name": "ann.png", "mimeType": "image/png", "buffer": picture()}
     text = {**face, "buffer": b"text"}
 
