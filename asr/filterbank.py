@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from common.audio import frontend
 from common.audio.stft import window_function
-from common.nn import masking, norm
+from common.nn import adjoints, masking, norm
 
 log = logging.getLogger(__name__)
 
@@ -331,14 +331,8 @@ def _convolved(hops: Float[Array, "b n s"], kernel: Float[Array, "w m"]) -> Floa
     """The filters [w, m] at the start of every hop: several times faster than cutting windows."""
     size, columns = hops.shape[2], kernel.shape[1]
     kernel = jnp.pad(kernel, ((0, -kernel.shape[0] % size), (0, 0)))
-    return jax.lax.conv_general_dilated(
-        hops,
-        kernel.reshape(-1, size, columns).astype(hops.dtype),
-        (1,),
-        "VALID",
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        precision="highest",
-    )
+    kernel = kernel.reshape(-1, size, columns).astype(hops.dtype)
+    return adjoints.convolution(hops, kernel, (1,), ((0, 0),), (1,), "highest")
 
 
 def _pooled(

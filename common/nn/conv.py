@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from common.nn import masking
+from common.nn import adjoints, masking
 
 # Up to this many taps a depthwise convolution is a sum of shifted products: on XLA:CPU ten times
 # faster than a grouped convolution with five taps (benchmarks/contextnet_layers.py).
@@ -292,14 +292,8 @@ class Conv(nn.Module):
         return kernel.astype(self.dtype)
 
     def _convolved(self, padded: Array, kernel: Array) -> Array:
-        return jax.lax.conv_general_dilated(
-            padded,
-            kernel,
-            (self.stride,),
-            "VALID",
-            rhs_dilation=(self.dilation,),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )
+        how = (self.stride,), ((0, 0),), (self.dilation,)
+        return adjoints.convolution(padded, kernel, *how)
 
     def _biased(self, y: Array) -> Array:
         if not self.use_bias:

@@ -10,6 +10,7 @@ CPU, in float32, they are computed otherwise here, and wide layers with fewer mu
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from common.nn import conv
+from common.nn import adjoints, conv
 
 # From so many channels on, on both sides, sixteen products and their sums (`three_by_three`) take
 # less time than XLA:CPU's convolution: 0.65 of it with 128 channels, as long with 64.
@@ -53,14 +54,12 @@ def _sides(kernel_size: int, dilation: int = 1) -> tuple[int, int]:
 
 
 def _direct(x: Array, kernel: Array, *, stride: int, dilation: int) -> Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [_sides(kernel.shape[0], dilation), _sides(kernel.shape[1])],
-        rhs_dilation=(dilation, 1),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    return adjoints.plain(x, kernel, *_how(kernel.shape[:2], stride, dilation))
+
+
+def _how(taps: Sequence[int], stride: int, dilation: int) -> tuple[Any, ...]:
+    """Strides, padding and dilations in time and frequency, as `adjoints` wants them."""
+    return (stride, stride), (_sides(taps[0], dilation), _sides(taps[1])), (dilation, 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -83,18 +82,17 @@ def _forward(stride, dilation, x, kernel):
 def _backward(stride, dilation, residuals, dy):
     x, kernel = residuals
     taps, (channels, features) = kernel.shape[:2], kernel.shape[2:]
-    own = functools.partial(_direct, stride=stride, dilation=dilation)
-    _, pull_x = jax.vjp(lambda x: own(x, kernel), x)
+    how = _how(taps, stride, dilation)
+    pull_x = functools.partial(adjoints.input_gradient, x.shape, kernel, dy, *how)
     if stride > 1 and min(taps) > 3:
         # Alone XLA's own gradient of a kernel is the faster one with 3 x 3 taps too, but not inside
         # of a ResNet34, a step of which takes a twentieth longer with it.
-        _, pull_kernel = jax.vjp(lambda kernel: own(x, kernel), kernel)
         in_blocks = features <= 8 * channels
-        dx = _input_gradient_in_blocks(x, kernel, dy, stride) if in_blocks else pull_x(dy)[0]
-        return dx, *pull_kernel(dy)
+        dx = _input_gradient_in_blocks(x, kernel, dy, stride) if in_blocks else pull_x()
+        return dx, adjoints.kernel_gradient(x, dy, taps, *how)
     few = stride > 1 or channels == 1  # of one channel there is little to do
     if few or any(size % 2 == 0 for size in taps):
-        (dx,) = pull_x(dy)
+        dx = pull_x()
     else:
         # The adjoint of a correlation is the correlation with the kernel turned round.
         dx = _value(1, dilation, dy, kernel[::-1, ::-1].swapaxes(2, 3))
