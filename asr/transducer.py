@@ -112,6 +112,9 @@ def _forward(lattice: _Lattice) -> tuple[Array, Array]:
         alpha, offset, logprob = carry
         diagonal, blank, label = arcs
         following = jnp.logaddexp(*_enter(alpha, blank, label))
+        # Nodes that nothing reaches hang on nothing. For the rounded sum of two such scores the
+        # derivative is twice as large, and so on with every diagonal behind the end, to infinity.
+        following = jnp.where(following > 0.5 * _LOG_ZERO, following, _LOG_ZERO)
         at_end = end_column & (diagonal + 1 == end_diagonal)[:, None]
         ending = jnp.where(at_end, following + offset[:, None], 0.0)
         largest = lax.stop_gradient(jnp.max(following, axis=1))

@@ -121,6 +121,12 @@ def measure(
         )
         found = mapped(variables, data, parallel.place(np.arange(probes, dtype=np.int32), mesh))
         found = curvature.Quadrature(*parallel.rows_of_all(found))
+        if not np.all(np.isfinite(found.nodes)):
+            raise errors.UserError(
+                f"the loss of {options.split or 'the split'} and its gradient are finite, its "
+                "second derivatives are not: --gauss_newton does without those of the network, "
+                "--float64 has more room."
+            )
         rows = {}
         if options.blocks:
             rows = _blocks(make, variables, data, key, options, dtype, say)

@@ -271,6 +271,25 @@ def test_hessian_vector_product_through_the_closed_form():
         np.testing.assert_allclose(product, numeric / (2 * step), atol=1e-8)
 
 
+def test_second_derivatives_of_a_row_far_shorter_than_the_batch():
+    # Behind the end of a row lie hundreds of diagonals that no alignment reaches.
+    arrays, labels = random_joint(6, b=1, length=200, u=6, h=3, v=4)
+    lengths, moved = (i32(7), i32(2)), jnp.ones_like(arrays[2])
+
+    def bent(encoder, prediction, labels):
+        def slope(kernel):
+            arguments = encoder, prediction, kernel, arrays[3], labels, *lengths
+            return jax.grad(lambda *x: transducer.rnnt_loss(*x).sum(), (0, 2))(*arguments)
+
+        return jax.jvp(slope, (arrays[2],), (moved,))[1]
+
+    padded = jax.jit(bent)(*arrays[:2], labels)
+    alone = jax.jit(bent)(arrays[0][:, :7], arrays[1][:, :3], labels[:, :2])
+    np.testing.assert_allclose(padded[0][:, :7], alone[0], atol=1e-5)
+    np.testing.assert_allclose(padded[1], alone[1], atol=1e-5)
+    assert not np.any(padded[0][:, 7:])
+
+
 def test_padding_changes_neither_value_nor_gradient():
     arrays, labels = random_joint(5, b=3, length=20, u=10, h=8, v=11)
     lengths = i32(12, 20, 0), i32(4, 10, 0)

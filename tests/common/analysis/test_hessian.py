@@ -56,6 +56,14 @@ def test_figures_pictures_and_words(workdir, capsys, caplog):
             assert np.asarray(picture).std() > 10
 
 
+def test_second_derivatives_that_are_not_finite(workdir, monkeypatch):
+    product = curvature.hessian
+    broken = lambda flat: lambda v: product(flat)(v).at[3].set(jnp.nan)  # noqa: E731
+    monkeypatch.setattr(curvature, "hessian", broken)
+    with pytest.raises(errors.UserError, match="its second derivatives are not"):
+        run(workdir, devices=1)
+
+
 def test_the_largest_eigenvalue_of_every_layer(workdir):
     """Of layers with fewer parameters than Lanczos has steps too, and of one that is idle."""
     context = toy_run.context(workdir, None, devices=1)
