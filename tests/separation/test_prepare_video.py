@@ -145,22 +145,24 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_others_go_on(tmp_path,
     mouth = drawing("one")
     here = scene((mouth, 60, 120))
     clips = tmp_path / "clips"
-    for name in ("good", "nobody", "mute", "silent", "short", "crowd", "pair"):
+    for name in ("good", "nobody", "mute", "silent", "short", "crowd", "pair", "closed"):
         sound = {"mute": None, "silent": np.zeros(FRAMES * 640)}.get(name, "tone")
         count = 50 if name == "short" else FRAMES
-        encode(clips / f"{name}.mp4", here[:count], sound)
+        shown = np.repeat(here[:1], FRAMES, axis=0) if name == "closed" else here[:count]
+        encode(clips / f"{name}.mp4", shown, sound)
     whole = (clips / "good.mp4").read_bytes()
     (clips / "half.mp4").write_bytes(whole[: len(whole) // 2])
     (clips / "text.mkv").write_text("no film")
     (clips / "notes.txt").write_text("no film either, and not called one")
-    lines = [line for n in ("good", "mute", "silent", "short") for line in boxes(n, 60, 120)]
+    alone = ("good", "mute", "silent", "short", "closed")
+    lines = [line for n in alone for line in boxes(n, 60, 120)]
     lines += boxes("crowd", 60, 120) + boxes("crowd", 110, 125)
     lines += boxes("pair", 60, 120) + boxes("pair", 300, 110, count=30)
     csv = table(tmp_path / "faces.csv", lines)
     out = tmp_path / "out"
     said = run(clips, tmp_path / "none.mp4", "--faces", csv, "--out", out)
     source = prepared_films.PreparedFilms(out)
-    assert [record["id"] for record in source] == ["good", "pair"]
+    assert [record["id"] for record in source] == ["closed", "good", "pair"]
     rows = [line.split("\t") for line in (out / "rejected.tsv").read_text().splitlines()[1:]]
     assert {pathlib.Path(path).name: reason for _, path, reason in rows if "pair" not in path} == {
         "none.mp4": "missing file",
@@ -169,14 +171,17 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_others_go_on(tmp_path,
         "mute.mp4": "no sound",
         "nobody.mp4": "no face (no line of it in faces.csv)",
         "short.mp4": "shorter than a window (50 of 64 pictures)",
-        "silent.mp4": f"no sound ({io.silence('mean')})",
+        "silent.mp4": "no sound (every sample is zero)",
         "text.mkv": "unreadable (its format is not known, or its header is damaged)",
     }
     assert next(row for row in rows if "pair" in row[1])[0].startswith("pair 0.00-1.")
-    assert "2 people in 2 of 9 films" in said
+    assert "3 people in 3 of 10 films" in said
+    assert "Lips that hardly move (closed, or a frozen picture): closed.\n" in said
     assert "2 no sound: mute, silent" in said
     assert not list(out.rglob(".*.tmp"))
-    assert {p.name for p in (out / "audio").iterdir()} == {"good.flac", "pair.flac"}
+    assert {p.name for p in (out / "audio").iterdir()} == {
+        f"{name}.flac" for name in ("closed", "good", "pair")
+    }
 
 
 def test_lists_name_films_and_what_is_known_of_them(tmp_path, run):
