@@ -211,7 +211,10 @@ def warning(rows: Sequence[Mapping[str, Any]]) -> str:
 def add_looks(parser: Any, *, seconds: float) -> None:
     """The flags of how people are found: `preparer` reads them. `seconds`: in view, by default."""
     parser.add_argument(
-        "--faces", metavar="CSV", help="boxes or landmarks of another tool; or a folder of NAME.csv"
+        "--faces",
+        metavar="CSV",
+        help="boxes or landmarks of another tool (CSV, NPY, JSON: common/video/face_tables.py); or a "
+        "folder of NAME.csv",
     )
     parser.add_argument(
         "--min_seconds", type=float, default=seconds, help=f"in view; default: {seconds:g}"

@@ -11,6 +11,7 @@ import soundfile
 from common.audio import io
 from common.data import indexing, manifest, prepared_films, records, stored_faces
 from common.data.embedded import faces, visemes
+from common.video import crops
 from separation import prepare_video
 from tests import commands, films
 
@@ -263,6 +264,56 @@ def test_a_damaged_table_of_one_film_of_several_is_named(tmp_path, run):
     assert "1 people in 1 of 2 films" in said
     assert "1 faces: a" in said
     assert "a.csv, line 2: 4 fields" in (tmp_path / "out" / "rejected.tsv").read_text()
+
+
+def mean_points(left: int, top: int) -> np.ndarray:
+    """68 landmarks, upright and as large as the mean face, whose mouth's middle is that of a
+    drawing at (left, top)."""
+    rng = np.random.default_rng(0)
+    known = crops._MEAN_FACE
+    points = np.array([known.get(k, rng.uniform(60, 190) * (1 + 1j)) for k in range(68)])
+    points[36:42] += known[36] - points[36:42] + rng.uniform(0, 20, 6)
+    points[42:48] += known[42] - points[42:48] + rng.uniform(0, 20, 6)
+    for k in known:
+        points[k] = known[k]
+    points[48:68] = 20 * np.exp(2j * np.pi * np.arange(20) / 20)  # around 0
+    points[48:68] += 128 + 180j
+    points += complex(left + 48, top + 48) - (128 + 180j)
+    return np.stack([points.real, points.imag], 1)
+
+
+@pytest.mark.parametrize("form", ["openface", "npy"])
+def test_landmarks_of_another_tool_say_where_the_mouth_is(tmp_path, run, form):
+    """OpenFace's table, or an array: the crop is the drawing around the middle of points 48-67,
+    whatever the box would be, and follows it."""
+    mouth, lefts = drawing("one"), 60 + 2 * (np.arange(FRAMES) // 4)
+    pictures = np.full((FRAMES, 240, 480), 90, np.uint8)
+    for picture, drawn, left in zip(pictures, mouth, lefts):
+        picture[120:216, left : left + 96] = drawn
+    encode(tmp_path / "film.mp4", pictures)
+    points = np.stack([mean_points(left, 120) for left in lefts])
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    if form == "npy":
+        np.save(faces / "film.npy", points)
+    else:
+        names = [f"{axis}_{k}" for axis in "xy" for k in range(68)]
+        header = ", ".join(["frame", "face_id", "timestamp", "confidence", "success", *names])
+        lines = [
+            f"{k + 1}, 0, {k / 25:.3f}, 0.98, 1, {', '.join(f'{v:.1f}' for v in one.T.ravel())}"
+            for k, one in enumerate(points)
+        ]
+        (faces / "film.csv").write_text("\n".join([header, *lines]) + "\n")
+    out = tmp_path / "out"
+    said = run(tmp_path / "film.mp4", "--faces", faces, "--out", out)
+    assert "1 people in 1 of 1 films" in said
+    [record] = prepared_films.PreparedFilms(out)
+    found = np.asarray(record["video"]).astype(int)
+    assert len(found) == FRAMES
+    inner = (slice(12, -12), slice(24, 72), slice(24, 72))  # beside ends, where smoothing bends
+    assert np.abs(found - mouth)[inner].mean() < 4
+    shifted = np.roll(mouth, 4, axis=2)
+    assert np.abs(found - shifted)[inner].mean() > 2 * np.abs(found - mouth)[inner].mean()
 
 
 def test_a_table_of_one_film_is_not_taken_for_two(tmp_path):
