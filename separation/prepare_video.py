@@ -213,8 +213,8 @@ def add_looks(parser: Any, *, seconds: float) -> None:
     parser.add_argument(
         "--faces",
         metavar="CSV",
-        help="boxes or landmarks of another tool (CSV, NPY, JSON: common/video/face_tables.py); or a "
-        "folder of NAME.csv",
+        help="boxes or landmarks of another tool (CSV, NPY, JSON: common/video/face_tables.py), or "
+        "a folder of NAME.csv",
     )
     parser.add_argument(
         "--min_seconds", type=float, default=seconds, help=f"in view; default: {seconds:g}"
