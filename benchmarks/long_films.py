@@ -92,7 +92,7 @@ def make_film(lap: pathlib.Path, audio: np.ndarray, laps: int, path: pathlib.Pat
         shown = source.streams.video[0]
         video = out.add_stream_from_template(shown)
         heard = out.add_stream("aac", rate=_RATE_HZ, layout="mono")
-        minute = round(60 / shown.time_base)
+        minute = round(_LAP / (25 * shown.time_base))
         for number in range(laps):
             source.seek(0)
             for packet in source.demux(shown):
