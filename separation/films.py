@@ -1,6 +1,9 @@
 """What is seen of the speakers of recordings: their mouths frame by frame, and their faces."""
 
+import collections
 import dataclasses
+import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -11,6 +14,21 @@ from common.data.embedded import visemes
 FRAMES_PER_SECOND = visemes.FRAMES_PER_SECOND
 MOUTH = (stored_faces.MOUTH_SIZE, stored_faces.MOUTH_SIZE)  # pictures
 FACE = (stored_faces.FACE_SIZE, stored_faces.FACE_SIZE, 3)
+
+
+class ByPath:
+    """Films found by the end of their paths, which lists begin anywhere."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = [f"/{path}" for path in paths]
+        self._named: dict[str, list[int]] = collections.defaultdict(list)
+        for place, path in enumerate(paths):
+            self._named[pathlib.PurePath(path).name].append(place)
+
+    def ending(self, name: str) -> list[int]:
+        """The places of the paths that end so: of one film, a place for each person in it."""
+        places = self._named.get(pathlib.PurePath(name).name, ())
+        return [place for place in places if self._paths[place].endswith(f"/{name}")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,8 +17,9 @@ from jaxtyping import Float, Int
 
 from common import cache
 from common.audio import io
-from common.data import indexing, records, splits
-from separation import lists, signals
+from common.data import indexing, prepared_films, records, splits, stored_faces
+from separation import films as films_lib
+from separation import lists, sight, signals
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +30,18 @@ _REST_SHARE = 0.4
 
 @dataclasses.dataclass(frozen=True)
 class ListSplit(splits.Split):
-    """A list with its recordings, of which `place` gives the position, and how they are read."""
+    """A list with its recordings, of which `place` gives the position, and how they are read.
+
+    `films`: what is seen beside them. Where they are not known `by_voice`, enrolments have no use,
+    and no mixture is cut for one.
+    """
 
     fixed: lists.FixedList
     place: Mapping[str, int]
     channel: str | int
     num_enrolment: int
+    films: films_lib.Films | None = None
+    by_voice: bool = True
 
     @property
     def genders(self) -> tuple[str, ...]:
@@ -45,7 +53,7 @@ class ListSplit(splits.Split):
         """What is not as published."""
         cut = int((self._cuts < self._published).sum())
         own = sum(not entry.enrolment for entry in self.fixed.entries)
-        if not own:
+        if not own or not self.by_voice:
             return ""
         share = 100 * self._cuts.sum() / self._published.sum()
         return (
@@ -71,7 +79,7 @@ class ListSplit(splits.Split):
         """Samples of each mixture that are evaluated."""
         found = self._published.copy()
         for i, entry in enumerate(self.fixed.entries):
-            if not entry.enrolment:
+            if not entry.enrolment and self.by_voice:
                 whole = self._length(entry.voices[0].path)
                 rest = min(round(REST_SECONDS * self.index.rate_hz), int(_REST_SHARE * whole))
                 found[i] = min(found[i], whole - rest)
@@ -81,7 +89,7 @@ class ListSplit(splits.Split):
         """Raises records.DataError for a mixture or an enrolment that is too short for either."""
         for entry, count in zip(self.fixed.entries, self._cuts, strict=True):
             known = entry.enrolment or entry.voices[0].path
-            rest = self._length(known) - (0 if entry.enrolment else count)
+            rest = self._length(known) - (0 if entry.enrolment or not self.by_voice else count)
             for what, length in (("mixture", count), ("enrolment", rest)):
                 if length < SHORTEST_SECONDS * self.index.rate_hz:
                     raise records.DataError(
@@ -101,7 +109,8 @@ class ListSplit(splits.Split):
         entries = hashlib.sha256(repr(self.fixed.entries).encode()).hexdigest()
         lengths = hashlib.sha256(self._cuts.tobytes()).hexdigest()
         how = repr((self.index.rate_hz, self.channel, self.num_enrolment))
-        return {"recordings": entries, "lengths": lengths, "settings": how}
+        seen = {"films": repr(self.films.pictures)} if self.films else {}
+        return {"recordings": entries, "lengths": lengths, "settings": how, **seen}
 
     @property
     def lengths(self) -> Int[np.ndarray, "m"]:
@@ -147,8 +156,11 @@ class ListSplit(splits.Split):
         ratio = signals.power(sources[:, 0]) / signals.power(rest)
         heard = np.full(most, -1, np.int32)
         heard[: len(entry.voices) - 1] = [self.place[v.path] for v in entry.voices[1:]]
-        known = self._load(entry.enrolment) if entry.enrolment else self._load(target)[count:]
+        known = self._load(entry.enrolment or target)
+        if not entry.enrolment and self.by_voice:
+            known = known[count:]
         named = entry.enrolment or target
+        seen = self._seen(entry, count) if self.films else {}
         return {
             "sources": sources,
             "enrolment": known[: self.num_enrolment],
@@ -160,7 +172,34 @@ class ListSplit(splits.Split):
             "enrolment_index": np.int32(self.place[named]),
             "interferer_index": heard,
             "id": entry.id,
+            **seen,
         }
+
+    def _seen(self, entry: lists.Entry, count: int) -> dict[str, np.ndarray]:
+        """What is shown of a mixture of films, as `mixing.Mixtures` gives it."""
+        shown = {"": entry.voices[0].path, "other_": entry.voices[1].path}
+        if strange := self._strange(entry):
+            shown["strange_"] = strange
+        found = {}
+        for whose, path in shown.items():
+            mouth, there = self.films.mouth(self.place[path], 0, count)
+            found |= {f"{whose}mouth": mouth, f"{whose}mouth_seen": there}
+            if whose != "strange_":
+                face, shown_face = self.films.face(self.place[path], None)
+                found |= {f"{whose}face": face, f"{whose}face_seen": shown_face}
+        if not strange:
+            found |= {"strange_mouth": mouth, "strange_mouth_seen": np.zeros_like(there)}
+        return found
+
+    def _strange(self, entry: lists.Entry) -> str:
+        """A film of somebody who is not heard, or where all are, of another than the target."""
+        of = {voice.path: voice.speaker for other in self.fixed.entries for voice in other.voices}
+        here = [voice.speaker for voice in entry.voices]
+        for heard in (here, here[:1]):
+            if others := sorted(path for path, speaker in of.items() if speaker not in heard):
+                key = f"{entry.id} {entry.voices[0].path}".encode()
+                return others[zlib.crc32(key) % len(others)]
+        return ""
 
     @functools.cached_property
     def _most(self) -> int:
@@ -181,14 +220,37 @@ def _at_rms(audio: Float[np.ndarray, "t"], rms: float) -> Float[np.ndarray, "t"]
 
 
 def open_list(name: str, path: pathlib.Path, config: Any, workdir: pathlib.Path) -> ListSplit:
-    """The list `path`, called `name`, with its recordings validated.
+    """The list `path`, called `name`, with its recordings validated; of films for networks that
+    see.
 
     Raises records.DataError where a file of it is missing or cannot be used: nothing is left out.
     """
-    data = config.data
-    root = data.audio_root or (data.root if data.kind == "librispeech" else "")
-    fixed = lists.read(path, pathlib.Path(root).expanduser() if root else None)
-    source, lines = _recordings(fixed)
+    data, sees = config.data, sight.wanted(config)
+    if sees != lists.names_films(path):
+        raise records.DataError(
+            f"{path}: this network sees (config.sight, config.model.kind), and the list is of "
+            "recordings without films: give one with the columns video1, video2, s1_over_s2_db."
+            if sees
+            else f"{path}: a list of films is for a network that sees, and this one has neither "
+            "lips nor faces (config.sight): give a list of recordings."
+        )
+    if sees:
+        folder = data.audio_root or (data.root if data.kind == "films" else "")
+        if not folder:
+            raise records.DataError(
+                f"{path}: its films are those that separation.prepare_video prepared in a folder: "
+                "set config.data.audio_root to it."
+            )
+        prepared = prepared_films.PreparedFilms(folder)
+        fixed, found = lists.read_films(path, prepared)
+        place = {film: i for i, film in enumerate(found)}
+        source = _Some(str(path), prepared, tuple(found.values()))
+        lines = {prepared[found[film]]["id"]: line for film, line in _lines(fixed).items()}
+    else:
+        root = data.audio_root or (data.root if data.kind == "librispeech" else "")
+        fixed = lists.read(path, pathlib.Path(root).expanduser() if root else None)
+        source, lines = _recordings(fixed), _lines(fixed)
+        place = {source[i]["id"]: i for i in range(len(source))}
     index = indexing.build_index(
         source,
         cache=cache.folder() / "index",
@@ -201,6 +263,7 @@ def open_list(name: str, path: pathlib.Path, config: Any, workdir: pathlib.Path)
         max_bad_share=1.0,
         num_workers=os.cpu_count() or 1,
         progress=jax.process_index() == 0,
+        inspect=stored_faces.inspect if sees else None,
     )
     if index.rejected:
         first = min(index.rejected, key=lambda rejected: lines[rejected.id])
@@ -211,31 +274,56 @@ def open_list(name: str, path: pathlib.Path, config: Any, workdir: pathlib.Path)
             "take their lines off it."
         )
     _check_rates(fixed)
-    place = {source[i]["id"]: i for i in range(len(source))}
-    enrolment = round(data.enrolment_seconds * data.sample_rate_hz)
-    found = ListSplit(name, source, index, fixed, place, splits.channel(data), enrolment)
-    found.check_lengths()
-    log.info("%s: %d mixtures of %s.", name, len(found), path)
+    listed = ListSplit(
+        *(name, source, index, fixed, place, splits.channel(data)),
+        round(data.enrolment_seconds * data.sample_rate_hz),
+        sight.films_of(source, config) if sees else None,
+        "voice" in sight.cues(config) or not sees,
+    )
+    listed.check_lengths()
+    log.info("%s: %d mixtures of %s.", name, len(listed), path)
+    return listed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Some:
+    """Some records of a source."""
+
+    name: str
+    source: records.Source
+    positions: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, position: int) -> records.Record:
+        return self.source[self.positions[position]]
+
+
+def _lines(fixed: lists.FixedList) -> dict[str, int]:
+    """The files of a list, and the line of each that names it first."""
+    found: dict[str, int] = {}
+    for entry in fixed.entries:
+        for path in entry.paths:
+            found.setdefault(path, entry.line)
     return found
 
 
-def _recordings(fixed: lists.FixedList) -> tuple[records.RecordList, dict[str, int]]:
-    """(the files of a list, the line of each that names it first)"""
-    speakers, lines = {}, {}
+def _recordings(fixed: lists.FixedList) -> records.RecordList:
+    """The files of a list."""
+    speakers = {}
     for entry in fixed.entries:
         for voice in entry.voices:
             speakers.setdefault(voice.path, voice.speaker)
         if entry.enrolment:
             speakers.setdefault(entry.enrolment, entry.voices[0].speaker)
-        for path in entry.paths:
-            lines.setdefault(path, entry.line)
 
     def rows() -> Iterator[records.Record]:
-        for path in lines:
+        for path in _lines(fixed):
             named = {"speaker": speakers[path]} if path in speakers else {}
             yield {"id": path, "audio": str(fixed.resolve(path)), "path": path, **named}
 
-    return records.RecordList(str(fixed.path), rows()), lines
+    return records.RecordList(str(fixed.path), rows())
 
 
 def _check_rates(fixed: lists.FixedList) -> None:

@@ -15,6 +15,9 @@ Forms, told apart by the columns of the first line (fields between tabs or comma
   clean_utterance, embedding_utterance, interference_utterance
       Google's lists of VoiceFilter: ids of a LibriSpeech tree. The interference is cut or filled up
       with zeros to the length of the clean utterance, and added as it is.
+  video1, video2, s1_over_s2_db; mix, speaker1, speaker2, genders
+      Films of one person each that `separation.prepare_video` prepared, by paths that may begin
+      anywhere; mixed by the rule of the first form. For networks that see, and for those alone.
 
 Who has no enrolment in the list is known by another recording of the same speaker in it, always the
 same one.
@@ -31,11 +34,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from common.data import librispeech, records, tables
+from separation import films as films_lib
 
 _RMS = 0.05
 _PLAIN = ("mix", "source1", "source2", "speaker1", "speaker2", "s1_over_s2_db")
 _LIBRIMIX = ("mixture_ID", "mixture_path", "source_1_path")
 _TUPLES = ("clean_utterance", "embedding_utterance", "interference_utterance")
+_FILMS = ("video1", "video2", "s1_over_s2_db")
 _UTTERANCE = re.compile(r"(?P<speaker>\d+)-(?P<chapter>\d+)-\d+")
 
 
@@ -111,14 +116,46 @@ def named(texts: Sequence[str]) -> dict[str, pathlib.Path]:
     return found
 
 
+def names_films(path: pathlib.Path) -> bool:
+    """Whether a list is one of films. Raises records.DataError: there is none."""
+    return set(_FILMS) <= set(_rows(path)[0])
+
+
+def read_films(path: pathlib.Path, source: records.Source) -> tuple[FixedList, Mapping[str, int]]:
+    """A list of films, and the positions in `source` of those who are seen in them, by their paths.
+
+    Raises records.DataError: no such list, a damaged line, films that are not among the records or
+    have several people in view.
+    """
+    rows = _rows(path)[1]
+    by_path = films_lib.ByPath([source[i].get("path", "") for i in range(len(source))])
+    found: dict[str, int] = {}
+    wrong: dict[str, str] = {}
+    for line, row in rows:
+        for name in map(row.get, _FILMS[:2]):
+            places = by_path.ending(name)
+            if len(places) == 1:
+                found[name] = places[0]
+            else:
+                count = f"{len(places)} people are" if places else "nobody is"
+                wrong.setdefault(name, f"{path}, line {line}: {count} in view in {name!r}")
+    if wrong:
+        raise records.DataError(
+            f"{next(iter(wrong.values()))}, says {source.name} ({len(wrong)} of "
+            f"{len(found) + len(wrong)} films of the list are like that). Prepare films of one "
+            "person each by python -m separation.prepare_video."
+        )
+    known = {name: source[position] for name, position in found.items()}
+    entries = _entries(path, rows, functools.partial(_filmed, known))
+    return FixedList(path, path.parent, _with_enrolments(entries)), found
+
+
 def read(path: pathlib.Path, root: pathlib.Path | None) -> FixedList:
-    """A list. Relative paths start at `root`, or else at the nearest folder above the list where
-    the first file of it is; utterances of a LibriSpeech tree are looked for in `root`.
+    """A list of recordings. Relative paths start at `root`, or else at the nearest folder above the
+    list where the first file of it is; utterances of a LibriSpeech tree are looked for in `root`.
 
     Raises records.DataError: no such list, no such form, a damaged line, files that are missing.
     """
-    if not path.is_file():
-        raise records.DataError(f"There is no list {path}. Check config.data.lists.")
     header, rows = _rows(path)
     forms: tuple[tuple[Sequence[str], Callable], ...] = (
         (_PLAIN, _plain),
@@ -127,19 +164,12 @@ def read(path: pathlib.Path, root: pathlib.Path | None) -> FixedList:
     )
     read_row = next((fn for names, fn in forms if set(names) <= set(header)), None)
     if read_row is None:
-        known = "; ".join(", ".join(names) for names, _ in forms)
+        known = "; ".join(", ".join(names) for names in (*(names for names, _ in forms), _FILMS))
         raise records.DataError(
             f"{path}: the columns {', '.join(header)} are of no form that is known. There has to "
             f"be one of: {known}."
         )
-    entries = []
-    for line, row in rows:
-        try:
-            entries += read_row(line, row)
-        except ValueError as error:
-            raise records.DataError(f"{path}, line {line}: {error}") from None
-    if not entries:
-        raise records.DataError(f"{path} holds no mixtures.")
+    entries = _entries(path, rows, read_row)
     if root is None:
         first = next(entries[0].paths)
         folders = path.absolute().parents
@@ -149,7 +179,23 @@ def read(path: pathlib.Path, root: pathlib.Path | None) -> FixedList:
     return found
 
 
+def _entries(
+    path: pathlib.Path, rows: Sequence[tuple[int, dict[str, str]]], read_row: Callable
+) -> list[Entry]:
+    found: list[Entry] = []
+    for line, row in rows:
+        try:
+            found += read_row(line, row)
+        except ValueError as error:
+            raise records.DataError(f"{path}, line {line}: {error}") from None
+    if not found:
+        raise records.DataError(f"{path} holds no mixtures.")
+    return found
+
+
 def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    if not path.is_file():
+        raise records.DataError(f"There is no list {path}. Check config.data.lists.")
     text = tables.read_text(path)
     tab = "\t" in text.partition("\n")[0]
     kind = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tab else {}
@@ -167,6 +213,20 @@ def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[int, dict[str, str]
         row = dict(zip(header, map(str.strip, fields), strict=True))
         rows.append((reader.line_num, row))
     return header, rows
+
+
+def _filmed(
+    known: Mapping[str, records.Record], line: int, row: Mapping[str, str]
+) -> Iterator[Entry]:
+    """By what the records of the films say, where the list does not say it."""
+    plain = {"mix": f"line {line}", **row}
+    for k in (1, 2):
+        name = row[f"video{k}"]
+        plain[f"source{k}"] = name
+        plain[f"speaker{k}"] = row.get(f"speaker{k}") or known[name].get("speaker") or name
+    told = [known[row[f"video{k}"]].get("gender") or "" for k in (1, 2)]
+    plain["genders"] = row.get("genders") or ("".join(told) if all(told) else "")
+    return _plain(line, plain)
 
 
 def _plain(line: int, row: Mapping[str, str]) -> Iterator[Entry]:

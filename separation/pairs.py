@@ -11,6 +11,7 @@ import numpy as np
 
 from common import errors, files
 from common.data import splits
+from separation import films
 
 FIELDS = ("first", "first_start", "second", "second_start", "seconds", "ratio_db")
 _FILMS = ("video1", "video2", "s1_over_s2_db")  # of lists of films
@@ -83,10 +84,11 @@ def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
             f"{', '.join(_FILMS)}, tabs between."
         )
     length = dict(zip(split.ids, split.index.lengths / split.index.rate_hz, strict=True))
-    found = []
+    by_path, found = films.ByPath(split.paths), []
     for line, row in enumerate(rows, 2):
         if of_films:
-            names = [_film(split, row[name], f"{path}, line {line}") for name in _FILMS[:2]]
+            where = f"{path}, line {line}"
+            names = [_film(split, by_path, row[name], where) for name in _FILMS[:2]]
             starts = {"first": names[0], "second": names[1], "first_start": 0, "second_start": 0}
             seconds = min(length[name] for name in names)
             row = {**starts, "seconds": seconds, "ratio_db": row[_FILMS[2]]}
@@ -108,10 +110,10 @@ def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
     return tuple(found)
 
 
-def _film(split: splits.Split, name: str, where: str) -> str:
+def _film(split: splits.Split, by_path: films.ByPath, name: str, where: str) -> str:
     """The id of the only recording of a film, whose path may begin anywhere."""
-    found = [i for i, path in zip(split.ids, split.paths) if f"/{path}".endswith(f"/{name}")]
+    found = by_path.ending(name)
     if len(found) != 1:
         what = f"{len(found)} people" if found else "nobody"
         raise errors.UserError(f"{where}: {split.name} has {what} in view in {name!r}, not one.")
-    return found[0]
+    return split.ids[found[0]]

@@ -48,6 +48,7 @@ _COLUMNS = (
     *(*listing.KNOWN, "film", "person", "others", "found", "held", "motion", "face_px"),
 )
 _PAGES = 20  # of contact sheets
+_STILL = 0.5  # grey levels of `motion`: GRID's people have 1.7 and more
 _WAITING = 4  # films a job that wait for their turn
 
 
@@ -199,10 +200,21 @@ def report(rejected: Sequence[records.Rejected], out: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
+def warning(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Names those whose lips hardly move, which is no fault, but says little; "" without any."""
+    still = [io.printable(row["id"]) for row in rows if float(row["motion"]) < _STILL]
+    more = f", ... ({len(still)} in all)" if len(still) > 5 else ""
+    names = f"{', '.join(still[:5])}{more}"
+    return f"Lips that hardly move (closed, or a frozen picture): {names}." if still else ""
+
+
 def add_looks(parser: Any, *, seconds: float) -> None:
     """The flags of how people are found: `preparer` reads them. `seconds`: in view, by default."""
     parser.add_argument(
-        "--faces", metavar="CSV", help="boxes or landmarks of another tool; or a folder of NAME.csv"
+        "--faces",
+        metavar="CSV",
+        help="boxes or landmarks of another tool (CSV, NPY, JSON: common/video/face_tables.py), or "
+        "a folder of NAME.csv",
     )
     parser.add_argument(
         "--min_seconds", type=float, default=seconds, help=f"in view; default: {seconds:g}"
@@ -306,6 +318,8 @@ def run(args: Any) -> bool:
     used = sum(bool(one["people"]) for one in made)
     hours = sum(row["duration"] for row in rows) / 3600
     print(f"{len(rows)} people in {used} of {len(films)} films, {hours:.3g} hours.")
+    if said := warning(rows):
+        print(said)
     if rejected:
         print(f"{len(rejected)} films or stretches were not taken:")
         print(report(rejected, out))

@@ -6,7 +6,8 @@
 DIR gets, for every person of each film,
 
     NAME~1.wav, NAME~2.wav, ...   the voice, 16 kHz, as long as the film's sound
-    NAME~1.mp4, ...               the film with that voice alone
+    NAME~1.mp4, ...               the film with that voice alone (pictures as they are; as H.264
+                                  where an MP4 cannot hold them)
     sheet-01.png                  who is who: portraits and mouths of all; LOOK at it
     rejected.tsv                  the films and stretches that were not separated, and why
     audio/, mouths/, faces/       what was heard and seen, as separation.prepare_video leaves it
@@ -104,6 +105,8 @@ def run(args: Any) -> bool:
         prepare_video.write_rejected(out, refused)
         sheets = sheet.write_sheets(out, all_rows, _PAGES) if all_rows else []
     print(f"{len(all_rows)} people in {done} of {count} films.")
+    if said := prepare_video.warning(all_rows):
+        print(said)
     if refused:
         print(f"Not separated:\n{prepare_video.report(refused, out)}", file=sys.stderr)
     if sheets:

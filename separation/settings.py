@@ -36,7 +36,9 @@ def default_config() -> ConfigDict:
             "eval_batch_seconds": 64.0,
             # Lists of mixtures to evaluate whole and as they are (see separation/lists.py), each
             # NAME=FILE or FILE; one of the name of a split stands in its place. Their relative
-            # paths start at `audio_root`, or where a folder above the list has them.
+            # paths start at `audio_root`, or where a folder above the list has them. Networks that
+            # see take lists of films, which separation.prepare_video prepared in `audio_root`, or
+            # in `root` where that is of kind=films.
             "lists": (),
             "num_buckets": 3,
         }

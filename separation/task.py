@@ -4,10 +4,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from common import errors, package, sections
+from common import package, sections
 from common.data import splits
 from common.task import Report
-from separation import extraction, losses, mixing, model, modes, sight
+from separation import extraction, losses, mixing, model, modes
 from separation import lists as lists_lib
 from separation import settings as settings_lib
 from separation.visualvoice import losses as visualvoice_losses
@@ -26,11 +26,6 @@ def make_task(config: Any, workdir: pathlib.Path) -> extraction.SeparationTask:
     sections.build(mixing.MixingConfig, config.mixing)
     lists_lib.named(config.data.lists)
     modes.table(config)
-    if sight.wanted(config) and config.data.lists:
-        raise errors.UserError(
-            "config.data.lists names recordings without films: a network that sees (config.sight) "
-            "is evaluated on splits."
-        )
     parts = splits.Splits(config, workdir, require_text=False)
     kind = visualvoice_task.VisualVoiceTask if by_sight else extraction.SeparationTask
     return kind(config, workdir, parts)

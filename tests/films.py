@@ -22,23 +22,30 @@ def encode(
     sound_codec: str = "flac",
     sound_start: float = 0.0,
     options: dict[str, str] | None = None,
+    coding: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
 ) -> pathlib.Path:
-    """A film of uint8[n, h, w] or [n, h, w, 3] shown at `times` (s), beside sound at 16 kHz."""
+    """A film of uint8[n, h, w] or [n, h, w, 3] shown at `times` (s), beside sound at 16 kHz.
+
+    `options` are the container's, `coding` those of the codec of the pictures.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options or {}) as out:
         video = out.add_stream(codec, rate=fractions.Fraction(rate).limit_denominator(1001))
         video.height, video.width = pictures.shape[1:3]
-        video.pix_fmt = "yuv420p"
+        video.pix_fmt = pix_fmt
         video.codec_context.time_base = fractions.Fraction(1, _TICKS)
         if codec == "libx264":
             video.options = {"crf": "12", "preset": "ultrafast", "bf": "0"}
+        if coding is not None:
+            video.options = coding
         audio = None
         if sound is not None:
             audio = out.add_stream(sound_codec, rate=RATE_HZ, layout="mono")
         for picture, time in zip(pictures, times):
             form = "gray" if picture.ndim == 2 else "rgb24"
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=form)
-            frame = frame.reformat(format="yuv420p")
+            frame = frame.reformat(format=pix_fmt)
             frame.pts, frame.time_base = round(time * _TICKS), fractions.Fraction(1, _TICKS)
             out.mux(video.encode(frame))
         out.mux(video.encode(None))

@@ -6,18 +6,26 @@ A line is a face in a picture, with the columns, in capitals or not,
   when       time, timestamp or seconds since the first picture; or frame, counted from 0
   box        x, y, w, h | left, top, width, height | x1, y1, x2, y2 | left, top, right, bottom |
              xmin, ymin, xmax, ymax, in pixels of the upright picture
-  landmarks  x_0, y_0, x_1, ... of 68 (iBUG's order, as OpenFace writes them) or of 5 points (eyes,
-             tip of the nose, corners of the mouth); without a box, one is made of them
+  landmarks  x_0, y_0, x_1, ... (or x0, y0, ...) of 68 points (iBUG's order, as OpenFace and dlib
+             have them: 48 to 67 are the mouth) or of 5 (eyes, tip of the nose, corners of the
+             mouth); without a box, one is made of them
   person     person, face_id, track or id; optional: otherwise faces are followed by their overlap
   success    0: no face was found, the line is skipped; optional
 Others mean nothing here.
+
+Landmarks frame by frame, as users of face_alignment and dlib keep them, of one film: NPY, an array
+[frames, 68 or 5, 2 or 3] with NaN where there is no face, or [frames, faces, 68 or 5, 2 or 3]; or
+JSON, a list with an entry a frame (null, the points, or a list of faces), or an object of such
+entries by the number of the frame, from 0.
 """
 
 import csv
+import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +41,9 @@ _PERSON = ("person", "face_id", "track", "track_id", "id")
 _SIZED = (("x", "y", "w", "h"), ("left", "top", "width", "height"), ("x", "y", "width", "height"))
 _CORNERS = (("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 _CORNERS += (("xmin", "ymin", "xmax", "ymax"),)
+_POINTS = (68, 5)  # of a face
+_SUFFIXES = (".csv", ".npy", ".json")
+_SHOWN = 20  # columns in a message: OpenFace has 714
 _NEAR_SECONDS = 0.0205  # half a picture of 25 a second
 
 
@@ -76,7 +87,8 @@ class FaceTable:
 
 
 class FaceTables:
-    """The tables of many films: one CSV that names them, or a folder with one for each film.
+    """The tables of many films: one CSV that names them, or a folder with one for each film
+    (NAME.csv, NAME.npy or NAME.json).
 
     Raises records.DataError: no such file, missing columns, a line that holds no number.
     """
@@ -105,8 +117,10 @@ class FaceTables:
 
     def file_of(self, film: str | os.PathLike) -> pathlib.Path:
         """Where the faces of a film are, if they are anywhere."""
-        folder = self._all is None
-        return self._path / f"{pathlib.Path(film).stem}.csv" if folder else self._path
+        if self._all is not None:
+            return self._path
+        paths = [self._path / f"{pathlib.Path(film).stem}{suffix}" for suffix in _SUFFIXES]
+        return next((path for path in paths if path.is_file()), paths[0])
 
     @property
     def names_films(self) -> bool:
@@ -116,6 +130,8 @@ class FaceTables:
 
 def read(path: pathlib.Path) -> dict[str, FaceTable]:
     """The faces of each film by its path without suffix; "" where no column names films."""
+    if path.suffix.lower() in _SUFFIXES[1:]:
+        return {"": _by_frame(path)}
     rows = csv.reader(tables.read_lines(path))
     header = [name.strip().lower() for name in next(rows, [])]
     columns = {name: place for place, name in reversed([*enumerate(header)])}
@@ -126,6 +142,54 @@ def read(path: pathlib.Path) -> dict[str, FaceTable]:
             film, when, face = line
             found.setdefault(film, FaceTable(reader.by_time)).put(when, face)
     return found
+
+
+def _by_frame(path: pathlib.Path) -> FaceTable:
+    """The landmarks of an NPY or a JSON."""
+    found = FaceTable(False)
+    for number, entry in _entries(path):
+        try:
+            points = np.asarray([] if entry is None else entry, np.float64)
+        except (TypeError, ValueError):
+            points = np.empty(1)
+        if points.ndim == 2 and points.size:
+            points = points[None]
+        if points.size and (points.ndim != 3 or points.shape[1] not in _POINTS
+                            or points.shape[2] not in (2, 3)):  # fmt: skip
+            raise records.DataError(
+                f"{path}, frame {number}: it holds no landmarks of faces, each of 68 or 5 points "
+                f"of 2 or 3 numbers, but {' x '.join(map(str, points.shape))} numbers."
+            )
+        for face in points[..., :2] if points.size else ():
+            if np.isfinite(face).all():
+                found.put(float(number), finding.Face(_box(face, f"{path}, frame {number}"), face))
+    return found
+
+
+def _entries(path: pathlib.Path) -> Iterable[tuple[int, Any]]:
+    """(number of a frame, what it holds)"""
+    try:
+        if path.suffix.lower() == ".npy":
+            with path.open("rb") as file:
+                stored = np.load(file)
+        else:
+            stored = json.loads(tables.read_text(path))
+        if isinstance(stored, dict):
+            return [(int(number), entry) for number, entry in stored.items()]
+        return list(enumerate(stored))
+    except (OSError, ValueError, TypeError) as error:
+        raise records.DataError(
+            f"{path} cannot be read as landmarks frame by frame ({error}): save an array [frames, "
+            "68, 2] with NaN where there is no face (NPY without pickled objects), or a list "
+            "(JSON) with null there."
+        ) from error
+
+
+def _box(points: np.ndarray, where: str) -> tuple[float, float, float, float]:
+    box = finding.box_of(points)
+    if box[2] <= 0:
+        raise records.DataError(f"{where}: the eyes lie in one place ({box}).")
+    return box
 
 
 def _stem(film: str) -> str:
@@ -145,20 +209,26 @@ class _Reader:
         self.by_time = time is not None
         self._when = time or ("frame" if "frame" in columns else None)
         self._person = next((name for name in _PERSON if name in columns), None)
+        forms = ((n, form) for n in _POINTS for form in ("{}_{}", "{}{}"))
+        self._points, self._form = next((one for one in forms if self._has_points(*one)), (0, ""))
         self._sized = self._all_of(_SIZED)
-        self._corners = None if self._sized else self._all_of(_CORNERS)
-        self._points = next((n for n in (68, 5) if self._has_points(n)), 0)
+        # Of points that are called x1, y1, ... two are no corners of a box.
+        corners = _CORNERS if self._form != "{}{}" else _CORNERS[1:]
+        self._corners = None if self._sized else self._all_of(corners)
         if self._when is None or not (self._sized or self._corners or self._points):
+            there = sorted(columns, key=columns.get)
+            more = f", ... ({len(there)} in all)" if len(there) > _SHOWN else ""
             raise records.DataError(
-                f"{path}: a table of faces has a column time or frame, and a box (x, y, w, h) or "
-                f"landmarks (x_0, y_0, ... of 68 or 5); it has {', '.join(columns)}."
+                f"{path}: a table of faces has a column {', '.join(_TIME)} or frame, and a box (x, "
+                "y, w, h) or landmarks (x_0, y_0, ... x_67, y_67 as OpenFace, or 5 points); it has "
+                f"{', '.join(there[:_SHOWN])}{more}."
             )
 
     def _all_of(self, choices: Sequence[Sequence[str]]) -> Sequence[str] | None:
         return next((some for some in choices if all(n in self._columns for n in some)), None)
 
-    def _has_points(self, count: int) -> bool:
-        return all(f"{axis}_{k}" in self._columns for axis in "xy" for k in range(count))
+    def _has_points(self, count: int, form: str) -> bool:
+        return all(form.format(axis, k) in self._columns for axis in "xy" for k in range(count))
 
     def line(self, number: int, row: Sequence[str]) -> tuple[str, float, finding.Face] | None:
         """(film, when, face) of a line; None where it says that there is no face."""
@@ -184,14 +254,15 @@ class _Reader:
             return None
         marks = None
         if self._points:
-            marks = np.array([[value(f"{axis}_{k}") for axis in "xy"] for k in range(self._points)])
+            form, count = self._form, self._points
+            marks = np.array([[value(form.format(a, k)) for a in "xy"] for k in range(count)])
         if self._sized:
             box = tuple(map(value, self._sized))
         elif self._corners:
             left, top, right, bottom = map(value, self._corners)
             box = (left, top, right - left, bottom - top)
         else:
-            box = finding.box_of(marks)
+            box = _box(marks, f"{self._path}, line {number}")
         if box[2] <= 0 or box[3] <= 0:
             raise records.DataError(f"{self._path}, line {number}: the box is empty ({box}).")
         film = row[self._columns[self._film]].strip() if self._film else ""

@@ -58,7 +58,7 @@ class Picture:
 
     def rgb(self) -> PIL.Image.Image:
         """Upright, in colour."""
-        return _upright(self.frame.to_image(), self.frame)
+        return upright(self.frame.to_image(), self.frame)
 
     def grey(self, long_side: int | None = None) -> tuple[np.ndarray, float]:
         """(uint8[h, w], its size in terms of the film's), not larger than `long_side`."""
@@ -77,7 +77,8 @@ def _quarters(frame: Any) -> int:
     return round(frame.rotation / 90) % 4
 
 
-def _upright(image: PIL.Image.Image, frame: Any) -> PIL.Image.Image:
+def upright(image: PIL.Image.Image, frame: Any) -> PIL.Image.Image:
+    """The picture of a frame, turned as the frame says."""
     turns = {1: "ROTATE_90", 2: "ROTATE_180", 3: "ROTATE_270"}
     name = turns.get(_quarters(frame))
     return image.transpose(PIL.Image.Transpose[name]) if name else image
@@ -131,7 +132,7 @@ def pictures(path: str | os.PathLike, zero: float) -> Iterator[Picture]:
     than the header states.
     """
     shown, number, latest = None, 0, None  # latest: the frame of the picture before
-    for frame, index, time in _frames(path):
+    for frame, index, time in every_frame(path):
         start = time - zero
         if shown is None:
             first_time = time
@@ -166,10 +167,15 @@ def _lasting(frame: Any) -> float:
     return 1 / FRAMES_PER_SECOND
 
 
-def _frames(path: str | os.PathLike) -> Iterator[tuple[Any, int, float]]:
+def moving(container: Any) -> Any:
+    """The stream of a container's pictures; None: there is none."""
+    return next((s for s in container.streams.video if not _is_cover(s)), None)
+
+
+def every_frame(path: str | os.PathLike) -> Iterator[tuple[Any, int, float]]:
     """(frame, number from 0, seconds on the clock) of a film, in the order of showing."""
     with _opened(path) as container:
-        stream = next((s for s in container.streams.video if not _is_cover(s)), None)
+        stream = moving(container)
         if stream is None:
             raise FilmError(path, "no picture (it holds sound only)")
         if stream.codec_context is None:
@@ -238,7 +244,7 @@ def spread(path: str | os.PathLike, count: int) -> list[PIL.Image.Image]:
     Raises FilmError.
     """
     with _opened(path) as container:
-        stream = next((s for s in container.streams.video if not _is_cover(s)), None)
+        stream = moving(container)
         if stream is None or stream.codec_context is None:
             raise FilmError(path, "no picture")
         stream.codec_context.thread_count = 1
@@ -260,5 +266,5 @@ def spread(path: str | os.PathLike, count: int) -> list[PIL.Image.Image]:
                 break
             if latest is None:
                 raise FilmError(path, "no picture (none of it decodes)")
-            found.append(_upright(latest.to_image(), latest))
+            found.append(upright(latest.to_image(), latest))
         return found

@@ -87,7 +87,7 @@ def prepare(
     samples, peak = io.convert_to_flac(film, sound, sample_rate_hz=SAMPLE_RATE_HZ)
     try:
         if not peak:
-            raise frames.FilmError(film, f"no sound ({io.silence('mean')})")
+            raise frames.FilmError(film, "no sound (every sample is zero)")
         end = visemes.num_frames(samples, SAMPLE_RATE_HZ)
         tracks = [track.until(end) for track in seen.tracks if track.first < end]
         if not tracks:

@@ -1,5 +1,7 @@
 """Films as pictures in time with their sound; faces followed, cut out, and read from tables."""
 
+import json
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -270,6 +272,10 @@ def test_tables_in_their_usual_forms(tmp_path):
     ("text", "says"),
     [
         ("frame,a\n1,2\n", "a box"),
+        (
+            ",".join(f"c{k}" for k in range(700)) + "\n",
+            r"x_67, y_67 as OpenFace.* c19, \.\.\. \(700",
+        ),
         ("frame,x,y,w,h\n1,2,3,4\n", "line 2: 4 fields"),
         ("frame,x,y,w,h\n1,2,3,x,4\n", "line 2: w is 'x'"),
         ("frame,x,y,w,h\n1,2,3,0,4\n", "line 2: the box is empty"),
@@ -282,6 +288,76 @@ def test_tables_that_cannot_be_read_say_where(tmp_path, text, says):
         face_tables.FaceTables(path)
     with pytest.raises(records.DataError, match="no table or folder"):
         face_tables.FaceTables(tmp_path / "none.csv")
+
+
+def points_68() -> np.ndarray:
+    """A face with its eyes at (120, 100) and (160, 100) and its mouth around (140, 150)."""
+    points = np.random.default_rng(0).uniform(100, 200, (68, 2))
+    points[36:42], points[42:48] = (120, 100), (160, 100)
+    points[48:68] = np.random.default_rng(1).uniform((131, 141), (149, 159), (20, 2))
+    return points
+
+
+def test_landmarks_frame_by_frame(tmp_path):
+    """As users of face_alignment keep them: NPY and JSON of a film, in their usual nestings."""
+    points = points_68()
+    nothing = np.full((68, 2), np.nan)
+    deep = np.concatenate([points, np.ones((68, 1))], 1)
+    kept = {
+        "a.npy": np.stack([points, nothing, points]),
+        "b.npy": np.stack([points, nothing, points])[:, None],
+        "c.npy": np.stack([deep, np.full((68, 3), np.nan), deep]),
+        "d.json": [points.tolist(), None, [points.tolist()]],
+        "e.json": {"2": points.tolist(), "0": [points.tolist()], "1": []},
+    }
+    for name, value in kept.items():
+        path = tmp_path / name
+        if name.endswith("npy"):
+            np.save(path, value)
+        else:
+            path.write_text(json.dumps(value))
+        assert not face_tables.FaceTables(path).names_films
+        film = f"/clips/{path.stem}.mp4"
+        for tables in (face_tables.FaceTables(path), face_tables.FaceTables(tmp_path)):
+            assert tables.file_of(film) == path
+            table = tables.of(film)
+            assert [len(table.find(picture(k, k / 25))) for k in range(4)] == [1, 0, 1, 0]
+            [one] = table.find(picture(2, 0.08))
+            np.testing.assert_allclose(one.landmarks, points)
+            assert one.box[2] == pytest.approx(finding.BOX_PER_EYES * 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("a.npy", np.zeros((3, 12, 2)), "frame 0: it holds no landmarks.* 1 x 12 x 2 numbers"),
+        ("a.npy", np.zeros((3, 68, 2)), "frame 0: the eyes lie in one place"),
+        ("a.npy", np.array([None, np.zeros((68, 2))], object), r"a\.npy cannot be read .*pickle"),
+        ("a.json", [[[1, 2], [3]]], "frame 0: it holds no landmarks"),
+        ("a.json", {"one": []}, r"a\.json cannot be read as landmarks.*'one'"),
+        ("a.json", 3, r"a\.json cannot be read as landmarks"),
+    ],
+)
+def test_landmarks_that_are_none_say_where(tmp_path, name, value, says):
+    path = tmp_path / name
+    if name.endswith("npy"):
+        np.save(path, value, allow_pickle=True)
+    else:
+        path.write_text(json.dumps(value))
+    with pytest.raises(records.DataError, match=says) as said:
+        face_tables.FaceTables(path)
+    assert "\n" not in str(said.value)
+
+
+def test_points_called_x0_are_no_corners_of_a_box(tmp_path):
+    points = points_68()
+    names = [f"{axis}{k}" for k in range(68) for axis in "xy"]
+    values = ",".join(str(v) for v in points.ravel())
+    path = tmp_path / "dlib.csv"
+    path.write_text(f"frame,{','.join(names)}\n7,{values}\n")
+    [one] = face_tables.FaceTables(path).of("any.mp4").find(picture(7, 0.28))
+    np.testing.assert_allclose(one.landmarks, points)
+    assert one.box == pytest.approx(finding.box_of(points))
 
 
 def test_without_opencv_the_message_says_what_to_install(monkeypatch):

@@ -10,9 +10,13 @@ import pytest
 from common import errors
 from common.audio import io
 from common.data import prepared_films, stored_faces
+from common.video import crops, finding, following, frames, tracking
 from configs.separation import audiovisual_quickstart
 from separation import enhancer, films, live, sight
+from tests import films as films_made
 from tests.separation import test_enhancer
+from tests.separation.test_prepare_video import drawing
+from tests.separation.test_prepare_video import scene as scene_of
 
 RATE_HZ = test_enhancer.RATE_HZ
 SECONDS = 1.3
@@ -150,3 +154,92 @@ def test_somebody_of_a_prepared_film_is_heard_and_seen_live(
         ended = pytest.raises(SystemExit, match=message) if message else contextlib.nullcontext()
         with ended:
             call("--person=film~1", f"--output={out}")
+
+
+BOX = (74.0, 60.0, 139.0, 139.0)
+
+
+class Finder:
+    """One face in its place, in place of OpenCV."""
+
+    step = every = 5
+
+    def find(self, picture):
+        return [finding.Face(BOX)]
+
+
+def test_a_film_is_heard_and_seen_picture_by_picture(
+    network, tmp_path, monkeypatch, capsys, command
+):
+    """In place of a camera: the network on the whole with the mouths of that box."""
+    monkeypatch.setattr(enhancer, "load", lambda *_, **__: network)
+    monkeypatch.setattr(live.finding, "Cascade", Finder)
+    pictures = scene_of((drawing("one", FRAMES), 96, 130))
+    film = films_made.encode(
+        *(tmp_path / "film.mkv", pictures, np.arange(FRAMES) / 25, test_enhancer.noise(SECONDS))
+    )
+
+    def call(*options):
+        monkeypatch.setattr("sys.argv", ["live", "--workdir=x", *map(str, options)])
+        live.main()
+
+    out = tmp_path / "voice.wav"
+    call(f"--video={film}", f"--output={out}")
+    said = capsys.readouterr().out
+    assert f"Lips in {FRAMES} of {FRAMES} pictures" in said
+    boxes = np.tile(BOX, (FRAMES, 1))
+    track = tracking.Track(0, boxes, None, np.ones(FRAMES, bool))
+    shown = list(frames.pictures(film, 0.0))
+    views = crops.mouth_views(track)
+    mouths = [crops.as_array(views.cut(one.rgb(), 0).convert("L")) for one in shown]
+    face = crops.as_array(crops.face_views(track).cut(shown[0].rgb(), 0))
+    heard = io.load_audio(film, sample_rate_hz=RATE_HZ)
+    faces = sight.Seen(
+        np.stack(mouths)[None],
+        np.ones((1, FRAMES), bool),
+        np.stack([face, face])[None],
+        np.array([[True, False]]),
+    )
+    none = np.zeros((1, RATE_HZ), np.float32), np.zeros(1, np.int32)
+    apply = jax.jit(functools.partial(network._net.apply, train=False))
+    expected, _ = apply(
+        *(network.variables, heard[None], np.array([len(heard)]), *none),
+        mask=np.ones(1, bool),
+        seen=faces,
+    )
+    found = io.load_audio(out, sample_rate_hz=RATE_HZ)
+    np.testing.assert_allclose(found, np.asarray(expected)[0], atol=5e-5)  # 16 bits
+    kept = film.read_bytes()
+    for options, message in (
+        ((f"--video={film}",), "--output: with --video give a WAV file"),
+        ((f"--video={film}", "--camera=0", f"--output={out}"), "--video is in place of a --camera"),
+        ((f"--video={film}", "--input=a.wav", f"--output={out}"), "the sound is that of the film"),
+        (("--camera=0", "--input=a.wav", f"--output={out}"), "--camera goes with a microphone"),
+        ((f"--video={tmp_path / 'no.mp4'}", f"--output={out}"), r"no\.mp4: missing file"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            call(*options)
+    monkeypatch.setattr(Finder, "find", lambda *_: [])
+    with pytest.raises(SystemExit, match=r"film\.mkv: no face"):
+        call(f"--video={film}", f"--output={out}")
+    assert film.read_bytes() == kept
+
+
+def test_a_camera_shows_its_newest_mouth_whenever_a_picture_is_due(network):
+    class Newest(following.Camera):
+        def __init__(self):
+            self.asked = 0
+
+        @property
+        def mouth(self):
+            self.asked += 1
+            return np.full(films.MOUTH, self.asked, np.uint8)
+
+    camera = Newest()
+    hop = network.extractor.hop_size
+    channel, sound = live.Channel(hop), test_enhancer.noise(0.5)
+    sound = sound[: len(sound) // hop * hop]
+    for first in range(0, len(sound), hop):
+        channel.callback(sound[first : first + hop, None], np.zeros((hop, 1)), hop, None, None)
+    live.run(network.stream(), channel, len(sound) / RATE_HZ, RATE_HZ, camera)
+    assert camera.asked == sight.latest_picture(len(sound), RATE_HZ) + 1

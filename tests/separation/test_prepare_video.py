@@ -11,6 +11,7 @@ import soundfile
 from common.audio import io
 from common.data import indexing, manifest, prepared_films, records, stored_faces
 from common.data.embedded import faces, visemes
+from common.video import crops
 from separation import prepare_video
 from tests import commands, films
 
@@ -145,22 +146,24 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_others_go_on(tmp_path,
     mouth = drawing("one")
     here = scene((mouth, 60, 120))
     clips = tmp_path / "clips"
-    for name in ("good", "nobody", "mute", "silent", "short", "crowd", "pair"):
+    for name in ("good", "nobody", "mute", "silent", "short", "crowd", "pair", "closed"):
         sound = {"mute": None, "silent": np.zeros(FRAMES * 640)}.get(name, "tone")
         count = 50 if name == "short" else FRAMES
-        encode(clips / f"{name}.mp4", here[:count], sound)
+        shown = np.repeat(here[:1], FRAMES, axis=0) if name == "closed" else here[:count]
+        encode(clips / f"{name}.mp4", shown, sound)
     whole = (clips / "good.mp4").read_bytes()
     (clips / "half.mp4").write_bytes(whole[: len(whole) // 2])
     (clips / "text.mkv").write_text("no film")
     (clips / "notes.txt").write_text("no film either, and not called one")
-    lines = [line for n in ("good", "mute", "silent", "short") for line in boxes(n, 60, 120)]
+    alone = ("good", "mute", "silent", "short", "closed")
+    lines = [line for n in alone for line in boxes(n, 60, 120)]
     lines += boxes("crowd", 60, 120) + boxes("crowd", 110, 125)
     lines += boxes("pair", 60, 120) + boxes("pair", 300, 110, count=30)
     csv = table(tmp_path / "faces.csv", lines)
     out = tmp_path / "out"
     said = run(clips, tmp_path / "none.mp4", "--faces", csv, "--out", out)
     source = prepared_films.PreparedFilms(out)
-    assert [record["id"] for record in source] == ["good", "pair"]
+    assert [record["id"] for record in source] == ["closed", "good", "pair"]
     rows = [line.split("\t") for line in (out / "rejected.tsv").read_text().splitlines()[1:]]
     assert {pathlib.Path(path).name: reason for _, path, reason in rows if "pair" not in path} == {
         "none.mp4": "missing file",
@@ -169,14 +172,17 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_others_go_on(tmp_path,
         "mute.mp4": "no sound",
         "nobody.mp4": "no face (no line of it in faces.csv)",
         "short.mp4": "shorter than a window (50 of 64 pictures)",
-        "silent.mp4": f"no sound ({io.silence('mean')})",
+        "silent.mp4": "no sound (every sample is zero)",
         "text.mkv": "unreadable (its format is not known, or its header is damaged)",
     }
     assert next(row for row in rows if "pair" in row[1])[0].startswith("pair 0.00-1.")
-    assert "2 people in 2 of 9 films" in said
+    assert "3 people in 3 of 10 films" in said
+    assert "Lips that hardly move (closed, or a frozen picture): closed.\n" in said
     assert "2 no sound: mute, silent" in said
     assert not list(out.rglob(".*.tmp"))
-    assert {p.name for p in (out / "audio").iterdir()} == {"good.flac", "pair.flac"}
+    assert {p.name for p in (out / "audio").iterdir()} == {
+        f"{name}.flac" for name in ("closed", "good", "pair")
+    }
 
 
 def test_lists_name_films_and_what_is_known_of_them(tmp_path, run):
@@ -258,6 +264,56 @@ def test_a_damaged_table_of_one_film_of_several_is_named(tmp_path, run):
     assert "1 people in 1 of 2 films" in said
     assert "1 faces: a" in said
     assert "a.csv, line 2: 4 fields" in (tmp_path / "out" / "rejected.tsv").read_text()
+
+
+def mean_points(left: int, top: int) -> np.ndarray:
+    """68 landmarks, upright and as large as the mean face, whose mouth's middle is that of a
+    drawing at (left, top)."""
+    rng = np.random.default_rng(0)
+    known = crops._MEAN_FACE
+    points = np.array([known.get(k, rng.uniform(60, 190) * (1 + 1j)) for k in range(68)])
+    points[36:42] += known[36] - points[36:42] + rng.uniform(0, 20, 6)
+    points[42:48] += known[42] - points[42:48] + rng.uniform(0, 20, 6)
+    for k in known:
+        points[k] = known[k]
+    points[48:68] = 20 * np.exp(2j * np.pi * np.arange(20) / 20)  # around 0
+    points[48:68] += 128 + 180j
+    points += complex(left + 48, top + 48) - (128 + 180j)
+    return np.stack([points.real, points.imag], 1)
+
+
+@pytest.mark.parametrize("form", ["openface", "npy"])
+def test_landmarks_of_another_tool_say_where_the_mouth_is(tmp_path, run, form):
+    """OpenFace's table, or an array: the crop is the drawing around the middle of points 48-67,
+    whatever the box would be, and follows it."""
+    mouth, lefts = drawing("one"), 60 + 2 * (np.arange(FRAMES) // 4)
+    pictures = np.full((FRAMES, 240, 480), 90, np.uint8)
+    for picture, drawn, left in zip(pictures, mouth, lefts):
+        picture[120:216, left : left + 96] = drawn
+    encode(tmp_path / "film.mp4", pictures)
+    points = np.stack([mean_points(left, 120) for left in lefts])
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    if form == "npy":
+        np.save(faces / "film.npy", points)
+    else:
+        names = [f"{axis}_{k}" for axis in "xy" for k in range(68)]
+        header = ", ".join(["frame", "face_id", "timestamp", "confidence", "success", *names])
+        lines = [
+            f"{k + 1}, 0, {k / 25:.3f}, 0.98, 1, {', '.join(f'{v:.1f}' for v in one.T.ravel())}"
+            for k, one in enumerate(points)
+        ]
+        (faces / "film.csv").write_text("\n".join([header, *lines]) + "\n")
+    out = tmp_path / "out"
+    said = run(tmp_path / "film.mp4", "--faces", faces, "--out", out)
+    assert "1 people in 1 of 1 films" in said
+    [record] = prepared_films.PreparedFilms(out)
+    found = np.asarray(record["video"]).astype(int)
+    assert len(found) == FRAMES
+    inner = (slice(12, -12), slice(24, 72), slice(24, 72))  # beside ends, where smoothing bends
+    assert np.abs(found - mouth)[inner].mean() < 4
+    shifted = np.roll(mouth, 4, axis=2)
+    assert np.abs(found - shifted)[inner].mean() > 2 * np.abs(found - mouth)[inner].mean()
 
 
 def test_a_table_of_one_film_is_not_taken_for_two(tmp_path):

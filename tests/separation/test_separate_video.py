@@ -10,7 +10,7 @@ import soundfile
 
 from common import errors, workdir
 from common.audio import io
-from common.video import muxing
+from common.video import frames, muxing
 from configs.separation import audiovisual_quickstart
 from separation import separate_video
 from tests import films
@@ -126,3 +126,46 @@ def test_the_sound_of_a_film_begins_where_it_did(tmp_path):
     loud = next(float(time) for time, block in heard if np.abs(block).max() > 0.1)
     assert loud == pytest.approx(0.4 + 0.5, abs=0.07)
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "codec"),
+    [
+        # Pictures that are decoded in another order than shown, in a container without that order.
+        ("a.mkv", {"codec": "libx264", "coding": {"bf": "3", "b_strategy": "0"}}, "h264"),
+        ("a.mp4", {"codec": "libsvtav1", "coding": {"preset": "12"}}, "libdav1d"),  # no encoder
+        # What does not stand in an MP4 is encoded again.
+        ("a.avi", {"codec": "huffyuv", "pix_fmt": "yuv422p", "sound_codec": "pcm_s16le"}, "h264"),
+    ],
+)
+def test_odd_codecs_keep_their_pictures_in_time(tmp_path, name, settings, codec):
+    settings = {"sound_codec": "aac", **settings}
+    numbered, times = films.numbered(FRAMES), np.arange(FRAMES) / 25
+    try:
+        path = films.encode(tmp_path / name, numbered, times, films.tone(FRAMES / 25), **settings)
+    except av.codec.codec.UnknownCodecError:
+        pytest.skip(f"no {settings['codec']} in this FFmpeg")
+    soundfile.write(tmp_path / "voice.wav", films.tone(FRAMES / 25), 16_000)
+    zero = frames.sound_start(path)
+    muxing.with_sound(path, tmp_path / "voice.wav", tmp_path / "out" / "a.mp4", zero=zero)
+    made = tmp_path / "out" / "a.mp4"
+    with av.open(str(made)) as container:
+        assert container.streams.video[0].codec_context.name == codec
+    shown = [films.number(one) for one in frames.pictures(made, frames.sound_start(made))]
+    before = [films.number(one) for one in frames.pictures(path, zero)]
+    assert len(set(before)) == FRAMES
+    assert shown == before
+
+
+def test_pictures_that_nothing_takes_are_one_message(tmp_path, monkeypatch):
+    path = films.encode(tmp_path / "a.mkv", films.numbered(9), np.arange(9) / 25, films.tone(1))
+    soundfile.write(tmp_path / "voice.wav", films.tone(1), 16_000)
+
+    def refuse(*_):
+        raise ValueError("no encoder")
+        yield
+
+    monkeypatch.setattr(muxing, "_copied", refuse)
+    with pytest.raises(frames.FilmError, match=r"a\.mkv: cannot be written as an MP4 \(no encod"):
+        muxing.with_sound(path, tmp_path / "voice.wav", tmp_path / "out.mp4", zero=0.0)
+    assert not (tmp_path / "out.mp4").exists()
