@@ -117,13 +117,15 @@ class Camera:
 
     def _work(self) -> None:
         number = 0
-        while not self._ended.is_set():
-            there, image = self._opened.read()
-            if not there:
-                self._mouth = None
-                break
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
-            self._mouth = self._follower(frames.Picture(number, frame, number, 0.0, False))
-            number += 1
-            if self._mouth is not None:
-                self._first.set()
+        try:
+            while not self._ended.is_set():
+                there, image = self._opened.read()
+                if not there:
+                    break
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
+                self._mouth = self._follower(frames.Picture(number, frame, number, 0.0, False))
+                number += 1
+                if self._mouth is not None:
+                    self._first.set()
+        finally:
+            self._mouth = None  # whatever ended it: an old mouth is not what is seen now
