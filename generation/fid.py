@@ -103,7 +103,7 @@ def report(
     of the other, and so are the real ones: the floor for so many.
     """
     made, real = (
-        np.concatenate([batch[f"inception_{side}"] for batch in outputs]).astype(np.float64)
+        np.concatenate([batch[f"inception_{side}"] for batch in outputs])
         for side in ("made", "real")
     )
     people = np.concatenate([batch["person"][batch["mask"]] for batch in outputs])

@@ -1,10 +1,12 @@
 """FID and KID: known answers, halves, names by whose weights they are."""
 
+import jax
+import ml_collections
 import numpy as np
 import pytest
 
-from common import errors, package
-from generation import distances, fid, inception
+from common import errors, package, parallel
+from generation import distances, fid, inception, task
 
 SIZE = 40  # features, more than pictures
 
@@ -113,12 +115,12 @@ def test_few_people_say_nothing():
     assert fid.report("dev", rows, network(), by_class=True).scalars
 
 
-def test_networks_without_pictures_are_refused(tmp_path):
-    """Before anything is read."""
-    for kind in ("face2voice", "voice"):
-        config = package.FrozenConfigDict({"model": {"kind": kind}})
-        context = package.Context(
-            tmp_path, config, None, None, options=fid.Options(str(tmp_path / "none.pth"))
-        )
-        with pytest.raises(errors.UserError, match=f"of kind '{kind}' makes no pictures"):
-            fid.EVALUATE.run(None, context)
+@pytest.mark.parametrize("kind", ["face2voice", "matcher", "voice"])
+def test_networks_without_pictures_are_refused(tmp_path, kind):
+    """Before the file is looked for."""
+    config = ml_collections.FrozenConfigDict({"model": {"kind": kind}})
+    options = fid.Options(str(tmp_path / "none.pth"))
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    context = package.Context(tmp_path, config, mesh, None, options=options)
+    with pytest.raises(errors.UserError, match=f"of kind '{kind}' makes no pictures"):
+        fid.EVALUATE.run(task.PACKAGE, context)
