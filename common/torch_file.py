@@ -41,7 +41,7 @@ class TorchFileError(errors.UserError):
 def read(path: pathlib.Path | str) -> Any:
     """What `torch.save` wrote: dicts of arrays, numbers and texts.
 
-    Raises TorchFileError: no such file, damaged, of PyTorch before 0.1.10, or other objects in it.
+    Raises TorchFileError: no such file, damaged, of the first PyTorches, or other objects in it.
     """
     path = pathlib.Path(path)
     try:
@@ -55,7 +55,7 @@ def read(path: pathlib.Path | str) -> Any:
         raise TorchFileError(f"{path} cannot be read ({error.strerror or error}).") from error
     except zipfile.BadZipFile as error:
         raise TorchFileError(
-            f"{path} is no file of torch.save, damaged, or older than PyTorch 0.1.10 ({error}). "
+            f"{path} is no file of torch.save, damaged, or of the first PyTorches ({error}). "
             "Download it again; an old one is written anew by PyTorch: "
             "torch.save(torch.load(PATH, map_location='cpu'), NEW)."
         ) from error

@@ -24,7 +24,7 @@ def view(shape: Any, strides: Any = None, offset: int = 0) -> tuple[Any, Any, in
 
 def _pickled(views: Mapping[str, tuple[Any, Any, int]], count: int, call: str) -> bytes:
     storage = f"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI{count}\ntQ"
-    more = "" if call.endswith("_tensor") else "I00\nN"  # of PyTorch before 0.4 or since
+    more = "" if call.endswith("_tensor") else "I00\nN"
     entries = [
         f"S'{name}'\nc{call}\n({storage}I{offset}\n{_integers(shape)}{_integers(strides)}{more}tRs"
         for name, (shape, strides, offset) in views.items()
