@@ -21,6 +21,7 @@ from common import errors, mode_options, workdir
 from common.data import splits
 from common.package import Mode, Package
 
+_DASHED = re.compile(r"(?<=^--)\w[\w-]*")  # --host-devices is --host_devices
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -90,6 +91,7 @@ def parse(package: Package, modes: Mapping[str, Mode], argv: Sequence[str]) -> O
         print(help_text(package, modes, _mode_named(rest)))
         sys.exit(0)
     overrides, rest = _separate(rest)
+    rest = [_DASHED.sub(lambda found: found[0].replace("-", "_"), word) for word in rest]
     asked = modes.get(_mode_named(rest))
     own = asked.options if asked else None
     values = _define(modes, asked)

@@ -23,12 +23,24 @@ def frechet(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
     """
     if min(len(x), len(y)) < 2:
         raise ValueError("a Frechet distance takes two pictures on each side")
+    if max(len(x), len(y)) < x.shape[-1]:
+        return _frechet_of_few(x, y)
     a, b = (np.atleast_2d(np.cov(z, rowvar=False, dtype=np.float64)) for z in (x, y))
     shift = np.mean(x, axis=0, dtype=np.float64) - np.mean(y, axis=0, dtype=np.float64)
     root = _root(a)
     # Of a positive semidefinite matrix; rounding makes some of its zeros negative.
     both = np.sqrt(np.clip(np.linalg.eigvalsh(root @ b @ root), 0, None)).sum()
     return float(shift @ shift + np.trace(a) + np.trace(b) - 2 * both)
+
+
+def _frechet_of_few(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
+    """The same by matrices of pictures and not of dimensions: with A = X^T X and B = Y^T Y the last
+    trace is that of the singular values of X Y^T."""
+    means = [np.mean(z, axis=0, dtype=np.float64) for z in (x, y)]
+    a, b = ((z - mean) / np.sqrt(len(z) - 1) for z, mean in zip((x, y), means))
+    shift = means[0] - means[1]
+    both = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    return float(shift @ shift + np.square(a).sum() + np.square(b).sum() - 2 * both)
 
 
 def _root(x: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
@@ -67,6 +79,14 @@ def kernel_distance(
     compared with himself, however often he is taken: x and y of the same people will do.
     """
     return _apart(xx, first, first) + _apart(yy, second, second) - 2 * _apart(xy, first, second)
+
+
+def kernel_distance_of_sets(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
+    """The same of pictures that are all somebody else's, KID as published: every x is compared with
+    every y."""
+    both = np.concatenate([x, y])
+    kernel, first = polynomial(both, both), np.arange(len(both)) < len(x)
+    return kernel_distance(kernel, kernel, kernel, first.astype(float), (~first).astype(float))
 
 
 def _apart(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import errors, metrics, optim, package, parallel, parts, pictures, state, steps
+from common import errors, metrics, optim, package, parallel, parts, state, steps
 from common import workdir as workdir_lib
 from common.data import classes as classes_lib
 from common.data import splits
@@ -21,15 +21,19 @@ from generation import (
     diff_augment,
     directions,
     encoders,
+    fid,
     film,
     fitting,
     genders,
+    images,
+    inception,
     judging,
     labelled,
     losses,
     matcher,
     model,
     paired,
+    showing,
     sides,
     sounds,
     voice,
@@ -41,15 +45,15 @@ from speaker import margins
 log = logging.getLogger(__name__)
 
 _WEIGHT_OF_WRONG = 0.5  # of each of the two kinds of what is not to be believed
-_SCALE = 2  # of pictures in grids
 _SCALED_BY = 256  # recordings
 
 
 @dataclasses.dataclass(frozen=True)
 class GanTask(paired.PairedTask):
-    """See `common.task.Task`."""
+    """See `common.task.Task`. With `fid_network` evaluations also say FID and KID."""
 
     averaged: tuple[str, ...] = ("generator", directions.FACE)
+    fid_network: inception.Inception | None = dataclasses.field(default=None, compare=False)
 
     def prepare(self) -> None:
         super().prepare()
@@ -351,14 +355,14 @@ class GanTask(paired.PairedTask):
         return genders.learned_from(faces, known, self.config.picture, judge.features)
 
     def keep(self, split: str, outputs: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
-        """The judge's vectors, and the pictures of the grid with their sounds."""
+        """The judge's vectors, Inception's, and the pictures of the grid with their sounds."""
         kept = {name: outputs[name] for name in ("person", "turn", "mask", "index")}
         if self.judge is not None:
             kept |= self.direction.judged(self.judge, outputs)
-        shown = outputs["mask"] & (outputs["turn"] == 0)
-        shown &= outputs["person"] < self.config.samples.people
-        kept["grid_person"] = outputs["person"][shown]
-        return kept | self.direction.shown(outputs, shown)
+        if self.fid_network is not None:
+            made = images.to_bytes(outputs["fakes"][:, 0])
+            kept |= fid.kept(self.fid_network, outputs["mask"], made, outputs["face"])
+        return kept | showing.kept(self.direction, outputs, self.config.samples.people)
 
     def report(
         self,
@@ -366,21 +370,17 @@ class GanTask(paired.PairedTask):
         outputs: Sequence[Mapping[str, np.ndarray]],
         examples: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> Report:
-        """A grid, a column a person, of sounds also the sounds; and the judge's figures."""
+        """What is shown of it, and what was measured."""
         del examples
         way, rate = self.direction, self.config.data.sample_rate_hz
-        names = [name for name in ("grid", "grid_person", "sound") if name in outputs[0]]
-        shown = {name: np.concatenate([batch[name] for batch in outputs]) for name in names}
-        people = shown["grid_person"]
-        rows = shown["grid"][np.argsort(people)].swapaxes(0, 1)
-        grid = pictures.tiled([list(row) for row in rows], scale=_SCALE)
-        heard = {
-            f"{way.made}_{person}": (sound, rate)
-            for person, sound in zip(people.tolist(), shown.get("sound", ()))
-        }
-        found = Report({}) if self.judge is None else self._judgement(split, outputs)
-        grids, over = {f"{way.made}s": grid}, self.parts[split].identity
-        return dataclasses.replace(found, samples=grids, audio=heard, over=over)
+        samples, audio = showing.of_outputs(way.made, outputs, rate)
+        found = [] if self.judge is None else [self._judgement(split, outputs)]
+        if self.fid_network is not None:
+            by_class = self.config.faces.kind in labelled.KINDS
+            found.append(fid.report(split, outputs, self.fid_network, by_class))
+        numbers = {name: x for one in found for name, x in one.scalars.items()}
+        lines, over = [line for one in found for line in one.lines], self.parts[split].identity
+        return Report(numbers, lines, samples=samples, audio=audio, over=over)
 
     def _judgement(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
         known = self.genders_of(split)
@@ -501,5 +501,6 @@ PACKAGE = package.Package(
         *("data.sample_rate_hz", "data.train", "data.independent"),
         *("data.crop_seconds", "data.batch_rows"),  # of no use without training
     ),
+    modes={"evaluate": fid.EVALUATE},
     completed=fitting.completed,
 )

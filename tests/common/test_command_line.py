@@ -50,6 +50,14 @@ def test_settings_on_the_command_line_go_into_the_file(tmp_path):
     assert options.overridden["data.batch_rows"] == 16
 
 
+def test_dashes_in_names_of_flags(tmp_path):
+    """They are as good as underscores; values stay as they are."""
+    options = parse(tmp_path, CONFIG, "--host-devices=2", "--config.data.root=a-b")
+    assert (options.host_devices, options.config.data.root) == (2, "a-b")
+    with pytest.raises(errors.UserError, match="flag 'process_es'"):
+        parse(tmp_path, CONFIG, "--process-es=2")
+
+
 def test_the_last_of_several_counts(tmp_path):
     """Of tuples too, which are not joined: commands put settings behind those of a user."""
     twice = ("--config.optimizer.boundaries=(3, 5)", "--config.data.train=a,b", "--config.seed=1")

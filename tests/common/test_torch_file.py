@@ -2,12 +2,12 @@
 
 import pathlib
 import pickle
-import zipfile
 
 import numpy as np
 import pytest
 
 from common import torch_file
+from tests import torch_files
 
 PUBLISHED = pathlib.Path(__file__).parents[1] / "speaker" / "data" / "wespeaker_xvec"
 
@@ -25,49 +25,74 @@ def test_arrays_of_a_file_that_pytorch_wrote():
     assert dtypes == {"float32", "int64"}
 
 
-def integers(values):
-    return "(" + "".join(f"I{value}\n" for value in values) + "t"
+SIX = np.arange(6)
 
 
-def save(path, shape, strides, *, offset=0, call="torch._utils\n_rebuild_tensor_v2", **others):
-    """A file as torch.save writes it: "x", a view of a storage of the six numbers 0 to 5."""
-    storage = "(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI6\ntQ"
-    view = f"I{offset}\n{integers(shape)}{integers(strides)}"
-    files = {
-        "net/data.pkl": f"(dS'x'\nc{call}\n({storage}{view}I00\nNtRs.",
-        "net/byteorder": "little",
-        "net/data/0": np.arange(6, dtype="<f4").tobytes(),
-        **others,
+@pytest.mark.parametrize("save", [torch_files.save, torch_files.save_old])
+def test_views_of_a_storage(tmp_path, save):
+    views = {
+        "transposed": torch_files.view((3, 2), (1, 3)),
+        "every second": torch_files.view((2,), (2,), offset=3),
+        "empty": torch_files.view((0, 2), (2, 1)),
     }
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
+    read = torch_file.read(save(tmp_path / "net.pt", views, SIX))
+    np.testing.assert_array_equal(read["transposed"], [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(read["every second"], [3, 5])
+    assert read["empty"].shape == (0, 2)
 
 
-def test_views_of_a_storage(tmp_path):
-    read = torch_file.read(save(tmp_path / "a.pt", (3, 2), (1, 3)))["x"]
-    np.testing.assert_array_equal(read, [[0, 3], [1, 4], [2, 5]])  # a transposed matrix
-    read = torch_file.read(save(tmp_path / "b.pt", (2,), (2,), offset=3))["x"]
-    np.testing.assert_array_equal(read, [3, 5])
-    assert torch_file.read(save(tmp_path / "c.pt", (0, 2), (2, 1)))["x"].shape == (0, 2)
+def test_the_oldest_tensors(tmp_path):
+    views, call = {"x": torch_files.view((2, 3))}, "torch._utils\n_rebuild_tensor"
+    read = torch_file.read(torch_files.save_old(tmp_path / "net.pt", views, SIX, call))
+    np.testing.assert_array_equal(read["x"], [[0, 1, 2], [3, 4, 5]])
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("view", "options", "message"),
     [
-        ({"shape": (7,)}, "reaches beyond its storage"),
-        ({"shape": (2,), "offset": 5}, "reaches beyond its storage"),
-        ({"call": "os\nsystem"}, "it names os.system"),  # and is not called
-        ({"call": "torch._utils\n_rebuild_sparse_tensor"}, "_rebuild_sparse_tensor, which is not"),
-        ({"net/byteorder": "big"}, "big-endian"),
-        ({"net/data.pkl": "(dS'x'\n"}, "is damaged"),
-        ({"other/data.pkl": "."}, "no data.pkl, or several"),
+        (((7,),), {}, "reaches beyond its storage"),
+        (((2,), (1,), 5), {}, "reaches beyond its storage"),
+        (((6,),), {"call": "os\nsystem"}, "it names os.system"),  # and is not called
+        (
+            ((6,),),
+            {"call": "torch._utils\n_rebuild_sparse_tensor"},
+            "_rebuild_sparse_tensor, which is not",
+        ),
+        (((6,),), {"net/byteorder": "big"}, "big-endian"),
+        (((6,),), {"net/data.pkl": "(dS'x'\n"}, "is damaged"),
+        (((6,),), {"other/data.pkl": "."}, "no data.pkl, or several"),
     ],
 )
-def test_what_is_not_read_is_one_message(tmp_path, options, message):
-    path = save(tmp_path / "net.pt", **{"shape": (6,), "strides": (1,), **options})
+def test_what_is_not_read_is_one_message(tmp_path, view, options, message):
+    views = {"x": torch_files.view(*view)}
+    path = torch_files.save(tmp_path / "net.pt", views, SIX, **options)
     with pytest.raises(torch_file.TorchFileError, match=message):
+        torch_file.read(path)
+
+
+@pytest.mark.parametrize(
+    ("view", "options", "cut", "message"),
+    [
+        (((7,),), {}, None, "reaches beyond its storage"),
+        (((6,),), {"call": "os\nsystem"}, None, "it names os.system"),
+        (((6,),), {"machine": {"little_endian": False}}, None, "big-endian"),
+        (((6,),), {}, -4, "cut short, or storage 0"),
+        (((6,),), {}, 40, "is damaged"),
+        (((6,),), {}, 4, "is damaged"),
+    ],
+)
+def test_what_is_not_read_of_old_files(tmp_path, view, options, cut, message):
+    views = {"x": torch_files.view(*view)}
+    path = torch_files.save_old(tmp_path / "net.pt", views, SIX, **options)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(torch_file.TorchFileError, match=message):
+        torch_file.read(path)
+
+
+def test_a_pickle_of_something_else(tmp_path):
+    path = tmp_path / "net.pt"
+    path.write_bytes(pickle.dumps({"x": 1}, 2) + pickle.dumps(1001, 2))
+    with pytest.raises(torch_file.TorchFileError, match="it does not begin as files"):
         torch_file.read(path)
 
 
@@ -75,8 +100,8 @@ def test_files_that_are_no_archives(tmp_path):
     path = tmp_path / "net.pt"
     with pytest.raises(torch_file.TorchFileError, match="No such file"):
         torch_file.read(path)
-    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C))  # what a file of PyTorch 1.5 begins with
-    with pytest.raises(torch_file.TorchFileError, match=r"older than PyTorch 1\.6"):
+    path.write_bytes(b"no archive")
+    with pytest.raises(torch_file.TorchFileError, match=r"of the first PyTorches"):
         torch_file.read(path)
     whole = (PUBLISHED / "avg_model.pt").read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

@@ -13,7 +13,7 @@ import pytest
 
 from common.audio import io
 from tests import commands
-from tests.generation import layouts
+from tests.generation import inception_file, layouts
 
 CONFIGS = "--config=configs/generation/"
 
@@ -144,6 +144,34 @@ def test_more_people_are_measured_as_a_set_and_by_gender(runs, tmp_path):
     # A network of 30 steps draws no faces, and hardly two different ones.
     assert numbers["kernel"] > 0
     assert numbers["diversity"] < 0.5
+
+
+@pytest.mark.slow
+def test_fid_and_kid_by_the_weights_that_are_given(runs, tmp_path):
+    folder, _ = runs
+    shutil.copytree(folder / "quickstart", tmp_path / "run")
+    weights = inception_file.write(tmp_path / "net.pth")
+    found = commands.run(
+        "generation.main",
+        *(f"--workdir={tmp_path / 'run'}", "--mode=evaluate", f"--inception-weights={weights}"),
+        *("--config.data.eval_voices=8", "--config.data.eval_turns=1"),
+    )
+    assert ": 8 made pictures against as many real ones, brought to 299 x 299" in found.stdout
+    assert "subsets of 4 pictures, deviation " in found.stdout
+    numbers = json.loads((tmp_path / "run" / "results" / "dev.json").read_text())
+    assert numbers["inception_weights"] == str(weights)
+    names = {"fid", "fid_of_halves", "real_fid_of_halves", "kid", "kid_deviation", "real_kid"}
+    assert names <= set(numbers)
+    assert None not in [numbers[name] for name in names]
+    # What a network of 30 steps draws is unlike any face.
+    assert numbers["fid_of_halves"] > numbers["real_fid_of_halves"]
+    evaluate = f"--workdir={tmp_path / 'run'}", "--mode=evaluate"
+    refused = commands.message(
+        "generation.main", *evaluate, f"--inception_weights={tmp_path / 'run' / 'config.json'}"
+    )
+    assert "config.json is no file of torch.save" in refused
+    refused = commands.message("generation.main", evaluate[0], f"--inception_weights={weights}")
+    assert "--inception_weights is a flag of --mode=evaluate alone" in refused
 
 
 @pytest.mark.slow
