@@ -13,9 +13,9 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
-from common.audio import frontend
+from common.audio import frontend, inverse
 from common.nn import conv, masking
 from generation import matcher
 
@@ -45,6 +45,17 @@ def levelled(audio: Float[Array, "b t"], lengths: Int[Array, "b"]) -> Float[Arra
     audio = masking.zero_padding(audio.astype(jnp.float32)[:, :, None], lengths)
     power = masking.masked_mean(jnp.square(audio), lengths)
     return audio[:, :, 0] * (LEVEL * jax.lax.rsqrt(power + 1e-12))
+
+
+def sound(
+    frames: Float[Array, "b l m"],
+    lengths: Int[Array, "b"],
+    config: frontend.LogMelConfig,
+    keys: Key[Array, "b"],
+) -> Float[Array, "b t"]:
+    """Log-mel frames as sound (`inverse.sound`), with silence for what is not true."""
+    true = masking.length_mask(lengths, frames.shape[1])[:, :, None]
+    return inverse.sound(jnp.where(true, frames, math.log(_FLOOR)), config, keys)
 
 
 def instance_norm(x: Float[Array, "b l d"], lengths: Int[Array, "b"]) -> Float[Array, "b l d"]:

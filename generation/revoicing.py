@@ -11,8 +11,8 @@ import numpy as np
 
 from asr import load as load_recogniser
 from asr import wer
-from common import metrics, parallel, state, workdir
-from common.audio import augment, frontend, inverse, mel
+from common import errors, metrics, parallel, state, workdir
+from common.audio import augment, frontend, mel
 from common.data import classes as classes_lib
 from common.task import Batch, Metrics, Report
 from generation import images, judging, matcher, model, paired, revoice, spoken, voice
@@ -126,10 +126,11 @@ class RevoiceTask(paired.PairedTask):
         lengths = jnp.where(mask, batch["source_lengths"], 0)
         source, count = self.heard(batch["source"], lengths)
         names = ("person", "turn", "face", "probe", "source", "source_lengths", "source_person")
-        outputs = {name: batch[name] for name in names} | {"copied": source}
+        outputs = {name: batch[name] for name in names} | {"frames_copied": source}
         outputs["source_index"] = batch["source_index"]
         outputs |= {
-            f"by_{name}": self.net.apply(variables, source, count, of) for name, of in who.items()
+            f"frames_{name}": self.net.apply(variables, source, count, of)
+            for name, of in who.items()
         }
         return sums, outputs
 
@@ -150,17 +151,20 @@ class RevoiceTask(paired.PairedTask):
 
     @functools.cached_property
     def _inverse(self) -> Any:
-        return jax.jit(lambda frames, keys: inverse.sound(frames, self.front_end, keys))
+        def inverse(frames: jax.Array, lengths: jax.Array, keys: jax.Array) -> jax.Array:
+            count = self.front_end.num_frames(lengths)
+            return revoice.sound(frames, count, self.front_end, keys)
+
+        return jax.jit(inverse)
 
     def sounds(
-        self, frames: np.ndarray, index: np.ndarray, like: np.ndarray, lengths: np.ndarray
+        self, frames: np.ndarray, like: np.ndarray, lengths: np.ndarray, keys: jax.Array
     ) -> np.ndarray:
-        """Log-mel frames as sounds, each as long and as loud as another; the phases begin by
-        `index`."""
-        keys = jax.vmap(jax.random.key)(jnp.asarray(index, jnp.uint32))
-        audio = np.array(self._inverse(frames, keys))[:, : like.shape[1]]
+        """Log-mel frames as sounds, each as long and as loud as another [b, t]; the phases begin
+        by the keys."""
+        audio = np.array(self._inverse(frames, lengths, keys))[:, : like.shape[1]]
         audio[np.arange(audio.shape[1])[None] >= lengths[:, None]] = 0
-        return np.stack([as_loud(sound, other) for sound, other in zip(audio, like)])
+        return np.stack([as_loud(one, other) for one, other in zip(audio, like)])
 
     def keep(self, split: str, outputs: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
         """What is made of a source as sound, for those who judge it and for some to hear."""
@@ -168,17 +172,12 @@ class RevoiceTask(paired.PairedTask):
         kept = {name: outputs[name] for name in names}
         shown = outputs["mask"] & (outputs["turn"] == 0)
         shown &= outputs["person"] < self.config.samples.people
-        judged = outputs["mask"] if self.judge or self.recogniser else shown
-        rows, lengths = np.flatnonzero(judged), outputs["source_lengths"]
-        source = outputs["source"]
-        made = {"natural": source}
-        for name, frames in (("copied", "copied"), *((way, f"by_{way}") for way in WAYS)):
-            made[name] = np.zeros_like(source)
-            if len(rows):
-                made[name][rows] = self.sounds(
-                    # All rows of a batch or some: one program, of as many as a batch has.
-                    *(outputs[frames], outputs["index"], source, lengths)
-                )[rows]
+        source, lengths = outputs["source"], outputs["source_lengths"]
+        made = {name: np.zeros_like(source) for name in SIGNALS} | {"natural": source}
+        if self.judge or self.recogniser or shown.any():
+            keys = jax.vmap(jax.random.key)(outputs["index"].astype(np.uint32))
+            for name in SIGNALS[1:]:
+                made[name] = self.sounds(outputs[f"frames_{name}"], source, lengths, keys)
         people = np.flatnonzero(shown)
         kept["shown_person"] = outputs["person"][people]
         kept |= {f"shown_{name}": made[name][people] for name in SIGNALS}
@@ -258,6 +257,15 @@ class RevoiceTask(paired.PairedTask):
 
     def check_checkpoint(self, meta: Mapping[str, Any]) -> None:
         judging.check_kind(meta, "revoice", self.workdir)
+
+
+def check_task(task: Any, folder: Any) -> None:
+    """Raises UserError for a run of this kind where nothing is to be said."""
+    if isinstance(task, RevoiceTask):
+        raise errors.UserError(
+            f"{folder} has a network that says a recording in another voice: give it one "
+            "(generation.sample --face=face.jpg --say=a.wav --out=voice.wav)."
+        )
 
 
 def as_loud(sound: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 
 from common import errors, evaluation, metrics, parallel
 from common.audio import frontend
+from common.data import pipeline
 from generation import data, judging, matcher, revoice, revoicing, spoken
 from tests.generation import people as toy
 
@@ -141,10 +142,11 @@ def evaluated(task, variables):
     step = evaluation.make_eval_step(task, task.config, mesh)
     (batches,) = task.eval_data().values()
     kept, sums = [], []
-    for batch in batches:
-        found, outputs = step(variables, parallel.global_batch(batch, mesh))
-        sums.append(found)
-        kept.append(task.keep("dev", jax.device_get(outputs)))
+    with pipeline.opened(batches) as rows:
+        for batch in rows:
+            found, outputs = step(variables, parallel.global_batch(batch, mesh))
+            sums.append(found)
+            kept.append(task.keep("dev", jax.device_get(outputs)))
     return task.report("dev", kept), metrics.finalize(metrics.merge(sums))
 
 
@@ -186,7 +188,9 @@ def test_reports_have_sounds_and_figures(task):
     assert rate == toy.RATE_HZ
     natural, _ = report.audio["1_natural"]
     assert abs(len(sound) - len(natural)) < 800
-    assert np.std(sound) == pytest.approx(float(np.std(natural)), rel=0.1)
+    # As loud, or softer where peaks would be cut.
+    assert 0 < np.std(sound) < 1.1 * np.std(natural)
+    assert np.abs(sound).max() <= 1
     vars(task)["judge"] = Ears()
     try:
         report, _ = evaluated(task, variables)
