@@ -158,7 +158,7 @@ class RevoiceTask(paired.PairedTask):
         return jax.jit(inverse)
 
     def sounds(
-        self, frames: np.ndarray, like: np.ndarray, lengths: np.ndarray, keys: jax.Array
+        self, frames: Any, like: np.ndarray, lengths: np.ndarray, keys: jax.Array
     ) -> np.ndarray:
         """Log-mel frames as sounds, each as long and as loud as another [b, t]; the phases begin
         by the keys."""
