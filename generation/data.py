@@ -233,12 +233,15 @@ def first_recordings(
     return np.stack(rows)
 
 
-def check_rows(config: Any) -> None:
-    """Raises UserError for batches that devices and accumulation cannot share."""
-    rows, per_step = config.data.batch_rows, jax.device_count() * config.accumulate
+def check_rows(config: Any, every: int = 1) -> None:
+    """Raises UserError for batches that devices and accumulation cannot share, in each of which
+    there have to be a multiple of `every` rows."""
+    rows, per_step = config.data.batch_rows, jax.device_count() * config.accumulate * every
     if rows % per_step:
+        more = " x config.model.revoice.said_every" if every > 1 else ""
         raise errors.UserError(
-            f"config.data.batch_rows={rows} does not divide by {per_step} (devices x accumulation)."
+            f"config.data.batch_rows={rows} does not divide by {per_step} (devices x "
+            f"accumulation{more})."
         )
 
 

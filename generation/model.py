@@ -255,8 +255,10 @@ def _check_revoice(config: Any) -> None:
             f"config.model.revoice.warp={tuple(sizes.warp)}: from a factor of 0.5 to 1 to one of 1 "
             "to 2; (1.0, 1.0) is none."
         )
-    if min(sizes.width, sizes.code, sizes.blocks) < 1:
-        raise errors.UserError("config.model.revoice: width, code and blocks have to be positive.")
+    if min(sizes.width, sizes.code, sizes.blocks, sizes.said_every) < 1:
+        raise errors.UserError(
+            "config.model.revoice: width, code, blocks and said_every have to be positive."
+        )
     if config.features.normalize != "none":
         raise errors.UserError(
             f"config.features.normalize={config.features.normalize!r} loses the level of a voice, "

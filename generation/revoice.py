@@ -27,12 +27,17 @@ _MIDDLE, _SPAN = -4.0, 3.0  # log-mel of speech at that level: about its mean an
 @dataclasses.dataclass(frozen=True)
 class RevoiceConfig:
     """Sizes. `code` channels, every second frame, are all that the decoder knows of what is said;
-    `warp`: by what factors voices are made higher or lower for the content encoder in training."""
+    `warp`: by what factors voices are made higher or lower for the content encoder in training.
+
+    `said_every`: of so many rows of a batch one is said in training, while voices and faces of all
+    are compared, which need many and cost little.
+    """
 
     width: int = 128
     code: int = 16
     blocks: int = 2
     warp: tuple[float, float] = (0.75, 1.33)
+    said_every: int = 1
 
 
 def front_end(config: frontend.LogMelConfig) -> frontend.LogMelConfig:

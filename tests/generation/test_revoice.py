@@ -14,6 +14,7 @@ from tests.generation import people as toy
 SMALL = {
     **{"model.kind": "revoice", "loss.wrong_pairs": False, "loss.contrast": 0.2},
     **{"model.revoice.width": 16, "model.revoice.code": 8, "model.revoice.blocks": 1},
+    **{"model.revoice.said_every": 2},
     **{"model.matcher.colour": 0.0},  # people are told apart by colour
 }
 
@@ -212,6 +213,12 @@ def test_reports_have_sounds_and_figures(task):
 def test_settings_that_cannot_be_are_said(tmp_path, changes, words):
     with pytest.raises(errors.UserError, match=words):
         toy.make_task(tmp_path, {**SMALL, **changes})
+
+
+def test_a_batch_has_whole_groups_of_rows(tmp_path):
+    task = toy.make_task(tmp_path, {**SMALL, "model.revoice.said_every": 3})
+    with pytest.raises(errors.UserError, match=r"does not divide by 3 .* said_every"):
+        task.train_data()
 
 
 def test_checkpoints_of_other_kinds_are_refused(task, tmp_path):
