@@ -10,17 +10,25 @@ in semitones. A voice that does not move correlates with its source's by 1.
 import argparse
 import pathlib
 
+import jax
 import librosa
 import numpy as np
 
 from common import app, trained
-from generation import data, spoken, task, voice_changer
+from generation import data, revoicing, spoken, task, voice_changer
 
 
 def height(audio: np.ndarray, rate: int) -> float:
     """Median F0 in semitones over 1 Hz; NaN where nothing is voiced."""
     found, voiced, _ = librosa.pyin(audio, fmin=50, fmax=500, sr=rate, hop_length=320)
     return 12 * np.log2(np.median(found[voiced])) if voiced.any() else np.nan
+
+
+def copied(task: revoicing.RevoiceTask, audio: np.ndarray, room: int) -> np.ndarray:
+    """A recording of at most `room` samples through its log-mel frames: what Griffin-Lim costs."""
+    padded, lengths = np.pad(audio, (0, room - len(audio)))[None], np.array([len(audio)], np.int32)
+    frames, _ = task.heard(padded, lengths)
+    return task.sounds(frames, padded, lengths, jax.random.split(jax.random.key(0), 1))[0]
 
 
 def main() -> None:
@@ -51,10 +59,16 @@ def measure(args: argparse.Namespace) -> None:
             "other": changer.heard(row["source"]),
         }
         said = {way: changer.say(row["source"], vector) for way, vector in who.items()}
+        said["copied"] = copied(found.task, row["source"], 4 * rate)
         sounds = {"source": row["source"], "target": row["probe"], **said}
         heights.append({way: height(sound, rate) for way, sound in sounds.items()})
     table = {way: np.array([row[way] for row in heights]) for way in heights[0]}
-    titles = {"face": "by the face", "voice": "by a recording", "other": "by the source itself"}
+    titles = {
+        "copied": "the source through log-mel",
+        "face": "by the face",
+        "voice": "by a recording",
+        "other": "by the source itself",
+    }
     print(f"step {found.step}, {len(chosen)} pairs of {name}")
     for way, title in {"target": "the target's own", **titles}.items():
         for of in ("source", "target"):
@@ -62,7 +76,8 @@ def measure(args: argparse.Namespace) -> None:
             one, other = table[way][both], table[of][both]
             print(
                 f"{title}: to the {of}'s correlation {np.corrcoef(one, other)[0, 1]:+.2f}, "
-                f"distance {np.median(np.abs(one - other)):.1f} semitones ({both.sum()} voiced)"
+                f"distance {np.median(np.abs(one - other)):.1f} semitones, median difference "
+                f"{np.median(one - other):+.1f} ({both.sum()} voiced)"
             )
 
 
