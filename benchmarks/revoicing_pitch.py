@@ -20,7 +20,9 @@ from generation import data, revoicing, spoken, task, voice_changer
 
 def height(audio: np.ndarray, rate: int) -> float:
     """Median F0 in semitones over 1 Hz; NaN where nothing is voiced."""
-    found, voiced, _ = librosa.pyin(audio, fmin=50, fmax=500, sr=rate, hop_length=320)
+    found, voiced, _ = librosa.pyin(
+        audio, fmin=60, fmax=500, sr=rate, hop_length=640, resolution=0.25
+    )
     return 12 * np.log2(np.median(found[voiced])) if voiced.any() else np.nan
 
 
