@@ -167,7 +167,7 @@ class Ears:
 @pytest.mark.slow
 def test_it_learns_who_speaks(tmp_path):
     """The face of another is worse, and re-voiced tones move to those of the face's person."""
-    task = toy.make_task(tmp_path, {**SMALL, "model.revoice.width": 32, "data.batch_rows": 8})
+    task = toy.make_task(tmp_path, {**SMALL, "model.revoice.width": 32})
     before = jax.jit(task.init)(jax.random.key(0))
     state, _ = toy.trained(task, 250)
     _, fresh = evaluated(task, before)
@@ -217,7 +217,7 @@ def test_settings_that_cannot_be_are_said(tmp_path, changes, words):
 
 def test_a_batch_has_whole_groups_of_rows(tmp_path):
     task = toy.make_task(tmp_path, {**SMALL, "model.revoice.said_every": 3})
-    with pytest.raises(errors.UserError, match=r"does not divide by .* x config.model.revoice.said_every"):
+    with pytest.raises(errors.UserError, match=r"does not divide by .* x .*said_every"):
         task.train_data()
 
 
