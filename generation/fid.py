@@ -18,7 +18,7 @@ from common.package import Context, Mode, Package
 from common.task import Report
 from generation import distances, inception
 
-_NO_PICTURES = ("face2voice", "matcher", "voice")  # kinds of networks
+_NO_PICTURES = ("face2voice", "matcher", "revoice", "voice")  # kinds of networks
 _LEAST = 8  # pictures: fewer say nothing
 _SUBSETS, _SUBSET = 100, 1000  # of KID, and pictures in each, as published
 _USUAL = 50_000  # pictures of published FIDs

@@ -12,7 +12,11 @@ from common.data import splits
 from generation import dividing, hearing, images, labelled, model, portraits
 
 FACES = (*portraits.KINDS, *labelled.KINDS)
-LISTENERS = ("voice", "matcher")  # networks that hear log-mel frames, whatever config.voice.kind is
+LISTENERS = (
+    "voice",
+    "matcher",
+    "revoice",
+)  # networks that hear log-mel frames, whatever config.voice.kind is
 
 
 def completed(config: Any) -> Any:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Num, UInt8
 from common import errors, trained
 from common.audio import io, vad
 from common.data import splits
-from generation import data, directions, hearing, images
+from generation import data, directions, hearing, images, revoicing
 from generation import task as task_lib
 
 Recording = io.PathLike | bytes | Num[np.ndarray, "t *c"]
@@ -29,6 +29,7 @@ class FaceMaker:
 
     def __init__(self, found: trained.Trained) -> None:
         task = found.task
+        revoicing.check_task(task, found.folder)
         if not isinstance(task, task_lib.GanTask):
             raise errors.UserError(
                 f"{found.folder} has trained a network of kind {found.config.model.kind!r}, which "

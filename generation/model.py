@@ -21,6 +21,7 @@ from generation import (
     matcher,
     r3gan,
     residual,
+    revoice,
     sides,
     sounds,
     voice,
@@ -32,7 +33,7 @@ _SEED = ("vanilla_gan", "cgan", "began")  # of asariri; their discriminators nor
 _PROJECTING = ("gan", "voice2face_plus", "sngan_projection", "r3gan", "face2voice")
 _TELLING = ("gan", "voice2face", "voice2face_plus", "face2voice")  # people, with loss.identity
 GANS = ("gan", "voice2face", "voice2face_plus", *_SEED, "sngan_projection", "r3gan", "face2voice")
-KINDS = (*GANS, "voice", "matcher")
+KINDS = (*GANS, "voice", "matcher", "revoice")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +173,12 @@ def check(config: Any) -> None:
     if picture.channels not in (1, 3):
         raise errors.UserError(f"config.picture.channels={picture.channels}: 1 (grey) or 3.")
     _check_size(config)
-    if kind == "matcher" and picture.size % 8:
+    if kind in ("matcher", "revoice") and picture.size % 8:
         raise errors.UserError(
-            f"config.picture.size={picture.size}: a matcher takes multiples of 8."
+            f"config.picture.size={picture.size}: a {kind} takes multiples of 8."
         )
+    if kind == "revoice":
+        _check_revoice(config)
     if kind == "voice2face" and config.voice.kind != "encoder":
         raise errors.UserError(
             "config.model.kind=voice2face needs config.voice.kind=encoder: its generator starts "
@@ -241,6 +244,25 @@ def _check_sounds(config: Any) -> None:
         raise errors.UserError(
             f"config.loss.augment={tuple(config.loss.augment)} is of pictures, and model.kind="
             "face2voice makes voices: leave it at ()."
+        )
+
+
+def _check_revoice(config: Any) -> None:
+    sizes = config.model.revoice
+    low, high = sizes.warp
+    if not 0.5 <= low <= 1.0 <= high <= 2.0:
+        raise errors.UserError(
+            f"config.model.revoice.warp={tuple(sizes.warp)}: from a factor of 0.5 to 1 to one of 1 "
+            "to 2; (1.0, 1.0) is none."
+        )
+    if min(sizes.width, sizes.code, sizes.blocks, sizes.said_every) < 1:
+        raise errors.UserError(
+            "config.model.revoice: width, code, blocks and said_every have to be positive."
+        )
+    if config.features.normalize != "none":
+        raise errors.UserError(
+            f"config.features.normalize={config.features.normalize!r} loses the level of a voice, "
+            "which config.model.kind=revoice has to make: take none."
         )
 
 
@@ -360,6 +382,15 @@ def make_sounds(config: Any) -> sounds.Sounds:
 def make_matcher(config: Any) -> matcher.Matcher:
     """The judge of a config."""
     return matcher.Matcher(sections.build(matcher.MatcherConfig, config.model.matcher))
+
+
+def make_revoicer(config: Any) -> revoice.Revoicer:
+    """The network that says a recording in another voice."""
+    return revoice.Revoicer(
+        sections.build(revoice.RevoiceConfig, config.model.revoice),
+        sections.build(matcher.MatcherConfig, config.model.matcher),
+        config.features.num_mels,
+    )
 
 
 def heard_samples(config: Any, key: Key[Array, ""], samples: int) -> Int[Array, ""]:

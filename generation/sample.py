@@ -1,9 +1,10 @@
-"""Draws faces of a voice, or makes voices of a face, with a trained network.
+"""Draws faces of a voice, makes voices of a face, or says a recording in the voice of a face.
 
     python -m generation.sample --workdir=runs/faces --voice=a.wav --out=grid.png --n=10
     python -m generation.sample --workdir=runs/faces --voice=a.wav --voice=b.wav --out=grid.png
     python -m generation.sample --workdir=runs/faces --interpolate a.wav b.wav --out=film.mp4
     python -m generation.sample --workdir=runs/voices --face=a.jpg --out=voice.wav --n=3
+    python -m generation.sample --workdir=runs/revoice --face=a.jpg --say=b.wav --out=voice.wav
 
 A row of the grid is a voice, a column a draw of chance, the same one for all voices. --interpolate
 writes a film (MP4, and a GIF beside it) of the faces between two voices. Recordings of any format,
@@ -14,6 +15,11 @@ looks.
 --face, for a network that makes voices (configs/generation/face2voice.py), writes --n sounds of a
 little more than a second, which say nothing: voice.wav, or voice-1.wav, voice-2.wav, ... These are
 guesses, too.
+
+--say, for a network that changes voices (configs/generation/revoice.py), writes the words of a
+recording of any length in the voice of --face, or of the recording --voice, as long and as loud as
+it was. It may be repeated: voice-1.wav, voice-2.wav, ... One that cannot be heard is named and left
+out, the others go on, and the exit code is 1.
 """
 
 import argparse
@@ -24,7 +30,7 @@ from collections.abc import Sequence
 from common import app, errors, files
 from common.analysis import video
 from common.audio import io
-from generation import images, voice_maker
+from generation import images, voice_changer, voice_maker
 from generation import maker as maker_lib
 
 _FPS = 12
@@ -74,6 +80,31 @@ def write_sounds(args: argparse.Namespace) -> list[pathlib.Path]:
     return names
 
 
+def write_said(args: argparse.Namespace) -> list[pathlib.Path]:
+    """Recordings in another voice as WAV; exit code 1 where one could not be heard."""
+    names = sound_files(args.out, len(args.say))
+    for name in names:
+        files.check_output(name)
+        files.check_kept(name, (*args.say, *(args.voice or ())))
+    changer = voice_changer.load(args.workdir, step=args.checkpoint)
+    who = changer.seen(args.face) if args.face else changer.heard(args.voice[0])
+    written = []
+    for name, source in zip(names, args.say):
+        try:
+            said = changer.say(source, who, args.seed)
+        except io.AudioError as error:
+            if len(names) == 1:
+                raise
+            print(f"generation.sample: left out: {error}", file=sys.stderr)
+            continue
+        io.write_wav(name, said, changer.sample_rate_hz)
+        written.append(name)
+        print(name, flush=True)
+    if len(written) < len(names):
+        sys.exit(f"generation.sample: {len(written)} of {len(names)} recordings were said.")
+    return written
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = app.parser("generation.sample", __doc__)
@@ -82,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--voice", action="append", metavar="FILE", help="may be repeated")
     what.add_argument("--interpolate", nargs=2, metavar="FILE", help="the two ends of a film")
     what.add_argument("--face", metavar="FILE", help="a picture, to make voices of")
+    parser.add_argument(
+        "--say", action="append", metavar="FILE", help="words for the voice; may be repeated"
+    )
     parser.add_argument("--n", type=int, help="faces of each voice (10), or voices of a face (1)")
     parser.add_argument("--frames", type=int, default=36, help="of a film (36)")
     parser.add_argument("--seed", type=int, default=0, help="of chance (0)")
@@ -89,14 +123,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     def work() -> None:
+        if args.say and (args.n is not None or bool(args.face) == (len(args.voice or ()) == 1)):
+            raise errors.UserError(
+                "--say goes with --face or one --voice, whose voice it is to be, and without --n "
+                "and --interpolate."
+            )
         if args.n is None:
             args.n = 1 if args.face else 10
         if args.n < 1 or args.frames < 2:
             raise errors.UserError("--n has to be 1 at least, and --frames 2.")
-        wanted = ".wav" if args.face else ".mp4" if args.interpolate else ".png"
+        wanted = ".wav" if args.face or args.say else ".mp4" if args.interpolate else ".png"
         if args.out.suffix.lower() != wanted:
             raise errors.UserError(f"--out={args.out}: give a name that ends in {wanted}.")
         files.check_output(args.out)
+        if args.say:
+            write_said(args)
+            return
         if args.face:
             print(*write_sounds(args), sep="\n")
             return

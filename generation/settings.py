@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from common import optim, trainer
 from common.data import splits
-from generation import matcher
+from generation import matcher, revoice
 
 
 def section(cls: type) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict(
         {
             # gan; voice2face, voice2face_plus; vanilla_gan, cgan, began; sngan_projection, r3gan.
-            # face2voice makes voices of faces. voice trains an encoder of voices, matcher a net
-            # that judges.
+            # face2voice makes voices of faces, revoice says a recording in the voice of a face.
+            # voice trains an encoder of voices, matcher a net that judges.
             "kind": "gan",
             # gan, voice2face_plus, sngan_projection, r3gan, face2voice: without it the
             # discriminator does not hear the voice, or see the face.
@@ -123,7 +123,8 @@ def default_config() -> ConfigDict:
             # encoder of face2voice with voice.kind=encoder
             "embedding": 64,
             "frames": 128,  # face2voice: frames of log-mel (config.features) that are made
-            "matcher": section(matcher.MatcherConfig),
+            "matcher": section(matcher.MatcherConfig),  # of revoice, too
+            "revoice": section(revoice.RevoiceConfig),
         }
     )
     config.loss = ConfigDict(
@@ -138,7 +139,8 @@ def default_config() -> ConfigDict:
             "identity": 0.0,
             "identity_margin": 0.2,
             "identity_scale": 30.0,
-            # voice2face_plus: InfoNCE between voices and faces, real ones and fakes
+            # voice2face_plus: InfoNCE between voices and faces, real ones and fakes; revoice: the
+            # weight of the same between real ones
             "contrast": 0.0,
             "contrast_temperature": 0.1,  # of the face network of face2voice, too
             # DiffAugment of all that the discriminator sees: colour, translation, cutout
@@ -153,5 +155,7 @@ def default_config() -> ConfigDict:
     # The run of a net (configs/generation/matcher.py) that says in evaluations which face belongs
     # to which voice. It has to have been trained apart from this one. "": pictures only.
     config.judge = ""
+    # revoice: the run of a recogniser (asr.main) that says in evaluations which words are left.
+    config.recogniser = ""
     config.dtype = "float32"  # of the GAN's convolutions: or bfloat16
     return config

@@ -33,6 +33,7 @@ from generation import (
     matcher,
     model,
     paired,
+    revoicing,
     showing,
     sides,
     sounds,
@@ -464,7 +465,11 @@ def make_task(config: Any, workdir: pathlib.Path) -> paired.PairedTask:
     fitting.check(config)
     losses.adversarial(config.loss.kind)
     data.detector(config)
-    kinds = {"voice": encoders.VoiceTask, "matcher": encoders.MatcherTask}
+    kinds = {
+        "voice": encoders.VoiceTask,
+        "matcher": encoders.MatcherTask,
+        "revoice": revoicing.RevoiceTask,
+    }
     if config.data.kind == "none":
         parts: Mapping[str, splits.Split] = labelled.Parts(config)
     else:
@@ -489,6 +494,9 @@ def close(task: paired.PairedTask, workdir: pathlib.Path, reports: Mapping[str, 
         if task.direction.made == directions.VOICE:
             given = " --face=face.jpg --out=voice.wav"
         print(f"Next: python -m generation.sample --workdir={workdir}{given}")
+    if isinstance(task, revoicing.RevoiceTask):
+        given = " --face=face.jpg --say=a.wav --out=voice.wav"
+        print(f"Next: python -m generation.sample --workdir={workdir}{given}")
 
 
 PACKAGE = package.Package(
@@ -496,7 +504,7 @@ PACKAGE = package.Package(
     settings_lib.default_config,
     make_task,
     close,
-    changeable=("data", "faces", "judge", "samples", "parallel"),
+    changeable=("data", "faces", "judge", "recogniser", "samples", "parallel"),
     fixed=(
         *("data.sample_rate_hz", "data.train", "data.independent"),
         *("data.crop_seconds", "data.batch_rows"),  # of no use without training

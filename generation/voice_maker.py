@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
 from common import errors, trained
-from generation import directions, images, sounds
+from generation import directions, images, revoicing, sounds
 from generation import task as task_lib
 
 Face = pathlib.Path | str | bytes | UInt8[np.ndarray, "h w 3"]
@@ -24,6 +24,7 @@ class VoiceMaker:
 
     def __init__(self, found: trained.Trained) -> None:
         task = found.task
+        revoicing.check_task(task, found.folder)
         if not isinstance(task, task_lib.GanTask) or task.direction.made != directions.VOICE:
             raise errors.UserError(
                 f"{found.folder} has trained a network of kind {found.config.model.kind!r}, which "

@@ -1,24 +1,33 @@
-"""Tiny networks that draw faces of voices and make voices of faces, as before training."""
+"""Tiny networks that draw faces of voices, make voices of faces and change voices, untrained."""
 
 import jax
 
 from common import parallel, trained
-from generation import maker, voice_maker
+from generation import maker, voice_changer, voice_maker
 from tests.generation import people as toy
+
+SOUNDS = {"model.kind": "face2voice", "picture.size": 64, "model.frames": 16}
 
 
 def make(folder, changes=None) -> maker.FaceMaker:
     """At 8 x 8, without checkpoints; its faces differ from voice to voice and draw to draw."""
-    return maker.FaceMaker(_untrained(folder, changes))
+    return maker.FaceMaker(untrained(folder, changes))
 
 
 def make_voices(folder) -> voice_maker.VoiceMaker:
     """Of 16 frames."""
-    changes = {"model.kind": "face2voice", "picture.size": 64, "model.frames": 16}
-    return voice_maker.VoiceMaker(_untrained(folder, changes))
+    return voice_maker.VoiceMaker(untrained(folder, SOUNDS))
 
 
-def _untrained(folder, changes) -> trained.Trained:
+def make_changer(folder) -> voice_changer.VoiceChanger:
+    """At 8 x 8, in 24 bands."""
+    sizes = {"model.revoice.width": 16, "model.revoice.code": 8, "model.revoice.blocks": 1}
+    changes = {"model.kind": "revoice", "loss.wrong_pairs": False, **sizes}
+    return voice_changer.VoiceChanger(untrained(folder, changes))
+
+
+def untrained(folder, changes) -> trained.Trained:
+    """The task of these settings with fresh variables."""
     task = toy.make_task(folder, changes)
     variables = jax.jit(task.init)(jax.random.key(0))
     mesh = parallel.make_mesh(jax.devices()[:1])
