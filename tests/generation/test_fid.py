@@ -115,7 +115,7 @@ def test_few_people_say_nothing():
     assert fid.report("dev", rows, network(), by_class=True).scalars
 
 
-@pytest.mark.parametrize("kind", ["face2voice", "matcher", "voice"])
+@pytest.mark.parametrize("kind", ["face2voice", "matcher", "revoice", "voice"])
 def test_networks_without_pictures_are_refused(tmp_path, kind):
     """Before the file is looked for."""
     config = ml_collections.FrozenConfigDict({"model": {"kind": kind}})
