@@ -205,7 +205,6 @@ def test_a_film_may_be_short_or_missing_and_of_one_size():
 def test_settings_that_do_not_go_together(tmp_path):
     for changes, message in (
         ({"model.kind": "quality"}, r"sight\.lips=True goes with config\.model\.kind=causal"),
-        ({"data.lists": ("a.tsv",)}, r"config\.data\.lists names recordings without films"),
         ({"modes": ("given", "noisy", "none")}, r"config\.modes=.*: of given, lips, face, voice"),
         ({"sight.dropout": 1.0}, r"config\.sight\.dropout=1\.0"),
     ):
