@@ -1,8 +1,9 @@
 """The task of re-voicing: the words of a recording in the voice of a face, or of another voice."""
 
+import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,13 +24,18 @@ WAYS = ("face", "voice")  # by which a row's person is known
 SIGNALS = ("natural", "copied", *WAYS)  # the source, through its log-mel, and re-voiced
 
 
+@dataclasses.dataclass(frozen=True)
 class RevoiceTask(paired.PairedTask):
-    """See `common.task.Task`.
+    """See `common.task.Task`. `open_judge` opens the run `config.judge` of a config.
 
     Of each row the content encoder hears the recording, its voice changed at random, and the
     decoder has to say it as it was, knowing the speaker by a face or by another recording, by lot.
     The vectors of both also learn to be nearest to each other (`matcher.contrast`).
     """
+
+    open_judge: Callable[[Any], judging.Judge] | None = dataclasses.field(
+        default=None, compare=False
+    )
 
     @property
     def best_metric(self) -> tuple[str, str, str]:
@@ -136,9 +142,7 @@ class RevoiceTask(paired.PairedTask):
     @functools.cached_property
     def judge(self) -> judging.Judge | None:
         """Who says which voice belongs to which face; opened when it is first asked."""
-        from generation import task  # which imports this file
-
-        return judging.open_judge(task.PACKAGE, self.config) if self.config.judge else None
+        return self.open_judge(self.config) if self.config.judge else None
 
     @functools.cached_property
     def recogniser(self) -> Any:

@@ -468,7 +468,9 @@ def make_task(config: Any, workdir: pathlib.Path) -> paired.PairedTask:
     kinds = {
         "voice": encoders.VoiceTask,
         "matcher": encoders.MatcherTask,
-        "revoice": revoicing.RevoiceTask,
+        "revoice": functools.partial(
+            revoicing.RevoiceTask, open_judge=lambda config: judging.open_judge(PACKAGE, config)
+        ),
     }
     if config.data.kind == "none":
         parts: Mapping[str, splits.Split] = labelled.Parts(config)
