@@ -108,6 +108,18 @@ def to_values(image: Any) -> Any:
     return image.astype(np.float32) / 127.5 - 1.0
 
 
+def of_face(
+    face: pathlib.Path | str | bytes | UInt8[np.ndarray, "h w 3"], picture: Any, name: object
+) -> Float[np.ndarray, "1 s s c"]:
+    """A face (a file, its bytes, or the bytes of its pixels) as networks see it: values, of the
+    size and channels of `config.picture`. `name` is what messages call bytes. Raises ImageError."""
+    if isinstance(face, bytes):
+        face = read(face, name)
+    elif not isinstance(face, np.ndarray):
+        face = read(pathlib.Path(face))
+    return to_values(resized(face, picture.size, picture.channels))[None]
+
+
 def to_bytes(values: Float[np.ndarray, "*b h w c"]) -> UInt8[np.ndarray, "*b h w c"]:
     """Values to bytes: -1 is 0, 1 is 255, whatever else is in the picture."""
     return np.round(127.5 * (np.clip(np.asarray(values, np.float32), -1, 1) + 1)).astype(np.uint8)

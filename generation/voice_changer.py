@@ -54,13 +54,8 @@ class VoiceChanger:
 
     def seen(self, face: Face, name: object = "picture") -> Float[np.ndarray, "1 k"]:
         """Whose voice it is by a face. Raises images.ImageError: no picture, or too small."""
-        if isinstance(face, bytes):
-            face = images.read(face, name)
-        elif not isinstance(face, np.ndarray):
-            face = images.read(pathlib.Path(face))
-        picture = self.config.picture
-        small = images.resized(face, picture.size, picture.channels)
-        return np.asarray(self._look(self._variables, images.to_values(small)[None]))
+        values = images.of_face(face, self.config.picture, name)
+        return np.asarray(self._look(self._variables, values))
 
     def heard(self, voice: Recording, name: object = "recording") -> Float[np.ndarray, "1 k"]:
         """Whose voice it is by a recording, or its first quarter of a minute. Raises

@@ -46,13 +46,8 @@ class VoiceMaker:
 
     def seen(self, face: Face, name: object = "picture") -> Float[np.ndarray, "1 d"]:
         """What it sees of a face. Raises images.ImageError: no picture, or too small."""
-        if isinstance(face, bytes):
-            face = images.read(face, name)
-        elif not isinstance(face, np.ndarray):
-            face = images.read(pathlib.Path(face))
-        picture = self.config.picture
-        small = images.resized(face, picture.size, picture.channels)
-        return np.asarray(self._look(self._variables, images.to_values(small)[None]))
+        values = images.of_face(face, self.config.picture, name)
+        return np.asarray(self._look(self._variables, values))
 
     def voice(self, face: Face, n: int = 1, seed: int = 0) -> Float[np.ndarray, "n t"]:
         """`n` stretches of a voice in [-1, 1]; the same ones for the same seed, and the first of

@@ -2,7 +2,7 @@
 
 XLA:CPU is fast at a convolution if its axes come in one order (batch, space, channels; space,
 inputs, outputs). It brings others into that order in the outermost program alone: inside of a loop
-(accumulated gradients, Hessians, attributions) the gradients that JAX derives take 10 to 100 times
+(accumulated gradients, Hessians, attributions) the gradients that JAX derives take 8 to 50 times
 as long (benchmarks/looped.py). Here they are written in that order, and are the same to the bit.
 """
 
