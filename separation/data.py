@@ -108,7 +108,7 @@ def train_batches(
         lengths["other_enrolment"] = found.num_enrolment
     if found.films:
         frames = found.films.frames(found.num_samples)
-        lengths |= dict.fromkeys(FILMED[:4], frames)
+        lengths |= dict.fromkeys(FILMED[: 4 if found.num_voices > 1 else 2], frames)
     if found.films and again:
         frames = found.films.frames(found.num_enrolment)
         lengths |= dict.fromkeys(("enrolment_mouth", "enrolment_mouth_seen"), frames)
@@ -160,7 +160,8 @@ def eval_batches(
     sizes = {"sources": found.lengths, "enrolment": enrolments}
     if sight.wanted(config):
         frames = np.array([found.films.frames(int(n)) for n in found.lengths])
-        sizes |= dict.fromkeys(FILMED, frames)
+        other = FILMED[2:4] if found.num_voices == 1 else ()
+        sizes |= {name: frames for name in FILMED if name not in other}
     if in_full and "noisy" in modes.table(config):
         sizes["disturbed"] = enrolments
     shapes = buckets.choose_buckets(

@@ -78,11 +78,14 @@ def summarise(
         median = say(f"{prefix}si_sdri_median", gains, among, np.median)
         mean = say(f"{prefix}si_sdri_mean", gains, among, np.mean)
         failed = say(f"{prefix}failure_rate", failed, among, np.mean)
-        wrong = columns[f"{prefix}wrong_speaker"]
-        wrong = say(f"{prefix}wrong_speaker_rate", wrong, among, np.mean)
+        wrong = ""
+        if others:
+            wrong = columns[f"{prefix}wrong_speaker"]
+            wrong = say(f"{prefix}wrong_speaker_rate", wrong, among, np.mean)
+            wrong = f", another speaker {wrong}"
         lines.append(
-            f"{split} SI-SDRi {words}: median {median}, mean {mean}, below 0 dB {failed}, another "
-            f"speaker {wrong} ({among.sum()} mixtures, {len(set(speakers[among]))} voices)"
+            f"{split} SI-SDRi {words}: median {median}, mean {mean}, below 0 dB {failed}{wrong} "
+            f"({among.sum()} mixtures, {len(set(speakers[among]))} voices)"
         )
     if "own_seconds" in rows:
         known = np.mean(rows["own_seconds"] > 0)
@@ -98,14 +101,14 @@ def summarise(
     scalars |= judged
     lines += said
     genders = _genders(rows, part)
-    groups = []
+    groups, wrong = [], columns["wrong_speaker"] if others else np.full(len(targets), np.nan)
     for kind, labels in (
         ("SNR", np.array(_SNR_RANGES)[np.digitize(rows["snr_db"], _SNR_EDGES)]),
         ("voices", genders),
         ("enrolment", np.where(rows["noisy"], "noisy", "clean")),
     ):
         groups += [
-            (kind, label, _Figures.of(improved, columns["wrong_speaker"], speakers, among))
+            (kind, label, _Figures.of(improved, wrong, speakers, among))
             for label, among in _groups(labels, present)
         ]
     if isinstance(part, fixed.ListSplit) and part.note:
@@ -158,7 +161,7 @@ def _order(label: str) -> tuple[int, str]:
 
 
 class _Figures(NamedTuple):
-    """What is said of a group, with intervals."""
+    """What is said of a group, with intervals; no wrong speakers where there is one voice: NaN."""
 
     mixtures: int
     median: float
@@ -190,10 +193,12 @@ class _Figures(NamedTuple):
 
     def __str__(self) -> str:
         failed = [f"{100 * x:.1f}" for x in (self.failure_rate, self.failure_low)]
+        wrong = 100 * self.wrong_speaker_rate
         return (
             f"median {self.median:.1f} dB [{self.median_low:.1f}, {self.median_high:.1f}], below "
-            f"0 dB {failed[0]} % [{failed[1]}, {100 * self.failure_high:.1f}], another speaker "
-            f"{100 * self.wrong_speaker_rate:.1f} % ({self.mixtures} mixtures)"
+            f"0 dB {failed[0]} % [{failed[1]}, {100 * self.failure_high:.1f}]"
+            + ("" if np.isnan(wrong) else f", another speaker {wrong:.1f} %")
+            + f" ({self.mixtures} mixtures)"
         )
 
 

@@ -20,7 +20,7 @@ class MixingConfig:
     """What is drawn, uniformly between the two ends of each range.
 
     Attributes:
-        interferers: how many other voices there are.
+        interferers: how many other voices there are; (0, 0): none, a voice in noise.
         snr_db: power of the target over that of each of them, where each talks.
         overlap: the share of the mixture that each of them talks, anywhere in it.
         absent: the probability that the target says nothing.
@@ -39,7 +39,7 @@ class MixingConfig:
     enrolment_snr_db: tuple[float | int, float | int] = (0.0, 10.0)
 
     def __post_init__(self) -> None:
-        bounds = {"interferers": (1, 8), "overlap": (0.01, 1), "level_db": (-80, 0)}
+        bounds = {"interferers": (0, 8), "overlap": (0.01, 1), "level_db": (-80, 0)}
         ratios = dict.fromkeys(("snr_db", "enrolment_snr_db"), (-60, 60))
         for name, (least, most) in {**bounds, **ratios}.items():
             drawn = getattr(self, name)
@@ -48,6 +48,10 @@ class MixingConfig:
                     f"config.mixing.{name}={drawn}: give the least and the most, between {least} "
                     f"and {most}."
                 )
+        if self.interferers[0] == 0 < self.interferers[1]:
+            raise errors.UserError(
+                f"config.mixing.interferers={self.interferers}: one voice at least, or (0, 0)."
+            )
         if not 0 <= self.absent < 1:
             raise errors.UserError(f"config.mixing.absent={self.absent}: from 0 to below 1.")
         if not 0 <= self.noisy_enrolment <= 1:
@@ -104,7 +108,20 @@ class Mixtures:
                 f"config.augment.speeds={self.speeds}: what is seen of a speaker does not go with "
                 "another speed. Leave it at (1.0,)."
             )
-        needed = 1 + self.config.interferers[1]
+        most = self.config.interferers[1]
+        if not most and self.paired:
+            raise errors.UserError(
+                "config.mixing.interferers=(0, 0): of every training mixture two voices are wanted. "
+                "Networks of one voice in noise are config.model.kind=visualvoice with "
+                "config.model.visualvoice.enhancement=True."
+            )
+        if not most and not (self.around and self.around.kinds):
+            raise errors.UserError(
+                "config.mixing.interferers=(0, 0) without noise: nothing is in the mixtures but the "
+                "voice. Give config.augment.noise.root (or music, babble), or make noise with "
+                "config.augment.hiss.probability=1."
+            )
+        needed = max(2, 1 + most)  # strange mouths and enrolments are of others
         if len(self._members) < needed:
             raise errors.UserError(
                 f"{self.crops.source.name}: {len(self._members)} speaker(s), but a mixture has up "
@@ -176,7 +193,7 @@ class Mixtures:
                 seen = self._mouth("other_", voice, begin, len(sources))
                 seen |= self._face("other_", voice, rng)
         if around is not None:
-            sources[:, -1] = around.noise(sources[:, 0], target, rng)
+            sources[:, -1] = around.noise(sources[:, 0], target, rng, needed=not most)
         rest = sources[:, 1:].sum(1) + late
         snr = signals.decibels(signals.power(sources[:, 0]) / signals.power(rest))
         if absent:

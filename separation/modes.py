@@ -57,6 +57,8 @@ def table(config: Any) -> Mapping[str, Mode]:
             found = {n: m for n, m in found.items() if n != one or len(cues) > 1}
         if "voice" not in cues:  # it was never trained to do without
             found.pop("none")
+        if not config.mixing.interferers[1]:
+            found.pop("swapped", None)  # there is nobody else
     names = tuple(config.modes)
     least = [name for name in ("given", "none") if name in found]
     if names and not set(least) <= set(names) <= set(found):

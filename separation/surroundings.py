@@ -46,8 +46,10 @@ class Surroundings:
         target: Float[np.ndarray, "t"],
         row: Mapping[str, Any],
         rng: np.random.Generator,
+        *,
+        needed: bool = False,
     ) -> Float[np.ndarray, "t"]:
-        """The noises of a mixture together."""
+        """The noises of a mixture together; `needed`: where none is drawn, one of them is."""
         total = np.zeros_like(target)
         for name in self.kinds:
             stream = examples.own_stream(rng, name)
@@ -56,6 +58,11 @@ class Surroundings:
             drawn = self._drawn(name, companion, len(target), row, stream)
             if len(drawn):
                 total += signals.at_ratio(drawn, target, ratio)
+        if needed and self.kinds and not total.any():
+            stream = examples.own_stream(rng, "needed")
+            name = self.kinds[int(stream.integers(len(self.kinds)))]
+            ratio = stream.uniform(*self.snr_db[name])
+            total = signals.at_ratio(self.stretch(name, len(target), row, stream), target, ratio)
         return total
 
     def stretch(

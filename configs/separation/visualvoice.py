@@ -3,8 +3,9 @@
 Data: by default the embedded talking faces, drawings with synthetic voices: the figures say nothing
 about real people.
 Command: python -m separation.main --config=configs/separation/visualvoice.py --workdir=runs/vv
-Argument: debug (tiny, a few dozen steps); small (for 2 CPU cores, as the three that follow); lip,
-          face or heard (small, with lips alone, a face alone, neither).
+Argument: debug (tiny, a few dozen steps); small (for 2 CPU cores, as the four that follow); lip,
+          face or heard (small, with lips alone, a face alone, neither); enhance (small, of one
+          voice from noise, which is made; config.augment.noise.root reads some).
 Hardware: published with 8 GPUs (batch 128, 50,000 steps); small: 2 CPU cores.
 Expected: published on VoxCeleb2, of real people: SDR 10.2 dB with both cues, 9.95 lips alone, 7.21
           face alone, 7.85 without (paper, table 1). Ours: benchmarks/RESULTS.md.
@@ -36,9 +37,10 @@ _CUES = {"lip": (True, False), "face": (False, True), "heard": (False, False)}
 
 def get_config(size: str = "") -> ConfigDict:
     """The published sizes, losses and rates."""
-    if size not in ("", "debug", "small", *_CUES):
+    sizes = ("debug", "small", *_CUES, "enhance")
+    if size not in ("", *sizes):
         raise ValueError(
-            f"visualvoice.py:{size}: the argument is debug, small, {', '.join(_CUES)} or nothing"
+            f"visualvoice.py:{size}: the argument is {', '.join(sizes)} or nothing"
         )
     config = settings.default_config()
     config.data.update({"kind": "embedded_faces", "hours": 10.0, "eval_hours": 0.1})
@@ -62,11 +64,14 @@ def get_config(size: str = "") -> ConfigDict:
     if size in _CUES:
         lip, face = _CUES[size]
         config.model.visualvoice.update({"lip": lip, "face": face})
+    if size == "enhance":
+        config.model.visualvoice.enhancement = True
+        config.mixing.interferers = (0, 0)
+        config.augment.hiss.update({"probability": 1.0, "snr_db": (-6.0, 6.0)})
     if size == "debug":
         quickstart.shrink(config)
         config.data.update({"kind": "embedded_faces", "batch_rows": 4, "enrolment_seconds": 1.0})
         config.mixing.absent = 0.0
-        config.model.visualvoice.update({"num_fft": 128, "window_ms": 8.0})
-        config.model.visualvoice.update({"unet_first": (8, 8), "unet_widths": (8, 8, 8, 8)})
+        config.model.visualvoice.update({"unet_first": (8, 8), "unet_widths": (8,) * 6})
         config.model.visualvoice.update({"lip_units": (1, 1, 1), "tcn_dilations": (1, 2)})
     return config

@@ -71,6 +71,11 @@ class VisualVoiceConfig:
                 f"num_fft={self.num_fft}, but {len(self.unet_widths)} unet_widths halve {bins} "
                 f"bins to 1: num_fft={2 * bins}, or as many widths as halve {self.num_fft // 2}"
             )
+        if self.window_ms < 2 * self.hop_ms:
+            raise ValueError(
+                f"window_ms={self.window_ms:g} and hop_ms={self.hop_ms:g}: every sample has to lie "
+                "in two windows, or what is masked comes out in pieces"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r} is unknown; choose float32 or bfloat16")
         for one, other in (("lip_stages", "lip_units"), ("face_widths", "face_blocks")):

@@ -92,10 +92,10 @@ class VisualVoiceTask(extraction.SeparationTask):
         mouth = mouth_seen = face = face_seen = None
         drawn = keys if train else None
         if self.sizes.lip:
-            names = ("", "enrolment_", "other_")
+            names = ("", "enrolment_", "other_")[: 2 if self.sizes.enhancement else 3]
             mouth, mouth_seen = self._mouths(batch, names, frames, drawn)
         if self.sizes.face:
-            face, face_seen = self._faces(batch, ("", "other_"), drawn)
+            face, face_seen = self._faces(batch, ("", "other_")[: self.sizes.voices], drawn)
         terms, new_state = self.model.apply(
             variables,
             audio,
@@ -158,7 +158,7 @@ class VisualVoiceTask(extraction.SeparationTask):
             face_seen &= "face" in mode.shows
         shown = (mouth, mouth_seen, face, face_seen)
         voices = self.model.apply(variables, mixture, lengths, *shown, train=False)
-        if sizes.cue_size:
+        if sizes.cue_size or voices.shape[1] == 1:
             return voices[:, 0]
         ratios = [
             separation_metrics.batched_si_sdr(voices[:, i], batch["sources"][:, :, 0], lengths)
@@ -179,23 +179,18 @@ def make_sizes(config: Any) -> config_lib.VisualVoiceConfig:
         )
     except ValueError as error:
         raise errors.UserError(f"config.model.visualvoice: {error}") from error
-    if sizes.enhancement:
-        raise errors.UserError(
-            "config.model.visualvoice.enhancement=True: there are no mixtures of one voice with "
-            "noise alone to train it on (config.mixing.interferers is 1 at least)."
-        )
-    mixing = config.mixing
+    mixing, others = config.mixing, 0 if sizes.enhancement else 1
     wrong = {
         "absent": (mixing.absent, 0.0),
         "overlap": (tuple(mixing.overlap), (1.0, 1.0)),
         "noisy_enrolment": (mixing.noisy_enrolment, 0.0),
-        "interferers": (tuple(mixing.interferers), (1, 1)),
+        "interferers": (tuple(mixing.interferers), (others, others)),
     }
     for name, (found, needed) in wrong.items():
         if found != needed:
             raise errors.UserError(
-                f"config.mixing.{name}={found}, but VisualVoice is trained on mixtures of two "
-                f"whole clips: {needed}."
+                f"config.mixing.{name}={found}, but VisualVoice is trained on mixtures of "
+                f"{'a whole clip and noise' if sizes.enhancement else 'two whole clips'}: {needed}."
             )
     return sizes
 

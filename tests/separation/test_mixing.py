@@ -207,6 +207,22 @@ def test_noise_is_a_source_of_its_own_at_the_ratio_asked_for():
     assert len({str(f.identity) for f in (found, noisy, some)}) == 3
 
 
+@pytest.mark.parametrize("probability", [1.0, 0.3])
+def test_a_voice_in_noise_is_never_without_noise(probability):
+    found = mixtures(interferers=(1, 1))
+    alone = mixing.MixingConfig(interferers=(0, 0), absent=0.2)
+    found = dataclasses.replace(found, config=alone, around=around(probability))
+    assert found.num_voices == 1
+    for row in drawn(found):
+        assert row["sources"].shape == (600, 2)
+        assert row["interferer_index"].shape == (0,)
+        assert row["sources"][:, 1].any()
+        if row["present"]:
+            power = np.mean(np.square(row["sources"], dtype=np.float64), axis=0)
+            assert row["snr_db"] == pytest.approx(10 * np.log10(power[0] / power[1]), abs=1e-3)
+            assert 3 - 1e-3 < row["snr_db"] < 12 + 1e-3
+
+
 def test_a_room_leaves_the_early_sound_to_the_target_and_the_rest_to_the_noise():
     found = dataclasses.replace(mixtures(), around=around(0.0, room=1.0))
     for row, dry in zip(drawn(found, 20), drawn(mixtures(), 20), strict=True):
@@ -258,5 +274,12 @@ def test_what_cannot_be_mixed_is_said():
         mixing.MixingConfig(snr_db=(5, -5))
     with pytest.raises(errors.UserError, match=r"config\.mixing\.absent=1"):
         mixing.MixingConfig(absent=1)
+    with pytest.raises(errors.UserError, match=r"interferers=\(0, 2\): one voice at least, or"):
+        mixing.MixingConfig(interferers=(0, 2))
+    alone, found = mixing.MixingConfig(interferers=(0, 0)), mixtures()
+    with pytest.raises(errors.UserError, match=r"interferers=\(0, 0\) without noise"):
+        dataclasses.replace(found, config=alone, around=None)
+    with pytest.raises(errors.UserError, match=r"two voices are wanted.*enhancement=True"):
+        dataclasses.replace(found, config=alone, around=around(), paired=True)
     with pytest.raises(errors.UserError, match=r"config\.mixing\.noisy_enrolment=2"):
         mixing.MixingConfig(noisy_enrolment=2)

@@ -10,9 +10,10 @@ import pytest
 from common import errors, workdir
 from common.metrics import Term
 from configs.separation import visualvoice
-from separation import films, modes, task
+from separation import films, mixing, modes, task
 from separation.visualvoice import losses, network, pictures
 from tests import commands
+from tests.separation.test_mixing import around
 from tests.separation.test_sight import filmed
 
 B, FRAMES, SAMPLES = 3, 25, 16000
@@ -27,8 +28,13 @@ def make(tmp_path, argument="debug", **changes):
 @pytest.fixture(scope="module")
 def batch() -> dict[str, jax.Array]:
     """Three training rows of `filmed`, whose films say of which recording they are."""
-    found = dataclasses.replace(filmed(), again=True, num_enrolment=SAMPLES)
-    found = dataclasses.replace(found, config=dataclasses.replace(found.config, overlap=(1.0, 1.0)))
+    found = filmed()
+    whole = dataclasses.replace(found.config, overlap=(1.0, 1.0))
+    return rows_of(dataclasses.replace(found, config=whole))
+
+
+def rows_of(found: mixing.Mixtures) -> dict[str, jax.Array]:
+    found = dataclasses.replace(found, again=True, num_enrolment=SAMPLES)
     rows = [found.draw(i, np.random.default_rng(i), {}) for i in (0, 3, 6)]
     stacked = {n: np.stack([row[n] for row in rows]) for n in rows[0] if n != "id"}
     size = np.full(B, SAMPLES, np.int32)
@@ -70,6 +76,21 @@ def test_the_losses_see_three_clips_and_two_faces(tmp_path, batch, monkeypatch):
         ("other_mouth", batch["interferer_index"][:, 0]),
     ):
         assert (batch[name][:, :, 0, 0] == (index + 1)[:, None]).all(), name
+
+
+def test_in_enhancement_the_third_clip_is_the_noise(tmp_path, monkeypatch):
+    alone = mixing.MixingConfig(interferers=(0, 0))
+    batch = rows_of(dataclasses.replace(filmed(), config=alone, around=around()))
+    assert not [name for name in batch if name.startswith("other_")]
+    made = make(tmp_path, "enhance")
+    seen = given(made, batch, monkeypatch)
+    for i, clip in enumerate((batch["sources"][:, :, 0], batch["enrolment"])):
+        np.testing.assert_array_equal(seen["audio"][:, i], clip)
+    np.testing.assert_array_equal(seen["audio"][:, 2], batch["sources"][:, :, 1])
+    assert np.std(seen["audio"][:, 2]) > 0
+    assert seen["mouth"].shape[:2] == (B, 2)
+    assert seen["faces"].shape[:2] == (B, 1)
+    assert set(modes.table(made.config)) == {"given", "lips", "face", "shuffled"}
 
 
 def test_networks_without_a_cue_are_not_shown_it(tmp_path, batch, monkeypatch):
@@ -150,7 +171,7 @@ def test_settings_that_do_not_go_together(tmp_path):
     for changes, message in (
         ({"mixing.absent": 0.1}, r"config\.mixing\.absent=0\.1, but VisualVoice is trained on"),
         ({"mixing.interferers": (1, 2)}, r"config\.mixing\.interferers"),
-        ({"model.visualvoice.enhancement": True}, r"enhancement=True: there are no mixtures of"),
+        ({"model.visualvoice.enhancement": True}, r"trained on mixtures of a whole clip and noise"),
         ({"model.visualvoice.num_fft": 100}, r"config\.model\.visualvoice: num_fft=100"),
         ({"loss.visualvoice.mask": 0.0}, r"config\.loss: mask=0\.0"),
     ):
@@ -170,6 +191,21 @@ def test_another_runs_networks_are_taken_where_they_fit(tmp_path, caplog):
     assert "these begin anew: lip_net" in caplog.text
     with pytest.raises(errors.UserError, match=r"has none of this one's networks \(unet, lip_net"):
         made.adopt(fresh, {"params": {"extractor": {}}}, {})
+
+
+@pytest.mark.slow
+def test_a_voice_in_noise_from_the_command(tmp_path):
+    """Trains and evaluates without anybody else in the mixtures; noise has to be asked for."""
+    run, config = tmp_path / "run", "--config=configs/separation/visualvoice.py:debug"
+    alone = [config, "--config.model.visualvoice.enhancement=True"]
+    alone += ["--config.mixing.interferers=(0,0)", "--config.total_steps=4"]
+    alone += ["--config.evaluate_every=4", f"--workdir={run}"]
+    assert "without noise" in commands.message("separation.main", *alone)
+    commands.run("separation.main", *alone, "--config.augment.hiss.probability=1.0")
+    said = commands.run("separation.main", f"--workdir={run}", "--mode=evaluate").stdout
+    assert "by the lips of somebody else" in said
+    assert "another speaker" not in said
+    assert "other's lips" not in said
 
 
 @pytest.mark.slow
