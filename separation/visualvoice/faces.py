@@ -52,9 +52,21 @@ class ResNet18(nn.Module):
                 name = f"stage{stage + 1}_block{i + 1}"
                 block = residual.Block(blocks, width, stride, name=name)
                 x = layers.applied(block, x, before, mask, train=train, remat=config.remat)
-        x = jnp.max(x, axis=(1, 2)).astype(jnp.float32)
+        x = largest(x).astype(jnp.float32)
         embedding = nn.Dense(config.embedding_size, name="embedding")(x)
         return jnp.where(real[:, None], embedding, 0.0)
+
+
+def largest(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
+    """Of each channel; the gradient goes to the first place that has it.
+
+    Found as a place, not as a value: the gradient of `jnp.max` goes where x equals its maximum, but
+    XLA:CPU may compute x once more for it, with other last bits. Then it goes nowhere.
+    """
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    place = jnp.argmax(x, axis=1)[:, None]
+    here = jax.lax.broadcasted_iota(place.dtype, x.shape, 1) == place
+    return jnp.sum(jnp.where(here, x, jnp.zeros((), x.dtype)), axis=1)
 
 
 class FaceNet(nn.Module):
