@@ -111,14 +111,14 @@ class Mixtures:
         most = self.config.interferers[1]
         if not most and self.paired:
             raise errors.UserError(
-                "config.mixing.interferers=(0, 0): of every training mixture two voices are wanted. "
-                "Networks of one voice in noise are config.model.kind=visualvoice with "
+                "config.mixing.interferers=(0, 0): of every training mixture two voices are "
+                "wanted. Networks of one voice in noise are config.model.kind=visualvoice with "
                 "config.model.visualvoice.enhancement=True."
             )
         if not most and not (self.around and self.around.kinds):
             raise errors.UserError(
-                "config.mixing.interferers=(0, 0) without noise: nothing is in the mixtures but the "
-                "voice. Give config.augment.noise.root (or music, babble), or make noise with "
+                "config.mixing.interferers=(0, 0) without noise: nothing is in the mixtures but "
+                "the voice. Give config.augment.noise.root (or music, babble), or make noise with "
                 "config.augment.hiss.probability=1."
             )
         needed = max(2, 1 + most)  # strange mouths and enrolments are of others

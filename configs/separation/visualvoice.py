@@ -39,9 +39,7 @@ def get_config(size: str = "") -> ConfigDict:
     """The published sizes, losses and rates."""
     sizes = ("debug", "small", *_CUES, "enhance")
     if size not in ("", *sizes):
-        raise ValueError(
-            f"visualvoice.py:{size}: the argument is {', '.join(sizes)} or nothing"
-        )
+        raise ValueError(f"visualvoice.py:{size}: the argument is {', '.join(sizes)} or nothing")
     config = settings.default_config()
     config.data.update({"kind": "embedded_faces", "hours": 10.0, "eval_hours": 0.1})
     config.data.update({"crop_seconds": 2.55, "enrolment_seconds": 2.55, "batch_rows": 128})

@@ -94,7 +94,7 @@ def test_the_published_shapes():
 def test_wrong_sizes_are_said():
     with pytest.raises(ValueError, match="num_fft=512, but 2 unet_widths halve 16 bins to 1"):
         tiny(num_fft=512)
-    with pytest.raises(ValueError, match="window_ms=1 and hop_ms=0.625: every sample"):
+    with pytest.raises(ValueError, match=r"window_ms=1 and hop_ms=0\.625: every sample"):
         tiny(window_ms=1.0)
     with pytest.raises(ValueError, match="dtype='half' is unknown"):
         tiny(dtype="half")
