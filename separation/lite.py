@@ -10,7 +10,7 @@ shown the cue in every frame, then a mask, and beside it the noise type: whether
 The mask multiplies the energies of the mel filters, of which the features are the logarithms, and
 reaches from their floor (digital silence) to what went in: log(floor + mask (energy - floor)). So a
 mask of 1 changes nothing, and nothing that comes out is less than the recogniser has ever seen. It
-stays above `least_gain_db`: where the voice pauses, silence is a matter of 40 dB, not of infinity.
+stays above `least_gain_db`: where the voice pauses, silence is a matter of 30 dB, not of infinity.
 
 In use suppression adapts to the noise type, because a network that is needed only where voices
 overlap should do no harm elsewhere: out = w enhanced + (1 - w) given, in the logarithms, so that w
@@ -66,7 +66,7 @@ class LiteConfig:
     lstm_size: int = 256
     num_layers: int = 2
     hidden_size: int = 64
-    least_gain_db: float | int = -40.0
+    least_gain_db: float | int = -30.0
     alone: float | int = 0.25
 
     def __post_init__(self) -> None:
