@@ -94,7 +94,7 @@ def _geometric_mean(probabilities: Sequence[float]) -> float:
 
 
 def _batches(
-    pieces: Sequence[np.ndarray], rate: float, devices: int, name: str = "audio"
+    pieces: Sequence[np.ndarray], rate: float | int, devices: int, name: str = "audio"
 ) -> Iterator[dict]:
     """Pieces grouped by length into few static shapes; `index` is the piece's number.
 

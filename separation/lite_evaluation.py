@@ -116,11 +116,11 @@ def _errors(
         return {"feature_error": math.nan}, ["no mixture in which the target talks"]
     owners, scalars = speakers[known], {}
 
-    def told(name: str, scalar: str, scale: float, unit: str) -> str:
+    def told(name: str, scalar: str, scale: float | int, unit: str) -> str:
         values = rows[name][known].astype(np.float64)
+        value = scalars[scalar] = float(np.mean(values))
         low, high = metrics.group_interval(values, owners, np.mean)
-        scalars[scalar], scale = float(np.mean(values)), scale
-        return f"{scale * scalars[scalar]:.2f}{unit} [{scale * low:.2f}, {scale * high:.2f}]"
+        return f"{scale * value:.2f}{unit} [{scale * low:.2f}, {scale * high:.2f}]"
 
     lines = []
     for name, scalar, scale, unit, title in (

@@ -37,6 +37,6 @@ def get_config(size: str = "") -> ConfigDict:
     config.update({"checkpoint_every": 300, "ema_decay": 0.99, "bss_eval": False})
     if size == "debug":
         quickstart.shrink(config)
-        sizes = {"num_mels": 24, "convs": ((3, 2),), "lstm_size": 16, "hidden_size": 8}
-        config.model.lite.update({**sizes, "num_layers": 1})
+        config.model.lite.update({"convs": ((3, 2),), "lstm_size": 16, "num_layers": 1})
+        config.model.lite.hidden_size = 8
     return config
