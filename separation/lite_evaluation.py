@@ -15,7 +15,7 @@ from common import files, metrics
 from common.data import splits
 from common.nn import masking
 from common.task import Report
-from separation import judges, lite_loss
+from separation import fixed, judges, lite_loss
 
 # Taken from the batch as it is.
 GIVEN = ("present", "snr_db", "target_index", "enrolment_index", "interferer_index")
@@ -199,15 +199,26 @@ def _table(
     writer = csv.writer(text, lineterminator="\n")
     told = [f"{prefix}{name}" for prefix in CONDITIONS for name in (*_ERRORS, "strength", *_COUNTS)]
     said = [n for n in rows if n.endswith(("words", "word_errors", "said"))]
-    head = ["target", "speaker", "enrolment", "interferers", "seconds", "snr_db", "present"]
+    head = [
+        "mixture",
+        "target",
+        "speaker",
+        "enrolment",
+        "interferers",
+        "seconds",
+        "snr_db",
+        "present",
+    ]
     writer.writerow([*head, *told, *said])
     for i, target in enumerate(targets):
         others = [part.written_at(int(k))["id"] for k in rows["interferer_index"][i] if k >= 0]
         enrolment = part.written_at(int(rows["enrolment_index"][i]))["id"]
+        listed = isinstance(part, fixed.ListSplit)
+        name = part.fixed.entries[rows["index"][i]].id if listed else target["id"]
         values = [float(rows[name][i]) for name in told]
         writer.writerow(
             [
-                *(target["id"], speakers[i], enrolment, " ".join(others)),
+                *(name, target["id"], speakers[i], enrolment, " ".join(others)),
                 *(f"{rows['seconds'][i]:.2f}", f"{rows['snr_db'][i]:.2f}"),
                 int(rows["present"][i]),
                 *(f"{x:.4g}" if math.isfinite(x) else "" for x in values),

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
-    """Log-mel features [b, l, m] of a mixture, the target, the other voices; lengths [b]."""
+    """Log-mel features [b, l, m] of a mixture, the target, the other voices (minus infinity where
+    there are none); lengths [b]."""
 
     mixture: Array
     target: Array
@@ -90,8 +91,9 @@ class LiteTask(extraction.SeparationTask):
         three = jnp.concatenate([target + others + noise, target, others])
         three = masking.zero_padding(three[..., None], jnp.tile(lengths, 3))[..., 0]
         x, frames = lite.features(three, jnp.tile(lengths, 3), self.sizes)
-        mixture, target, others = jnp.split(x, 3)
-        return Parts(mixture, target, others, frames[: len(lengths)])
+        mixture, target, voices = jnp.split(x, 3)
+        voices = jnp.where(jnp.any(others != 0, axis=1)[:, None, None], voices, -jnp.inf)
+        return Parts(mixture, target, voices, frames[: len(lengths)])
 
     def filtered(
         self,
@@ -132,7 +134,6 @@ class LiteTask(extraction.SeparationTask):
         )
         wanted = lite_loss.reachable(heard.target, heard.mixture, self.sizes.least_gain)
         overlapped = lite_loss.active(heard.others, heard.mixture, heard.frames)
-        overlapped &= ~jnp.broadcast_to(alone, mask.shape)[:, None]
         terms = lite_loss.terms(features, wanted, logits, overlapped, heard.frames, self._weights)
         if speakers is not None:
             weight = self.config.loss.speaker
