@@ -33,8 +33,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.model.lite.update({"num_mels": 40, "lstm_size": 192})
     config.optimizer.update({"schedule": "cosine", "learning_rate": 2e-3, "warmup_steps": 50})
     config.optimizer.clip_norm = 5.0
-    config.update({"total_steps": 2400, "log_every": 25, "evaluate_every": 800})
-    config.update({"checkpoint_every": 400, "ema_decay": 0.99, "bss_eval": False})
+    config.update({"total_steps": 1800, "log_every": 25, "evaluate_every": 600})
+    config.update({"checkpoint_every": 600, "ema_decay": 0.99, "bss_eval": False})
     if size == "debug":
         quickstart.shrink(config)
         config.model.lite.update({"convs": ((3, 2),), "lstm_size": 16, "num_layers": 1})
