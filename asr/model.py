@@ -210,6 +210,26 @@ class Recognizer(nn.Module):
         search = {"max_symbols_per_frame": max_symbols, "blank_penalty": blank_penalty}
         return (lengths, joint, logits), self._greedy(encoded, lengths, logits, search)
 
+    def recognize(
+        self,
+        features: Float[Array, "b l f"],
+        lengths: Int[Array, "b"],
+        *,
+        mask: Bool[Array, "b"],
+        max_symbols: int,
+        blank_penalty: float = 0.0,
+    ) -> decode.Hypotheses:
+        """The greedy hypotheses of features that come from elsewhere, as from an enhancer.
+
+        They are log-mel as `front_end` computes them, before it normalises them.
+        """
+        lengths = masking.fold_row_mask(lengths, mask)
+        features = frontend.normalized(features, lengths, self.front_end.normalize)
+        encoded, lengths = self.encoder(features, lengths, train=False, mask=mask)
+        logits = self.ctc_head(encoded).astype(jnp.float32) if self.loss == "ctc" else None
+        search = {"max_symbols_per_frame": max_symbols, "blank_penalty": blank_penalty}
+        return self._greedy(encoded, lengths, logits, search)
+
     def _greedy(
         self, encoded: Array, lengths: Array, logits: Array | None, search: dict[str, Any]
     ) -> decode.Hypotheses:

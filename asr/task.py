@@ -35,6 +35,7 @@ from common.task import Batch, Metrics, Report
 log = logging.getLogger(__name__)
 
 PAIRS = 5  # shown at the end of an evaluation
+_HEARD = ("tokens", "lengths", "frames", "token_log_probs", "truncated")  # of `Hypotheses`
 # Each takes random numbers of its own; a new one goes to the end.
 KEYS = ("masks", "dropout", "warp", *augment.ADDED, "gain")
 
@@ -214,14 +215,30 @@ class AsrTask(splits.SplitTask, steps.SupervisedTask):
             batch["audio_lengths"],
             batch["labels"],
             mask=batch["mask"],
-            max_symbols=self.config.decoder.max_symbols,
-            blank_penalty=self.config.decoder.blank_penalty,
+            **self._search,
             method="evaluate",
         )
         terms, sums = self._terms(scored, batch)
-        names = ("tokens", "lengths", "frames", "token_log_probs", "truncated")
-        outputs = {name: getattr(found, name) for name in names}
+        outputs = {name: getattr(found, name) for name in _HEARD}
         return {**metrics.of_terms(terms), **sums}, outputs
+
+    @property
+    def _search(self) -> dict[str, Any]:
+        decoder = self.config.decoder
+        return {"max_symbols": decoder.max_symbols, "blank_penalty": decoder.blank_penalty}
+
+    def recognize(self, variables: state.Variables, batch: Batch) -> Mapping[str, jax.Array]:
+        """The outputs of `eval_step` for {"features", "features_lengths", "mask"}: see
+        `model.Recognizer.recognize`."""
+        found = self.model.apply(
+            variables,
+            batch["features"],
+            batch["features_lengths"],
+            mask=batch["mask"],
+            **self._search,
+            method="recognize",
+        )
+        return {name: getattr(found, name) for name in _HEARD}
 
     def train_data(self) -> Any:
         beside = splits.companions(self.config, self.workdir)

@@ -16,11 +16,16 @@ exit code is 1. Formats on stdout:
 The confidence is the geometric mean of the probabilities of the tokens; it is not calibrated.
 """
 
+import argparse
 import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from asr import segments, transcriber
 from common import app, errors
@@ -115,10 +120,11 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d},{rest % 1000:03d}"
 
 
-def main() -> None:
-    """The command line."""
-    parser = app.parser("asr.transcribe", __doc__)
-    app.add_run(parser)
+Many = Callable[[Sequence[Float[np.ndarray, "_"]]], Sequence[transcriber.Transcript]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to transcribe, and how it is written."""
     parser.add_argument("--format", choices=FORMATS, default="txt")
     parser.add_argument(
         "--split_seconds",
@@ -127,37 +133,56 @@ def main() -> None:
         help="longer recordings are cut at pauses (default %(default)g)",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="or a folder, or - for stdin")
+
+
+def write(
+    command: str, args: Any, load: Callable[[], tuple[transcriber.Transcriber, Many]]
+) -> None:
+    """Transcribes the files of `add_arguments` to stdout; ends with 1 where one cannot be read.
+
+    `load` gives the recogniser, and what makes transcripts of its recordings. It is called when the
+    names of the files are known to be right. Raises UserError.
+    """
+    failed: list[str] = []
+
+    def fail(message: str) -> None:
+        failed.append(message)
+        print(f"{command}: {message}", file=sys.stderr)
+
+    if args.files.count("-") > 1:
+        raise errors.UserError("Standard input (-) can be read once: name it once.")
+    files = list(clips.named_files(args.files, fail))
+    if args.format == "srt" and len(files) > 1:
+        raise errors.UserError(
+            f"--format=srt is for one file, and these are {len(files)}: give one, or take "
+            "--format=tsv or json."
+        )
+    transcribe, many = load()
+    if args.format == "tsv":
+        print("file\tstart\tend\tconfidence\ttext", flush=True)
+    for names, audio in _groups(files, transcribe, fail):
+        for name, samples, found in zip(names, audio, many(audio)):
+            if not samples.any():
+                log.warning("%s: silent, %s", name, io.silence(transcribe.channel))
+            print(FORMATS[args.format](name, found), end="", flush=True)
+    if failed:
+        sys.exit(1)
+
+
+def main() -> None:
+    """The command line."""
+    parser = app.parser("asr.transcribe", __doc__)
+    app.add_run(parser)
+    add_arguments(parser)
     args = parser.parse_args()
 
-    def work() -> None:
-        failed: list[str] = []
-
-        def fail(message: str) -> None:
-            failed.append(message)
-            print(f"asr.transcribe: {message}", file=sys.stderr)
-
-        if args.files.count("-") > 1:
-            raise errors.UserError("Standard input (-) can be read once: name it once.")
-        files = list(clips.named_files(args.files, fail))
-        if args.format == "srt" and len(files) > 1:
-            raise errors.UserError(
-                f"--format=srt is for one file, and these are {len(files)}: give one, or take "
-                "--format=tsv or json."
-            )
-        transcribe = transcriber.load(
+    def load() -> tuple[transcriber.Transcriber, Many]:
+        found = transcriber.load(
             args.workdir, step=args.checkpoint, split_seconds=args.split_seconds
         )
-        if args.format == "tsv":
-            print("file\tstart\tend\tconfidence\ttext", flush=True)
-        for names, audio in _groups(files, transcribe, fail):
-            for name, samples, found in zip(names, audio, transcribe.many(audio)):
-                if not samples.any():
-                    log.warning("%s: silent, %s", name, io.silence(transcribe.channel))
-                print(FORMATS[args.format](name, found), end="", flush=True)
-        if failed:
-            sys.exit(1)
+        return found, found.many
 
-    app.command("asr.transcribe", work)
+    app.command("asr.transcribe", lambda: write("asr.transcribe", args, load))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -13,13 +13,15 @@ from jaxtyping import Float, Num
 from asr import segments, tokenizer
 from asr import task as asr_task
 from common import errors, parallel, trained
-from common.audio import io
+from common.audio import frontend, io
 from common.data import splits
 
 log = logging.getLogger(__name__)
 
 LENGTHS_SECONDS = (4.0, 8.0, 16.0, segments.LONGEST_SECONDS)  # each with few numbers of rows
 BATCH_SECONDS = 64.0  # at most
+# Pieces of recordings -> their log-mel features [l, f].
+FeaturesOf = Callable[[Sequence[Float[np.ndarray, "_"]]], Sequence[Float[np.ndarray, "_ f"]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +93,17 @@ def _geometric_mean(probabilities: Sequence[float]) -> float:
     return float(np.exp(np.mean(np.log(np.maximum(probabilities, 1e-30)))))
 
 
-def _batches(pieces: Sequence[np.ndarray], rate: int, devices: int) -> Iterator[dict]:
+def _batches(
+    pieces: Sequence[np.ndarray], rate: float | int, devices: int, name: str = "audio"
+) -> Iterator[dict]:
     """Pieces grouped by length into few static shapes; `index` is the piece's number.
 
     Rows are a power of two on each device: one or two short pieces do not cost what many do.
+    `rate`: samples or frames a second of what is in the batches by `name`.
     """
-    sizes = [int(seconds * rate) for seconds in LENGTHS_SECONDS]
+    sizes = [math.ceil(seconds * rate) for seconds in LENGTHS_SECONDS]
+    if pieces and (longest := max(map(len, pieces))) > sizes[-1]:
+        raise ValueError(f"{longest / rate:.1f} s at once, and {LENGTHS_SECONDS[-1]:g} s may be")
     chosen = np.searchsorted(sizes, [len(piece) for piece in pieces])
     for bucket, size in enumerate(sizes):
         members = np.flatnonzero(chosen == bucket)
@@ -105,14 +112,14 @@ def _batches(pieces: Sequence[np.ndarray], rate: int, devices: int) -> Iterator[
         rows = min(most, 1 << max(0, wanted - 1).bit_length()) * devices
         for first in range(0, len(members), rows):
             index = members[first : first + rows]
-            audio = np.zeros((rows, size), np.float32)
+            padded = np.zeros((rows, size, *pieces[0].shape[1:]), np.float32)
             lengths = np.zeros(rows, np.int32)
             for row, i in enumerate(index):
-                audio[row, : len(pieces[i])] = pieces[i]
+                padded[row, : len(pieces[i])] = pieces[i]
                 lengths[row] = len(pieces[i])
             yield {
-                "audio": audio,
-                "audio_lengths": lengths,
+                name: padded,
+                f"{name}_lengths": lengths,
                 "labels": np.zeros((rows, 1), np.int32),
                 "labels_lengths": np.zeros(rows, np.int32),
                 "mask": np.arange(rows) < len(index),
@@ -140,12 +147,15 @@ class Transcriber:
         self.channel = splits.channel(found.config.data)
         reduction = self._task.model.encoder_config.reduction
         # Without the sums of an evaluation: the losses are not even compiled.
-        self._search = parallel.data_parallel(
-            lambda variables, batch: self._task.eval_step(variables, batch)[1],
-            found.mesh,
-            in_specs=(parallel.REPLICATED, parallel.ROWS),
-            out_specs=parallel.ROWS,
-            kind=found.config.parallel,
+        self._search, self._search_features = (
+            parallel.data_parallel(
+                search,
+                found.mesh,
+                in_specs=(parallel.REPLICATED, parallel.ROWS),
+                out_specs=parallel.ROWS,
+                kind=found.config.parallel,
+            )
+            for search in (lambda *x: self._task.eval_step(*x)[1], self._task.recognize)
         )
         self._seconds_a_frame = found.config.features.hop_ms / 1000 * reduction
 
@@ -170,12 +180,50 @@ class Transcriber:
         """A reference as the texts were that the recogniser learned from, to score it by."""
         return self._task.tokenizer.normalize(text)
 
-    def many(self, recordings: Sequence[Float[np.ndarray, "_"]]) -> list[Transcript]:
+    @property
+    def front_end(self) -> frontend.LogMelConfig:
+        """What computes its features. Raises UserError where they were learned."""
+        found = self._task.model.front_end
+        if not isinstance(found, frontend.LogMelConfig):
+            raise errors.UserError(
+                f"{self._found.folder}: this recogniser learned its features from the waveform "
+                "(config.features.kind=learned) and takes no others. Name one of kind log_mel."
+            )
+        return found
+
+    def texts_of(self, features: Sequence[Float[np.ndarray, "_ f"]]) -> list[str]:
+        """What was said, by features as `front_end` computes them, but not normalised.
+
+        Each recording is recognised as a whole. Raises ValueError for more than 32 s of one.
+        """
+        texts = [""] * len(features)
+        for batch, out in self._searched(features, "features"):
+            for text, i in zip(self._task.texts(out), batch["index"]):
+                if i >= 0:
+                    texts[i] = text
+        return texts
+
+    def _searched(self, pieces: Sequence[np.ndarray], name: str) -> Iterator[tuple[dict, dict]]:
+        """(batch, what was found in it) for all pieces: samples ("audio") or "features"."""
+        rate, search = self.sample_rate_hz, self._search
+        if name == "features":
+            rate, search = rate / self.front_end.hop_size, self._search_features
+        for batch in _batches(pieces, rate, jax.device_count(), name):
+            placed = parallel.global_batch(batch, self._found.mesh)
+            yield batch, jax.device_get(search(self._found.variables, placed))
+
+    def many(
+        self,
+        recordings: Sequence[Float[np.ndarray, "_"]],
+        features_of: FeaturesOf | None = None,
+    ) -> list[Transcript]:
         """The transcripts of several recordings at the model's rate, in their order.
 
         What surely holds no speech (`asr.segments.split`) is not shown to the network.
+        `features_of(pieces)` gives the features of each piece in place of the front end, as
+        `texts_of` takes them.
         """
-        rate, found = self.sample_rate_hz, self._found
+        rate = self.sample_rate_hz
         pieces, starts, owner = [], [], []
         for number, audio in enumerate(recordings):
             for start, end in segments.split(audio, rate, self._split_seconds):
@@ -183,9 +231,11 @@ class Transcriber:
                 starts.append(start / rate)
                 owner.append(number)
         said: dict[int, tuple[str, list[int], list[float], list[float]]] = {}
-        for batch in _batches(pieces, rate, jax.device_count()):
-            out = self._search(found.variables, parallel.global_batch(batch, found.mesh))
-            out = jax.device_get(out)
+        if features_of is None:
+            searched = self._searched(pieces, "audio")
+        else:
+            searched = self._searched(features_of(pieces) if pieces else [], "features")
+        for batch, out in searched:
             for row, text in enumerate(self._task.texts(out)):
                 if (i := int(batch["index"][row])) >= 0:
                     count = int(out["lengths"][row])

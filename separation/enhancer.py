@@ -10,23 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import soxr
-from jaxtyping import Array, Float, Num, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from common import errors, trained
 from common.audio import io
 from common.data import splits
-from separation import causal, hops, lips, model, self_enrolment
-from separation import cue as cue_lib
+from separation import causal, enrolling, hops, lips, model, self_enrolment
 from separation import task as separation_task
 
 log = logging.getLogger(__name__)
 
-Recording = io.PathLike | bytes | Num[np.ndarray, "..."]
+Recording = enrolling.Recording
 # Calls a function and returns what it returns, perhaps later and in another thread.
 Run = Callable[[Callable[[], Any]], Any]
 
-MIN_ENROLMENT_SECONDS = 1.0
-_CLIPPED_SHARE = 0.01  # of samples at full scale
+# What is said of networks that give no voice of an enrolment, by their kinds.
+OTHERS = {
+    "visualvoice": "This network knows voices by who is seen to speak: python -m "
+    "separation.separate_video is its command.",
+    "lite": "This network gives features for a recogniser and no sound: python -m "
+    "separation.transcribe is its command.",
+}
 _BLOCK_HOPS = 16  # that a stream takes at a time where there are so many: some milliseconds
 # Networks that see all of a recording see so much of a long one, and fade from piece to piece.
 _PIECE_SECONDS, _FADE_SECONDS = 10.0, 1.0
@@ -126,18 +130,20 @@ class Enhancer:
     def __init__(self, found: trained.Trained) -> None:
         self.sample_rate_hz = found.config.data.sample_rate_hz
         self.channel = splits.channel(found.config.data)
-        self._longest_enrolment = round(found.config.data.enrolment_seconds * self.sample_rate_hz)
         self._net = found.task.model
         if not isinstance(self._net, model.SeparationNet):
-            raise errors.UserError(
-                "This network knows voices by who is seen to speak: python -m "
-                "separation.separate_video is its command."
-            )
+            raise errors.UserError(OTHERS[found.config.model.kind])
         # On one device: as arrays of the host they would be taken over again with every call.
         self._variables = jax.device_put(jax.device_get(found.variables), jax.devices()[0])
         apply = self._net.apply
         self._extract = jax.jit(lambda v, *x: apply(v, *x, method="extract"))
-        self._encode = jax.jit(lambda v, *x: apply(v, *x, method="cue"))
+        encode = jax.jit(lambda v, *x: apply(v, *x, method="cue"))
+        self._enroller = enrolling.Enroller(
+            functools.partial(encode, self._variables),
+            self.sample_rate_hz,
+            self.channel,
+            found.config.data.enrolment_seconds,
+        )
         self._look = jax.jit(lambda v, *x: apply(v, *x, method="motion"))
         self._know_face = jax.jit(lambda v, *x: apply(v, *x, method="looks"))
         self._apply_step = jax.jit(self.pure_step, donate_argnums=1)
@@ -246,36 +252,15 @@ class Enhancer:
         `rate` (Hz) goes with samples. Raises io.AudioError, also for a recording that is silent or
         shorter than a second; of a long one it takes the first seconds, as in training.
         """
-        if isinstance(enrolment, list | tuple):
-            return cue_lib.unit(jnp.mean(jnp.stack([self.cue(x, rate) for x in enrolment]), axis=0))
-        audio = np.zeros(0, np.float32)
-        if enrolment is not None:
-            name = "enrolment" if isinstance(enrolment, np.ndarray | bytes) else enrolment
-            audio = self._load(enrolment, rate)
-            if len(audio) < MIN_ENROLMENT_SECONDS * self.sample_rate_hz:
-                raise io.AudioError(
-                    name,
-                    f"{len(audio) / self.sample_rate_hz:.2f} s are too short to know a voice by: "
-                    f"give {MIN_ENROLMENT_SECONDS:g} s at least, better five",
-                )
-            if not audio.any():
-                raise io.AudioError(name, f"silent: {io.silence(self.channel)}")
-            if np.mean(np.abs(audio) >= 0.999) > _CLIPPED_SHARE:
-                log.warning(
-                    "%s: clipped, the voice may be missed; record it at a lower level.", name
-                )
-        return self.cue_of(audio)
+        return self._enroller.cue(enrolment, rate)
 
     def cue_of(self, audio: Float[np.ndarray, "n"]) -> Float[Array, "1 c"]:
         """That of samples at the network's rate, whatever they are; of none the null cue."""
-        padded = np.zeros(self._longest_enrolment, np.float32)
-        audio = audio[: len(padded)]
-        padded[: len(audio)] = audio
-        return self._encode(self._variables, padded[None], jnp.array([len(audio)]))
+        return self._enroller.cue_of(audio)
 
     def collector(self) -> self_enrolment.Collector:
         """Of what a voice may be known by."""
-        return self_enrolment.Collector(self.sample_rate_hz, self._longest_enrolment)
+        return self_enrolment.Collector(self.sample_rate_hz, self._enroller.longest)
 
     def stream(
         self,
@@ -341,7 +326,7 @@ class Enhancer:
         native = io.load_audio(
             mixture, sample_rate_hz=rate, channel=self.channel, source_rate_hz=rate
         )
-        audio = self._load(native, rate)
+        audio = self._enroller.load(native, rate)
         if self_enroll and as_stream:
             self.check_streams()
             found = self._streamed(audio, cue, run, self_enroll=True)
@@ -373,14 +358,6 @@ class Enhancer:
             log.warning("No voice is alone for long enough to be known by: the loudest it is.")
             return cue
         return self.cue_of(found.enrolment)
-
-    def _load(self, recording: Recording, rate: int | None) -> Float[np.ndarray, "_"]:
-        return io.load_audio(
-            recording,
-            sample_rate_hz=self.sample_rate_hz,
-            channel=self.channel,
-            source_rate_hz=rate,
-        )
 
     def _streamed(
         self,

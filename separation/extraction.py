@@ -73,10 +73,12 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
 
     @functools.cached_property
     def model(self) -> model.SeparationNet:
-        speeds = tuple(self.config.augment.speeds)
-        return model.make_model(
-            self.config, classes_lib.count(self.classes, speeds), self.known_voice
-        )
+        return model.make_model(self.config, self.num_classes, self.known_voice)
+
+    @property
+    def num_classes(self) -> int:
+        """The training speakers at each of their speeds."""
+        return classes_lib.count(self.classes, tuple(self.config.augment.speeds))
 
     @functools.cached_property
     def known_voice(self) -> voice.Voice | None:
@@ -112,7 +114,10 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         return self.part(split).written_at(index)
 
     def init(self, key: jax.Array) -> state.Variables:
-        variables = model.init(self.model, key)
+        return self.with_voice(model.init(self.model, key))
+
+    def with_voice(self, variables: state.Variables) -> state.Variables:
+        """Fresh variables with the trained ones of a speaker network."""
         if self._voice_variables is not None:
             variables[cue.FROZEN] = {"cue_encoder": {"network": self._voice_variables}}
         return variables

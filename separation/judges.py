@@ -113,9 +113,14 @@ def make(settings: Any, sample_rate_hz: int) -> Judges:
     return Judges(
         sample_rate_hz,
         perceptual.measures(tuple(settings.quality), sample_rate_hz),
-        _opened("recogniser", settings.recogniser, "asr", load_recogniser),
+        recogniser(settings),
         _opened("speaker", settings.speaker, "speaker", load_speaker),
     )
+
+
+def recogniser(settings: Any) -> Any:
+    """That of `config.judges`, a `asr.transcriber.Transcriber`; None where it names none."""
+    return _opened("recogniser", settings.recogniser, "asr", load_recogniser)
 
 
 def _opened(name: str, folder: str, task: str, load: Any) -> Any:
@@ -147,7 +152,7 @@ def summarise(
             f"{high:+.3f}]){target} ({known.sum()} mixtures)"
         )
     if "words" in rows:
-        found, line = _error_rates(rows, speakers)
+        found, line = error_rates(rows, speakers)
         scalars |= found
         lines.append(f"{split} WER: {line}")
     if "problems" in rows:
@@ -157,7 +162,7 @@ def summarise(
     return scalars, lines
 
 
-def _error_rates(
+def error_rates(
     rows: Mapping[str, np.ndarray], speakers: Shaped[np.ndarray, "n"]
 ) -> tuple[dict[str, float], str]:
     """WER of each signal, with intervals over speakers, of the mixtures that have words."""

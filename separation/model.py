@@ -10,7 +10,7 @@ from common import errors, sections
 from common.nn import marks, masking
 from separation import causal, cue, films, quality, sight, voice, voicefilter
 
-KINDS = ("causal", "voicefilter", "quality", "visualvoice")
+KINDS = ("causal", "voicefilter", "quality", "visualvoice", "lite")
 
 
 class SeparationNet(nn.Module):
@@ -143,21 +143,24 @@ def make_model(
             )
     except ValueError as error:
         raise errors.UserError(f"config.model.{model.kind}: {error}") from error
-    cues = sections.build(cue.CueConfig, config.cue, sample_rate_hz=rate)
-    if known is None:
-        encoder = cue.CueEncoder(cues)
-    else:
-        encoder = cue.FrozenEncoder(known.embed, known.fresh, cues.size)
     seen = sections.build(sight.SightConfig, config.sight)
     if seen.lips and model.kind != "causal":
         raise errors.UserError(
             f"config.sight.lips=True goes with config.model.kind=causal, not {model.kind}."
         )
     return SeparationNet(
-        *(encoder, extractor, cues.size, num_speakers),
+        *(cue_encoder(config, known), extractor, config.cue.size, num_speakers),
         sight.LipEncoder(seen) if seen.lips else None,
-        sight.FaceEncoder(seen, cues.size) if seen.face else None,
+        sight.FaceEncoder(seen, config.cue.size) if seen.face else None,
     )
+
+
+def cue_encoder(config: Any, known: voice.Voice | None) -> cue.CueEncoder | cue.FrozenEncoder:
+    """What makes cues of enrolments: see `make_model`."""
+    cues = sections.build(cue.CueConfig, config.cue, sample_rate_hz=config.data.sample_rate_hz)
+    if known is None:
+        return cue.CueEncoder(cues)
+    return cue.FrozenEncoder(known.embed, known.fresh, cues.size)
 
 
 def init(model: SeparationNet, key: Key[Array, ""]) -> dict[str, Any]:

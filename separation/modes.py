@@ -49,7 +49,9 @@ SHOWN = {"shuffled": "strange_", "swapped": "other_"}  # of whom, in a batch; el
 def table(config: Any) -> Mapping[str, Mode]:
     """Those that the network of a config has. Raises UserError for names that are none of them."""
     found, cues = MODES, sight.cues(config)
-    if not cues:
+    if config.model.kind == "lite":
+        found = {"given": MODES["given"]}
+    elif not cues:
         found = {"given": Mode("", "without any cue, the better of both voices")}
     elif cues != ("voice",):
         found = {n: m for n, m in SEEN.items() if n == "given" or set(m.shows) <= set(cues)}

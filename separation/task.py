@@ -7,19 +7,30 @@ from typing import Any
 from common import package, sections
 from common.data import splits
 from common.task import Report
-from separation import extraction, losses, mixing, model, modes
+from separation import extraction, lite, lite_loss, lite_task, losses, mixing, model, modes
 from separation import lists as lists_lib
 from separation import settings as settings_lib
 from separation.visualvoice import losses as visualvoice_losses
 from separation.visualvoice import task as visualvoice_task
 
+# What differs from one `config.model.kind` to the others.
+KINDS = {"visualvoice": visualvoice_task.VisualVoiceTask, "lite": lite_task.LiteTask}
+NEXT = {
+    "visualvoice": ("separate_video", "--input=FILM.mp4 --out=DIR"),
+    "lite": ("transcribe", "--recogniser=ASR_DIR --enroll=VOICE.wav FILES"),
+}
+
 
 def make_task(config: Any, workdir: pathlib.Path) -> extraction.SeparationTask:
     """The task of a config. Settings that cannot be are said; no data are opened."""
-    by_sight = config.model.kind == "visualvoice"
-    if by_sight:
+    kind = KINDS.get(config.model.kind, extraction.SeparationTask)
+    if kind is visualvoice_task.VisualVoiceTask:
         visualvoice_task.make_sizes(config)
         sections.build(visualvoice_losses.LossConfig, config.loss.visualvoice)
+    elif kind is lite_task.LiteTask:
+        lite.make_sizes(config)
+        sections.build(lite_loss.LiteLossConfig, config.loss.lite)
+        sections.build(lite.SuppressionConfig, config.suppression)
     else:
         model.make_model(config)
         sections.build(losses.LossConfig, config.loss)
@@ -27,7 +38,6 @@ def make_task(config: Any, workdir: pathlib.Path) -> extraction.SeparationTask:
     lists_lib.named(config.data.lists)
     modes.table(config)
     parts = splits.Splits(config, workdir, require_text=False)
-    kind = visualvoice_task.VisualVoiceTask if by_sight else extraction.SeparationTask
     return kind(config, workdir, parts)
 
 
@@ -42,9 +52,9 @@ def close(
     if reports:
         print(f"  figures and mixtures: {workdir / 'results'}")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
-    by_sight = task.config.model.kind == "visualvoice"
-    command = "separate_video" if by_sight else "enhance"
-    given = "--input=FILM.mp4 --out=DIR" if by_sight else "--enroll=VOICE.wav --out=DIR FILES"
+    command, given = NEXT.get(
+        task.config.model.kind, ("enhance", "--enroll=VOICE.wav --out=DIR FILES")
+    )
     print(f"Next: python -m separation.{command} --workdir={workdir} {given}")
 
 
@@ -53,7 +63,16 @@ PACKAGE = package.Package(
     settings_lib.default_config,
     make_task,
     close,
-    changeable=("data", "mixing", "augment", "bss_eval", "modes", "judges", "parallel"),
+    changeable=(
+        "data",
+        "mixing",
+        "augment",
+        "bss_eval",
+        "modes",
+        "judges",
+        "suppression",
+        "parallel",
+    ),
     fixed=(
         *("data.sample_rate_hz", "data.train"),
         *("data.crop_seconds", "data.batch_rows"),  # of no use without training

@@ -1,8 +1,11 @@
 """`asr.load`: a work directory as a function from recordings to transcripts."""
 
+import dataclasses
 import math
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +14,7 @@ from asr import task as asr_task
 from asr import tokenizer as tokenizer_lib
 from asr import transcriber
 from common import checkpoint, errors, parallel, workdir
-from common.audio import io
+from common.audio import frontend, io
 from configs.asr import quickstart
 
 RATE_HZ = 16000
@@ -115,6 +118,37 @@ def test_digital_silence_has_no_words(recognizer):
     found = recognizer(np.zeros(2 * RATE_HZ, np.float32), RATE_HZ)
     assert (found.text, found.tokens, found.seconds) == ("", (), 2.0)
     assert math.isnan(found.confidence)
+
+
+def features_of(recognizer, pieces):
+    """As its own front end has them before it normalises them."""
+    config = dataclasses.replace(recognizer.front_end, normalize="none")
+    compute = jax.jit(lambda x: frontend.log_mel(x, jnp.array([x.shape[1]]), config)[0][0])
+    return [np.asarray(compute(x[None])) for x in pieces]
+
+
+def test_features_are_worth_the_sound_that_they_are_of(recognizer):
+    """Padded with other shapes: rounding moves probabilities, not words."""
+    audio = [noise(1.0, seed=2), noise(3.0, seed=3), np.zeros(RATE_HZ, np.float32)]
+    plain = recognizer.many(audio)
+    assert plain[0].text != plain[1].text
+    for found, same in zip(
+        recognizer.many(audio, lambda pieces: features_of(recognizer, pieces)), plain
+    ):
+        assert (found.text, found.times) == (same.text, same.times)
+        np.testing.assert_allclose(found.probabilities, same.probabilities, rtol=1e-4)
+    # Whole, where `many` leaves silence at the ends out.
+    assert recognizer.texts_of(features_of(recognizer, audio[:2])) == [x.text for x in plain[:2]]
+    assert recognizer.texts_of([]) == []
+    with pytest.raises(ValueError, match=r"33\.0 s at once"):
+        recognizer.texts_of([np.zeros((3300, 40), np.float32)])
+
+
+def test_learned_features_are_not_given(recognizer, monkeypatch):
+    bank = types.SimpleNamespace(model=types.SimpleNamespace(front_end="a learned one"))
+    monkeypatch.setattr(recognizer, "_task", bank)
+    with pytest.raises(errors.UserError, match=r"config\.features\.kind=learned\) and takes no"):
+        recognizer.texts_of([np.zeros((10, 40), np.float32)])
 
 
 def test_what_is_no_recogniser_is_one_message(folder, tmp_path):

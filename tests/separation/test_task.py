@@ -334,7 +334,7 @@ def test_settings_that_cannot_be_are_said_before_data_are_opened(tmp_path):
         ({"mixing.overlap": (0.0, 1.0)}, r"config\.mixing\.overlap"),
         ({"loss.si_sdr": -1.0}, r"config\.loss"),
         ({"modes": ("given", "loud")}, r"config\.modes=\('given', 'loud'\): of given, noisy"),
-        ({"model.kind": "lite"}, r"config\.model\.kind='lite' is unknown"),
+        ({"model.kind": "large"}, r"config\.model\.kind='large' is unknown"),
     ):
         config = quickstart.get_config("debug")
         config.update_from_flattened_dict(change)
