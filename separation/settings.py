@@ -6,7 +6,9 @@ from ml_collections import ConfigDict
 
 from common import optim, trainer
 from common.data import splits
-from separation import causal, cue, lite, lite_loss, losses, mixing, quality, sight, voicefilter
+from separation import causal, cue, losses, mixing, quality, sight, voicefilter
+from separation.lite import losses as lite_losses
+from separation.lite import network as lite_network
 from separation.visualvoice import config as visualvoice_config
 from separation.visualvoice import losses as visualvoice_losses
 
@@ -64,14 +66,14 @@ def default_config() -> ConfigDict:
             "voicefilter": _section(voicefilter.VoiceFilterConfig),
             "quality": _section(quality.QualityConfig),
             "visualvoice": _section(visualvoice_config.VisualVoiceConfig),
-            "lite": _section(lite.LiteConfig),
+            "lite": _section(lite_network.LiteConfig),
         }
     )
     config.loss = ConfigDict(_section(losses.LossConfig))
     config.loss.visualvoice = ConfigDict(_section(visualvoice_losses.LossConfig))
-    config.loss.lite = ConfigDict(_section(lite_loss.LiteLossConfig))
+    config.loss.lite = ConfigDict(_section(lite_losses.LiteLossConfig))
     # Of features, in use and in evaluations: config.model.kind=lite.
-    config.suppression = ConfigDict(_section(lite.SuppressionConfig))
+    config.suppression = ConfigDict(_section(lite_network.SuppressionConfig))
     # What --mode=evaluate measures, each on a line of its own (separation/modes.py); (): all that
     # there are. given, noisy, none, self: mixtures with their enrolments, with another voice or
     # noise in those, with none, and with what comes out by none (all of the mixture once more, as

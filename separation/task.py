@@ -7,9 +7,12 @@ from typing import Any
 from common import package, sections
 from common.data import splits
 from common.task import Report
-from separation import extraction, lite, lite_loss, lite_task, losses, mixing, model, modes
+from separation import extraction, losses, mixing, model, modes
 from separation import lists as lists_lib
 from separation import settings as settings_lib
+from separation.lite import losses as lite_losses
+from separation.lite import network as lite_network
+from separation.lite import task as lite_task
 from separation.visualvoice import losses as visualvoice_losses
 from separation.visualvoice import task as visualvoice_task
 
@@ -28,9 +31,9 @@ def make_task(config: Any, workdir: pathlib.Path) -> extraction.SeparationTask:
         visualvoice_task.make_sizes(config)
         sections.build(visualvoice_losses.LossConfig, config.loss.visualvoice)
     elif kind is lite_task.LiteTask:
-        lite.make_sizes(config)
-        sections.build(lite_loss.LiteLossConfig, config.loss.lite)
-        sections.build(lite.SuppressionConfig, config.suppression)
+        lite_network.make_sizes(config)
+        sections.build(lite_losses.LiteLossConfig, config.loss.lite)
+        sections.build(lite_network.SuppressionConfig, config.suppression)
     else:
         model.make_model(config)
         sections.build(losses.LossConfig, config.loss)

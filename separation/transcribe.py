@@ -14,7 +14,7 @@ import functools
 from asr import load as load_recogniser
 from asr import transcribe as asr_transcribe
 from common import app
-from separation import lite_filter
+from separation.lite import filtering
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
 
     def load() -> tuple:
-        found = lite_filter.load(args.workdir, step=args.checkpoint)
+        found = filtering.load(args.workdir, step=args.checkpoint)
         recogniser = load_recogniser(args.recogniser, split_seconds=args.split_seconds)
         found.check(recogniser)
         features_of = functools.partial(found.features_of, cue=found.cue(args.enroll))

@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 
 from common import errors
-from separation import lite_loss
+from separation.lite import losses
 
 
 def test_too_much_is_worse_than_too_little():
     apart = jnp.array([-2.0, -0.5, 0.0, 0.5, 2.0])
-    np.testing.assert_allclose(lite_loss.asymmetric(apart, 3.0), [-2.0, -0.5, 0.0, 1.5, 6.0])
-    np.testing.assert_allclose(lite_loss.asymmetric(apart, 1.0), apart)
+    np.testing.assert_allclose(losses.asymmetric(apart, 3.0), [-2.0, -0.5, 0.0, 1.5, 6.0])
+    np.testing.assert_allclose(losses.asymmetric(apart, 1.0), apart)
 
 
 def test_the_terms_are_those_of_loops_over_true_frames():
     rng = np.random.default_rng(0)
     enhanced, wanted = rng.normal(size=(2, 3, 6, 4))
     logits, overlapped = rng.normal(size=(3, 6)), rng.random((3, 6)) < 0.5
-    frames, config = np.array([6, 2, 0]), lite_loss.LiteLossConfig(0.5, 2.0, 1.5)
+    frames, config = np.array([6, 2, 0]), losses.LiteLossConfig(0.5, 2.0, 1.5)
     total = entropy = 0.0
     for b in range(3):
         for t in range(frames[b]):
@@ -30,7 +30,7 @@ def test_the_terms_are_those_of_loops_over_true_frames():
     # What lies beyond the lengths may be anything.
     enhanced[1, 2:], logits[2] = np.nan, np.inf
     given = (jnp.float32(x) for x in (enhanced, wanted, logits))
-    found = lite_loss.terms(*given, jnp.array(overlapped), jnp.array(frames), config)
+    found = losses.terms(*given, jnp.array(overlapped), jnp.array(frames), config)
     assert found["feature_loss"].total == pytest.approx(total, rel=1e-5)
     assert (found["feature_loss"].count, found["feature_loss"].weight) == (32, 0.5)
     assert found["noise_type_loss"].total == pytest.approx(entropy, rel=1e-5)
@@ -39,7 +39,7 @@ def test_the_terms_are_those_of_loops_over_true_frames():
 
 def test_no_more_is_asked_of_a_mask_than_it_can():
     clean, mixture = jnp.array([[[0.0, -20.0]]]), jnp.array([[[1.0, 2.0]]])
-    found = lite_loss.reachable(clean, mixture, 1e-3)
+    found = losses.reachable(clean, mixture, 1e-3)
     np.testing.assert_allclose(found, [[[0.0, 2.0 + np.log(1e-3)]]], rtol=1e-6)
 
 
@@ -50,11 +50,11 @@ def test_a_voice_is_heard_within_30_db_of_the_loudest_frame():
     mixture[0, 3] = 40 * db  # beyond the length
     own = np.stack([[0.0, -29.0, -31.0, 0.0], [-31.0, -60.0, -29.0, -1.0]]) * db
     own = np.repeat(own[:, :, None], 3, axis=2)
-    found = lite_loss.active(jnp.float32(own), jnp.float32(mixture), jnp.array([3, 4]))
+    found = losses.active(jnp.float32(own), jnp.float32(mixture), jnp.array([3, 4]))
     np.testing.assert_array_equal(found, [[1, 1, 0, 0], [0, 0, 1, 1]])
 
 
 def test_weights_that_cannot_be():
     for settings in ({"features": 0}, {"noise_type": -1}, {"alpha": 0.5}):
         with pytest.raises(errors.UserError, match=r"config\.loss\.lite"):
-            lite_loss.LiteLossConfig(**settings)
+            losses.LiteLossConfig(**settings)

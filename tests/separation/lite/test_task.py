@@ -15,8 +15,11 @@ from common import checkpoint, errors, evaluation, metrics, parallel, trainer, w
 from common.audio import io
 from common.data import classes
 from configs.separation import lite as lite_config
-from separation import enhancer, lite, lite_evaluation, lite_filter, lite_task
+from separation import enhancer
 from separation import task as separation_task
+from separation.lite import evaluation as lite_evaluation
+from separation.lite import filtering, network
+from separation.lite import task as lite_task
 from tests import commands
 from tests.asr.test_transcriber import folder as asr_folder  # noqa: F401 - a fixture
 from tests.asr.test_transcriber import noise
@@ -153,7 +156,7 @@ def test_measures_by_hand():
     full[:] -= 2.0
     strength = np.array([[0.0, 0.5, 1.0, 1.0], [0.3, 0.3, 0.3, 9.0]])
     logits = np.array([[-1.0, 1.0, 1.0, -1.0], [-1.0, -1.0, -1.0, 1.0]])
-    state = lite.State((), jnp.zeros(2))
+    state = network.State((), jnp.zeros(2))
     found = lite_task.Filtered(*(jnp.float32(x) for x in (features, full, logits, strength)), state)
     result = lite_evaluation.measures(given, found, jnp.array([True, False]))
     expected = {
@@ -222,21 +225,21 @@ def changed(folder, tmp_path, **settings):
 
 
 def test_in_use_it_stands_in_front_of_a_recogniser(lite_folder, asr_folder, tmp_path):  # noqa: F811
-    found, recogniser = lite_filter.load(lite_folder), asr.load(asr_folder)
+    found, recogniser = filtering.load(lite_folder), asr.load(asr_folder)
     found.check(recogniser)
     cue = found.cue(noise(2.0, seed=5), 16000)
     audio = [noise(1.0, seed=2), noise(2.5, seed=3)]
     features = found.features_of(audio, cue)
     assert [x.shape for x in features] == [(100, 40), (250, 40)]
     state, parts = found.start(), []
-    front_end = jax.jit(lambda x, n: lite.features(x, n, found.sizes)[0])
+    front_end = jax.jit(lambda x, n: network.features(x, n, found.sizes)[0])
     plain = front_end(audio[1][None], jnp.array([len(audio[1])]))
     for first in range(0, 250, 50):
         state, out = found.step(state, np.asarray(plain[:, first : first + 50]), cue)
         parts.append(out)
     np.testing.assert_allclose(np.concatenate(parts, axis=1)[0], features[1], atol=1e-4)
     assert np.abs(features[1] - plain[0]).max() > 0.1
-    none = lite_filter.load(changed(lite_folder, tmp_path, a=0.0, b=0.0))
+    none = filtering.load(changed(lite_folder, tmp_path, a=0.0, b=0.0))
     np.testing.assert_allclose(none.features_of(audio, cue)[1], plain[0], atol=1e-5)
     heard = recogniser.many(audio, lambda pieces: none.features_of(pieces, cue))
     assert [x.text for x in heard] == [x.text for x in recogniser.many(audio)]
@@ -246,7 +249,7 @@ def test_other_commands_say_which_is_its_own(lite_folder, asr_folder):  # noqa: 
     with pytest.raises(errors.UserError, match=r"python -m separation\.transcribe is its command"):
         enhancer.load(lite_folder)
     with pytest.raises(errors.UserError, match="belongs to the task 'asr'"):
-        lite_filter.load(asr_folder)
+        filtering.load(asr_folder)
 
 
 def test_a_recogniser_of_other_features_is_one_message(tmp_path, asr_folder):  # noqa: F811

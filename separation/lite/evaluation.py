@@ -15,7 +15,8 @@ from common import files, metrics
 from common.data import splits
 from common.nn import masking
 from common.task import Report
-from separation import fixed, judges, lite_loss
+from separation import fixed, judges
+from separation.lite import losses
 
 # Taken from the batch as it is.
 GIVEN = ("present", "snr_db", "target_index", "enrolment_index", "interferer_index")
@@ -26,7 +27,7 @@ _COUNTS = ("frames", "overlapped", "right", "right_overlapped")
 
 
 def measures(parts: Any, found: Any, present: Bool[Array, "b"]) -> dict[str, Float[Array, "b"]]:
-    """Of each row, from `lite_task.Parts` and `lite_task.Filtered`.
+    """Of each row, from `task.Parts` and `task.Filtered`.
 
     Squared error in nats and the share of energies that are too low, over bands and the frames in
     which the target talks (NaN without any), of what was given, what came out, and what would at
@@ -34,7 +35,7 @@ def measures(parts: Any, found: Any, present: Bool[Array, "b"]) -> dict[str, Flo
     of both the network told.
     """
     there = masking.length_mask(parts.frames, parts.mixture.shape[1])
-    talks = lite_loss.active(parts.target, parts.mixture, parts.frames) & present[:, None]
+    talks = losses.active(parts.target, parts.mixture, parts.frames) & present[:, None]
     count = jnp.sum(talks, axis=1)
     result = {}
 
@@ -49,7 +50,7 @@ def measures(parts: Any, found: Any, present: Bool[Array, "b"]) -> dict[str, Flo
         result[f"{prefix}over"] = mean((apart > limit).astype(jnp.float32))
     frames = jnp.maximum(parts.frames, 1)
     result["strength"] = jnp.sum(jnp.where(there, found.strength, 0.0), axis=1) / frames
-    overlapped = lite_loss.active(parts.others, parts.mixture, parts.frames)
+    overlapped = losses.active(parts.others, parts.mixture, parts.frames)
     right = there & ((found.overlapped > 0) == overlapped)
     told = (there, overlapped, right, right & overlapped)
     return result | {

@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Int, Key
 from common import errors, metrics, parallel, pictures, sections, state
 from common.nn import masking
 from common.task import Batch, Metrics, Report
-from separation import extraction, judges, lite, lite_evaluation, lite_loss, losses
+from separation import extraction, judges
+from separation import losses as separation_losses
+from separation.lite import evaluation, losses, network
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class Filtered(NamedTuple):
     full: Array
     overlapped: Array
     strength: Array
-    state: lite.State
+    state: network.State
 
 
 class LiteTask(extraction.SeparationTask):
@@ -49,20 +51,20 @@ class LiteTask(extraction.SeparationTask):
         return next(iter(self.eval_names(test=False)), ""), "feature_error", "min"
 
     @functools.cached_property
-    def sizes(self) -> lite.LiteConfig:
-        return lite.make_sizes(self.config)
+    def sizes(self) -> network.LiteConfig:
+        return network.make_sizes(self.config)
 
     @functools.cached_property
-    def model(self) -> lite.LiteNet:
-        return lite.make_model(self.config, self.num_classes, self.known_voice)
+    def model(self) -> network.LiteNet:
+        return network.make_model(self.config, self.num_classes, self.known_voice)
 
     @functools.cached_property
-    def _weights(self) -> lite_loss.LiteLossConfig:
-        return sections.build(lite_loss.LiteLossConfig, self.config.loss.lite)
+    def _weights(self) -> losses.LiteLossConfig:
+        return sections.build(losses.LiteLossConfig, self.config.loss.lite)
 
     @functools.cached_property
-    def _suppression(self) -> lite.SuppressionConfig:
-        return sections.build(lite.SuppressionConfig, self.config.suppression)
+    def _suppression(self) -> network.SuppressionConfig:
+        return sections.build(network.SuppressionConfig, self.config.suppression)
 
     @property
     def explanation(self) -> Any:
@@ -78,7 +80,7 @@ class LiteTask(extraction.SeparationTask):
         return "extractor", "cue_encoder/cue", "speakers"
 
     def init(self, key: Key[Array, ""]) -> state.Variables:
-        return self.with_voice(lite.init(self.model, key))
+        return self.with_voice(network.init(self.model, key))
 
     def parts_of(self, batch: Batch, alone: Any) -> Parts:
         """Of a batch; where `alone` ([b] or one for all), no other voice is in the mixture."""
@@ -90,7 +92,7 @@ class LiteTask(extraction.SeparationTask):
         target = sources[:, :, 0]
         three = jnp.concatenate([target + others + noise, target, others])
         three = masking.zero_padding(three[..., None], jnp.tile(lengths, 3))[..., 0]
-        x, frames = lite.features(three, jnp.tile(lengths, 3), self.sizes)
+        x, frames = network.features(three, jnp.tile(lengths, 3), self.sizes)
         mixture, target, voices = jnp.split(x, 3)
         voices = jnp.where(jnp.any(others != 0, axis=1)[:, None, None], voices, -jnp.inf)
         return Parts(mixture, target, voices, frames[: len(lengths)])
@@ -101,16 +103,16 @@ class LiteTask(extraction.SeparationTask):
         x: Float[Array, "b l m"],
         frames: Int[Array, "b"],
         cue: Float[Array, "b c"],
-        state: lite.State | None = None,
+        state: network.State | None = None,
     ) -> Filtered:
         """Features as they are in use, of whole recordings, or with a `state` of what follows."""
         if state is None:
-            state = lite.initial_state(len(x), self.sizes)
+            state = network.initial_state(len(x), self.sizes)
         found = self.model.apply(variables, x, frames, cue, state.lstms, method="enhance")
         probabilities = jax.nn.sigmoid(found.overlapped)
-        strength = lite.strengths(probabilities, state.strength, self._suppression)
-        features = lite.suppressed(x, found.features, strength)
-        after = lite.State(found.after, strength[:, -1])
+        strength = network.strengths(probabilities, state.strength, self._suppression)
+        features = network.suppressed(x, found.features, strength)
+        after = network.State(found.after, strength[:, -1])
         return Filtered(features, found.features, found.overlapped, strength, after)
 
     def loss(
@@ -132,12 +134,14 @@ class LiteTask(extraction.SeparationTask):
             mask=mask,
             mutable=[name for name in variables if name != "params"],
         )
-        wanted = lite_loss.reachable(heard.target, heard.mixture, self.sizes.least_gain)
-        overlapped = lite_loss.active(heard.others, heard.mixture, heard.frames)
-        terms = lite_loss.terms(features, wanted, logits, overlapped, heard.frames, self._weights)
+        wanted = losses.reachable(heard.target, heard.mixture, self.sizes.least_gain)
+        overlapped = losses.active(heard.others, heard.mixture, heard.frames)
+        terms = losses.terms(features, wanted, logits, overlapped, heard.frames, self._weights)
         if speakers is not None:
             weight = self.config.loss.speaker
-            terms["speaker_loss"] = losses.speaker_term(speakers, batch["speaker"], mask, weight)
+            terms["speaker_loss"] = separation_losses.speaker_term(
+                speakers, batch["speaker"], mask, weight
+            )
         there = masking.length_mask(heard.frames, features.shape[1])
         sums["noise_type_accuracy"] = metrics.ratio((logits > 0) == overlapped, there)
         return terms, (sums, new_state)
@@ -148,14 +152,14 @@ class LiteTask(extraction.SeparationTask):
         """Measures of every mixture, with the other voices and without."""
         given = batch["enrolment"], batch["enrolment_lengths"]
         known = self.model.apply(variables, *given, method="cue")
-        outputs = {name: batch[name] for name in lite_evaluation.GIVEN}
+        outputs = {name: batch[name] for name in evaluation.GIVEN}
         lengths = masking.fold_row_mask(batch["sources_lengths"], batch["mask"])
         outputs["seconds"] = lengths / self.config.data.sample_rate_hz
         heard = {}
-        for prefix in lite_evaluation.CONDITIONS:
+        for prefix in evaluation.CONDITIONS:
             parts = self.parts_of(batch, jnp.array(prefix == "alone_"))
             found = self.filtered(variables, parts.mixture, parts.frames, known)
-            measured = lite_evaluation.measures(parts, found, batch["present"])
+            measured = evaluation.measures(parts, found, batch["present"])
             outputs |= {f"{prefix}{name}": values for name, values in measured.items()}
             heard |= {f"{prefix}mixture": parts.mixture, f"{prefix}extracted": found.features}
             heard |= {"target": parts.target, "lengths": parts.frames}
@@ -170,7 +174,7 @@ class LiteTask(extraction.SeparationTask):
         recogniser = judges.recogniser(self.config.judges)
         if recogniser is not None:
             folder = f"config.judges.recogniser={self.config.judges.recogniser}"
-            lite.check_same(self.sizes, recogniser.front_end, folder)
+            network.check_same(self.sizes, recogniser.front_end, folder)
         return judges.Judges(self.config.data.sample_rate_hz, {}, recogniser)
 
     def keep(self, split: str, outputs: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
@@ -186,7 +190,7 @@ class LiteTask(extraction.SeparationTask):
             whole = part.index.lengths[np.searchsorted(part.index.positions, target)]
             if round(float(outputs["seconds"][i]) * rate) >= whole:
                 texts[int(i)] = part.written_at(target)["text"]
-        return outputs | lite_evaluation.transcribed(heard, texts, self.judges.recogniser)
+        return outputs | evaluation.transcribed(heard, texts, self.judges.recogniser)
 
     def report(
         self,
@@ -198,7 +202,7 @@ class LiteTask(extraction.SeparationTask):
 
         Pictures: the features of mixture, target and what came out below each other.
         """
-        found = lite_evaluation.summarise(split, outputs, self.part(split))
+        found = evaluation.summarise(split, outputs, self.part(split))
         images = {}
         for number, example in enumerate(examples):
             count = int(example["lengths"])

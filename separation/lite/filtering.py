@@ -13,8 +13,10 @@ from jaxtyping import Array, Float, Int
 from common import errors, trained
 from common.audio import io
 from common.data import splits
-from separation import enrolling, lite, lite_task
+from separation import enrolling
 from separation import task as separation_task
+from separation.lite import network
+from separation.lite import task as lite_task
 
 _ROOMS_SECONDS = (4.0, 8.0, 16.0, 32.0)  # pieces are filled up to one of them: few programs
 
@@ -44,7 +46,7 @@ class Filter:
 
     def check(self, recogniser: Any) -> None:
         """Raises UserError where a `asr.transcriber.Transcriber` has other features."""
-        lite.check_same(self.sizes, recogniser.front_end, str(self._folder))
+        network.check_same(self.sizes, recogniser.front_end, str(self._folder))
 
     def cue(
         self,
@@ -68,19 +70,23 @@ class Filter:
             found.append(np.asarray(x[0, : int(frames[0])]))
         return found
 
-    def start(self) -> lite.State:
+    def start(self) -> network.State:
         """That of a new stream."""
-        return lite.initial_state(1, self.sizes)
+        return network.initial_state(1, self.sizes)
 
     def step(
-        self, state: lite.State, x: Float[np.ndarray, "1 l m"], cue: Float[Array, "1 c"]
-    ) -> tuple[lite.State, Float[Array, "1 l m"]]:
+        self, state: network.State, x: Float[np.ndarray, "1 l m"], cue: Float[Array, "1 c"]
+    ) -> tuple[network.State, Float[Array, "1 l m"]]:
         """The next frames of a stream, of which none waits for a later one."""
         return self._step(self._variables, state, x, cue)
 
     def _stepped(
-        self, variables: Any, state: lite.State, x: Float[Array, "1 l m"], cue: Float[Array, "1 c"]
-    ) -> tuple[lite.State, Float[Array, "1 l m"]]:
+        self,
+        variables: Any,
+        state: network.State,
+        x: Float[Array, "1 l m"],
+        cue: Float[Array, "1 c"],
+    ) -> tuple[network.State, Float[Array, "1 l m"]]:
         found = self._task.filtered(variables, x, jnp.full(1, x.shape[1]), cue, state)
         return found.state, found.features
 
@@ -91,7 +97,7 @@ class Filter:
         lengths: Int[Array, "1"],
         cue: Float[Array, "1 c"],
     ) -> tuple[Float[Array, "1 l m"], Int[Array, "1"]]:
-        x, frames = lite.features(audio, lengths, self.sizes)
+        x, frames = network.features(audio, lengths, self.sizes)
         return self._task.filtered(variables, x, frames, cue).features, frames
 
 
