@@ -12,7 +12,7 @@ from separation import task as separation_task
 from tests.separation.test_sight import filmed
 
 ROWS = 8
-VISUALVOICE = {"model.visualvoice.unet_widths": (8, 8, 8, 8), "model.visualvoice.dropout": 0.0}
+VISUALVOICE = {"model.visualvoice.dropout": 0.0}
 
 
 def batch(config) -> dict[str, np.ndarray]:
