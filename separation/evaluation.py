@@ -80,9 +80,8 @@ def summarise(
         failed = say(f"{prefix}failure_rate", failed, among, np.mean)
         wrong = ""
         if others:
-            wrong = columns[f"{prefix}wrong_speaker"]
-            wrong = say(f"{prefix}wrong_speaker_rate", wrong, among, np.mean)
-            wrong = f", another speaker {wrong}"
+            name = f"{prefix}wrong_speaker"
+            wrong = f", another speaker {say(f'{name}_rate', columns[name], among, np.mean)}"
         lines.append(
             f"{split} SI-SDRi {words}: median {median}, mean {mean}, below 0 dB {failed}{wrong} "
             f"({among.sum()} mixtures, {len(set(speakers[among]))} voices)"

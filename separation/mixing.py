@@ -124,8 +124,8 @@ class Mixtures:
         needed = max(2, 1 + most)  # strange mouths and enrolments are of others
         if len(self._members) < needed:
             raise errors.UserError(
-                f"{self.crops.source.name}: {len(self._members)} speaker(s), but a mixture has up "
-                f"to {needed}. Take more data, or lower config.mixing.interferers."
+                f"{self.crops.source.name}: {len(self._members)} speaker(s), but a mixture takes "
+                f"up to {needed}. Take more data, or lower config.mixing.interferers."
             )
 
     @property
