@@ -389,7 +389,7 @@ def make_revoicer(config: Any) -> revoice.Revoicer:
     return revoice.Revoicer(
         sections.build(revoice.RevoiceConfig, config.model.revoice),
         sections.build(matcher.MatcherConfig, config.model.matcher),
-        config.features.num_mels,
+        revoice.front_end(voice.front_end(config)),
     )
 
 

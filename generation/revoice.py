@@ -1,10 +1,12 @@
-"""The words of a recording in another voice: what is said, and by whom, to log-mel frames.
+"""The words of a recording in another voice: what is said, how high and by whom, to log-mel frames.
 
 As AdaIN-VC (Chou, Yeh and Lee, Interspeech 2019, section 3): normalised over time, channel by
 channel, a recording loses what stays the same in it, which is mostly who speaks; the decoder puts
 another speaker's scales and shifts in its place. In training the content encoder hears a voice of
 another height than the one that is to come out (its bands are warped, cf. NANSY, Choi et al.,
-NeurIPS 2021), so that the height of the source is of no use to the decoder.
+NeurIPS 2021), so that its formants are of no use to the decoder. Height is a contour of its own,
+measured in the source and moved to the mean that is expected of the speaker; where the harmonics
+lie is computed from it (`harmonics.combs`), the decoder makes the envelope and how strong they are.
 """
 
 import dataclasses
@@ -17,11 +19,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from common.audio import frontend, inverse
 from common.nn import conv, masking
-from generation import matcher
+from generation import harmonics, matcher
 
 LEVEL = 0.05  # RMS of all that is heard, in [-1, 1]
 _FLOOR = 1e-4  # of band powers at that level, 60 dB below what is loud
 _MIDDLE, _SPAN = -4.0, 3.0  # log-mel of speech at that level: about its mean and deviation
+
+Height = tuple[Float[Array, "b l"], Float[Array, "b l"]]  # Hz and periodicity of each frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,31 +109,39 @@ class Adaptive(nn.Module):
 
 
 class Speaking(nn.Module):
-    """Log-mel frames of what is said and who says it."""
+    """Log-mel frames of what is said, how high, and who says it."""
 
     config: RevoiceConfig
-    num_mels: int
+    front_end: frontend.LogMelConfig
 
     @nn.compact
     def __call__(
         self,
         code: Float[Array, "b n c"],
         who: Float[Array, "b k"],
+        height: Height,
         lengths: Int[Array, "b"],
-        num_frames: int,
     ) -> Float[Array, "b l m"]:
-        """`lengths` are those of the frames that come out; 0 beyond."""
-        c, short = self.config, masking.conv_lengths(lengths, 2)
+        """`lengths` are those of the frames that come out, as many as `height` has; 0 beyond."""
+        c, short, (hertz, periodicity) = self.config, masking.conv_lengths(lengths, 2), height
+        num_mels, combs = self.front_end.num_mels, harmonics.combs(hertz, lengths, self.front_end)
+        periodicity = periodicity[:, :, None]
+        octaves = jnp.log2(jnp.maximum(hertz, harmonics.LOW_HZ)) - harmonics.MIDDLE
+        sung = jnp.concatenate([periodicity, periodicity * octaves[:, :, None]], axis=2)
         who = nn.relu(nn.Dense(c.width, name="who")(who))
         x = conv.Conv(c.width, 3, use_bias=True, name="first")(code, short)[0]
         for i in range(c.blocks):
             x = Adaptive(c.width, name=f"slow_{i}")(x, short, who)
-        x = jnp.repeat(x, 2, axis=1)[:, :num_frames]
+        x = jnp.repeat(x, 2, axis=1)[:, : hertz.shape[1]]
+        x += conv.Conv(c.width, 3, use_bias=True, name="height")(sung, lengths)[0]
         for i in range(c.blocks):
             x = Adaptive(c.width, name=f"fast_{i}")(x, lengths, who)
-        found = conv.Pointwise(self.num_mels, use_bias=True, name="last")(nn.relu(x))
-        found += nn.Dense(self.num_mels, name="colour")(who)[:, None, :]
-        return masking.zero_padding(_MIDDLE + _SPAN * found, lengths)
+        x = nn.relu(x)
+        found = conv.Pointwise(num_mels, use_bias=True, name="last")(x)
+        found += nn.Dense(num_mels, name="colour")(who)[:, None, :]
+        strength = nn.sigmoid(conv.Pointwise(num_mels, use_bias=True, name="harmonics")(x))
+        found = _MIDDLE + _SPAN * found + strength * periodicity * combs
+        return masking.zero_padding(found, lengths)
 
 
 class Revoicer(nn.Module):
@@ -141,12 +153,13 @@ class Revoicer(nn.Module):
 
     config: RevoiceConfig
     matching: matcher.MatcherConfig
-    num_mels: int
+    front_end: frontend.LogMelConfig
 
     def setup(self) -> None:
         self.content = Content(self.config)
-        self.speaking = Speaking(self.config, self.num_mels)
+        self.speaking = Speaking(self.config, self.front_end)
         self.who = matcher.Matcher(self.matching)
+        self.expected = [nn.Dense(32), nn.Dense(1)]
 
     def meet(
         self, x: Float[Array, "b l m"], lengths: Int[Array, "b"], pictures: Float[Array, "b h w c"]
@@ -162,17 +175,39 @@ class Revoicer(nn.Module):
         """Those of faces in [-1, 1]."""
         return self.who.face(pictures)
 
+    def mean(self, who: Float[Array, "b k"]) -> Float[Array, "b"]:
+        """How high voices of the unit vectors `who` are expected to be, octaves above 1 Hz."""
+        first, last = self.expected
+        return harmonics.MIDDLE + last(nn.relu(first(self._wide(who))))[:, 0]
+
     def __call__(
         self,
         x: Float[Array, "b l m"],
         lengths: Int[Array, "b"],
+        height: Height,
         who: Float[Array, "b k"],
         heard: Float[Array, "b l m"] | None = None,
     ) -> Float[Array, "b l m"]:
-        """Frames x as the voice of the unit vectors `who` says them; `heard` stands in for them
-        where the content encoder listens."""
+        """Frames x as the voice of the unit vectors `who` says them, as high as `height`; `heard`
+        stands in for them where the content encoder listens."""
         code, _ = self.content(x if heard is None else heard, lengths)
-        return self.speaking(code, math.sqrt(self.matching.size) * who, lengths, x.shape[1])
+        return self.speaking(code, self._wide(who), height, lengths)
+
+    def say(
+        self,
+        x: Float[Array, "b l m"],
+        lengths: Int[Array, "b"],
+        height: Height,
+        middle: Float[Array, "b"],
+        who: Float[Array, "b k"],
+    ) -> Float[Array, "b l m"]:
+        """Frames x in the voice of `who`: as high as `mean` expects where the source's mean is
+        `middle` (`harmonics.mean`)."""
+        hertz, periodicity = height
+        return self(x, lengths, (harmonics.moved(hertz, self.mean(who) - middle), periodicity), who)
+
+    def _wide(self, who: Float[Array, "b k"]) -> Float[Array, "b k"]:
+        return math.sqrt(self.matching.size) * who
 
     def everything(
         self,
@@ -182,4 +217,5 @@ class Revoicer(nn.Module):
     ) -> Float[Array, "b l m"]:
         """All layers once, to initialise them."""
         voices, _, _ = self.meet(x, lengths, pictures)
-        return self(x, lengths, voices)
+        hertz = jnp.broadcast_to(jnp.exp2(self.mean(voices))[:, None], x.shape[:2])
+        return self(x, lengths, (hertz, jnp.ones_like(hertz)), voices)

@@ -16,10 +16,21 @@ from common import errors, metrics, parallel, state, workdir
 from common.audio import augment, frontend, mel
 from common.data import classes as classes_lib
 from common.task import Batch, Metrics, Report
-from generation import images, judging, matcher, model, paired, revoice, spoken, voice
+from generation import (
+    harmonics,
+    images,
+    judging,
+    matcher,
+    model,
+    paired,
+    revoice,
+    spoken,
+    voice,
+)
 
 _DECIBELS = 10.0 / math.log(10.0)  # of a neper of power
 _CEPSTRA = 13  # of mel-cepstral distances, the level among them, which does not count
+_HEARD = 5.0  # frames that have to be clear for a recording to have a height
 WAYS = ("face", "voice")  # by which a row's person is known
 SIGNALS = ("natural", "copied", *WAYS)  # the source, through its log-mel, and re-voiced
 
@@ -30,7 +41,8 @@ class RevoiceTask(paired.PairedTask):
 
     Of each row the content encoder hears the recording, its voice changed at random, and the
     decoder has to say it as it was, knowing the speaker by a face or by another recording, by lot.
-    The vectors of both also learn to be nearest to each other (`matcher.contrast`).
+    The vectors of both also learn to be nearest to each other (`matcher.contrast`), and how high
+    the voice is.
     """
 
     open_judge: Callable[[Any], judging.Judge] | None = dataclasses.field(
@@ -70,15 +82,24 @@ class RevoiceTask(paired.PairedTask):
         lengths = paired.lengths_of(audio) if lengths is None else lengths
         return frontend.log_mel(revoice.levelled(audio, lengths), lengths, self.front_end)
 
+    def height(
+        self, audio: jax.Array, lengths: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Hz and periodicity of those frames (`harmonics.heights`)."""
+        lengths = paired.lengths_of(audio) if lengths is None else lengths
+        return harmonics.heights(revoice.levelled(audio, lengths), lengths, self.front_end)
+
     def loss(
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
     ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
-        """L1 between log-mel frames, and InfoNCE between voices and faces."""
+        """L1 between log-mel frames, and of mean heights in octaves; InfoNCE between voices and
+        faces."""
         del step
         mask, faces = batch["mask"], images.to_values(batch["face"])
         one = slice(None, None, self.net.config.said_every)  # of so many rows
         lengths = jnp.where(mask[one], batch["audio_lengths"][one], 0)
         frames, count = self.heard(batch["audio"][one], lengths)
+        height = self.height(batch["audio"][one], lengths)
         heard, seen = None, jnp.arange(len(frames)) % 2 == 0
         if train:
             colours, warps, ways = (
@@ -92,7 +113,9 @@ class RevoiceTask(paired.PairedTask):
             variables, *self.heard(batch["probe"]), faces, method="meet"
         )
         who = jnp.where(seen[:, None], faces[one], voices[one])
-        said = self.net.apply(variables, frames, count, who, heard)
+        said = self.net.apply(variables, frames, count, height, who, heard)
+        mean, clear = harmonics.mean(*height)
+        off = sum(abs(self._expected(variables, x[one]) - mean) for x in (voices, faces)) / 2
         lost, right = matcher.contrast(voices, faces, scale, batch["label"], mask)
         sums = {
             "matched": metrics.ratio(right, mask),
@@ -103,6 +126,7 @@ class RevoiceTask(paired.PairedTask):
         contrast = metrics.Term(*metrics.ratio(lost, mask), self.config.loss.contrast)
         terms = {
             "spectral_loss": metrics.Term(*metrics.ratio(away, _true(count, frames))),
+            "height_loss": metrics.Term(*metrics.ratio(off, clear >= _HEARD)),
             "contrast_loss": contrast,
         }
         return terms, (sums, {})
@@ -122,22 +146,32 @@ class RevoiceTask(paired.PairedTask):
             "voice": self.net.apply(variables, *self.heard(batch["probe"]), method="voice"),
         }
         frames, count = self.heard(batch["audio"])
-        count = jnp.where(mask, count, 0)
+        count, height = jnp.where(mask, count, 0), self.height(batch["audio"])
+        mean, clear = harmonics.mean(*height)
         sums = {"pictures": self._work(batch)}
         for name, of in {**who, "other_face": vectors(batch["other_face"])}.items():
-            said = self.net.apply(variables, frames, count, of)
+            said = self.net.apply(variables, frames, count, height, mean, of, method="say")
+            off = 12.0 * jnp.abs(self._expected(variables, of) - mean)
+            sums[f"{name}_height_semitones"] = metrics.ratio(off, mask & (clear >= _HEARD))
             sums[f"{name}_error_db"] = _error_db(said, frames, count)
             sums[f"{name}_cepstral_db"] = _cepstral_db(said, frames, count)
         lengths = jnp.where(mask, batch["source_lengths"], 0)
         source, count = self.heard(batch["source"], lengths)
+        height = self.height(batch["source"], lengths)
+        middle, _ = harmonics.mean(*height)
         names = ("person", "turn", "face", "probe", "source", "source_lengths", "source_person")
         outputs = {name: batch[name] for name in names} | {"frames_copied": source}
         outputs["source_index"] = batch["source_index"]
         outputs |= {
-            f"frames_{name}": self.net.apply(variables, source, count, of)
+            f"frames_{name}": self.net.apply(
+                variables, source, count, height, middle, of, method="say"
+            )
             for name, of in who.items()
         }
         return sums, outputs
+
+    def _expected(self, variables: state.Variables, who: jax.Array) -> jax.Array:
+        return self.net.apply(variables, who, method="mean")
 
     @functools.cached_property
     def judge(self) -> judging.Judge | None:

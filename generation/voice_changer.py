@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, Num, UInt8
 from common import errors, trained
 from common.audio import io
 from common.data import splits
-from generation import data, images, revoicing
+from generation import data, harmonics, images, revoicing
 from generation import task as task_lib
 
 Recording = io.PathLike | bytes | Num[np.ndarray, "t *c"]
@@ -43,13 +43,16 @@ class VoiceChanger:
         self.sample_rate_hz = found.config.data.sample_rate_hz
         net = task.net
 
-        def say(variables: Any, audio: Array, lengths: Array, who: Array) -> Array:
-            return net.apply(variables, *task.heard(audio, lengths), who)
+        def say(variables: Any, audio: Array, lengths: Array, middle: Array, who: Array) -> Array:
+            height = task.height(audio, lengths)
+            heard = task.heard(audio, lengths)
+            return net.apply(variables, *heard, height, middle, who, method="say")
 
         def hear(variables: Any, audio: Array, lengths: Array) -> Array:
             return net.apply(variables, *task.heard(audio, lengths), method="voice")
 
         self._say, self._hear = jax.jit(say), jax.jit(hear)
+        self._mean = jax.jit(lambda audio, lengths: harmonics.mean(*task.height(audio, lengths)))
         self._look = jax.jit(lambda variables, x: net.apply(variables, x, method="face"))
 
     def seen(self, face: Face, name: object = "picture") -> Float[np.ndarray, "1 k"]:
@@ -74,10 +77,13 @@ class VoiceChanger:
         pieces = -(-len(audio) // round(_PIECE_SECONDS * self.sample_rate_hz))
         ends = np.linspace(0, len(audio), pieces + 1).astype(int)
         rise = ((np.arange(2 * half) + 0.5) / (2 * half)).astype(np.float32)
-        for i, (start, end) in enumerate(itertools.pairwise(ends.tolist())):
+        cuts = list(itertools.pairwise(ends.tolist()))
+        middle = self._middle([audio[start:end] for start, end in cuts])
+        for i, (start, end) in enumerate(cuts):
             first, last = i == 0, i == pieces - 1
             start, end = start - (0 if first else half), end + (0 if last else half)
-            said = self._piece(audio[start:end], who, jax.random.fold_in(jax.random.key(seed), i))
+            key = jax.random.fold_in(jax.random.key(seed), i)
+            said = self._piece(audio[start:end], who, middle, key)
             if not first:
                 said[: 2 * half] *= rise
             if not last:
@@ -99,11 +105,21 @@ class VoiceChanger:
         who = self.seen(face) if voice is None else self.heard(voice)
         return self.say(source, who, seed)
 
+    def _middle(self, pieces: list[Float[np.ndarray, "t"]]) -> Float[np.ndarray, "1"]:
+        """How high the voice of a recording is in all its pieces, octaves above 1 Hz."""
+        means, counts = zip(*(self._mean(*self._padded(piece)) for piece in pieces))
+        means, counts = np.concatenate(means), np.concatenate(counts)
+        return np.average(means, weights=np.maximum(counts, 1e-6), keepdims=True)
+
     def _piece(
-        self, audio: Float[np.ndarray, "t"], who: Float[np.ndarray, "1 k"], key: Key[Array, ""]
+        self,
+        audio: Float[np.ndarray, "t"],
+        who: Float[np.ndarray, "1 k"],
+        middle: Float[np.ndarray, "1"],
+        key: Key[Array, ""],
     ) -> Float[np.ndarray, "t"]:
         padded, lengths = self._padded(audio)
-        frames = self._say(self._variables, padded, lengths, who)
+        frames = self._say(self._variables, padded, lengths, middle, who)
         return self._task.sounds(frames, padded, lengths, key[None])[0, : len(audio)]
 
     def _padded(self, audio: Float[np.ndarray, "t"]) -> tuple[Float[np.ndarray, "1 n"], np.ndarray]:

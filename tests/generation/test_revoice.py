@@ -8,7 +8,7 @@ import pytest
 from common import errors, evaluation, metrics, parallel
 from common.audio import frontend
 from common.data import pipeline
-from generation import data, judging, matcher, revoice, revoicing, spoken
+from generation import data, harmonics, judging, matcher, revoice, revoicing, spoken
 from tests.generation import people as toy
 
 SMALL = {
@@ -22,7 +22,8 @@ SMALL = {
 @pytest.fixture(scope="module")
 def net():
     matching = matcher.MatcherConfig(size=4, voice_channels=8, face_channels=4)
-    return revoice.Revoicer(revoice.RevoiceConfig(width=12, code=6, blocks=1), matching, 10)
+    front_end = revoice.front_end(frontend.LogMelConfig(num_mels=10, normalize="none"))
+    return revoice.Revoicer(revoice.RevoiceConfig(width=12, code=6, blocks=1), matching, front_end)
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +32,26 @@ def variables(net):
     return net.init(jax.random.key(0), frames, jnp.array([9]), pictures, method="everything")
 
 
+def heights(*shape):
+    """Of frames: 100 to 300 Hz, of all periodicities."""
+    rng = np.random.default_rng(1)
+    hertz, periodicity = rng.uniform(100, 300, shape), rng.uniform(size=shape)
+    return jnp.asarray(hertz, jnp.float32), jnp.asarray(periodicity, jnp.float32)
+
+
 def test_a_padded_row_gives_what_it_gives_alone(net, variables):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(3, 33, 10)), jnp.float32)
     who, lengths = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32), jnp.array([33, 20, 0])
-    said = net.apply(variables, x, lengths, who)
+    height = heights(3, 33)
+    said = net.apply(variables, x, lengths, height, who)
     assert said.shape == x.shape
     for row, length in enumerate(lengths.tolist()):
         np.testing.assert_array_equal(said[row, length:], 0)
         if length:
             alone = x[row : row + 1, :length]
-            alone = net.apply(variables, alone, jnp.array([length]), who[row : row + 1])
+            one, high = jnp.array([length]), tuple(x[row : row + 1, :length] for x in height)
+            alone = net.apply(variables, alone, one, high, who[row : row + 1])
             np.testing.assert_allclose(said[row, :length], alone[0], atol=2e-5)
 
 
@@ -49,12 +59,27 @@ def test_what_stays_the_same_in_a_recording_is_not_in_its_content(net, variables
     """Neither the level of a band nor how far it moves, only when."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(1, 40, 10)), jnp.float32)
-    who, lengths = jnp.ones((1, 4)), jnp.array([40])
+    who, lengths, height = jnp.ones((1, 4)), jnp.array([40]), heights(1, 40)
     other = x * jnp.linspace(1, 3, 10)[None, None] + jnp.linspace(-2, 1, 10)[None, None]
-    first, second = (net.apply(variables, one, lengths, who) for one in (x, other))
+    first, second = (net.apply(variables, one, lengths, height, who) for one in (x, other))
     np.testing.assert_allclose(first, second, atol=1e-3)
-    assert np.abs(first - net.apply(variables, x[:, ::-1], lengths, who)).max() > 0.1
-    assert np.abs(first - net.apply(variables, x, lengths, -who)).max() > 0.1
+    assert np.abs(first - net.apply(variables, x[:, ::-1], lengths, height, who)).max() > 0.1
+    assert np.abs(first - net.apply(variables, x, lengths, height, -who)).max() > 0.1
+
+
+def test_a_voice_is_as_high_as_its_speaker(net, variables):
+    """Moved from its own mean to the one that is expected; its melody stays."""
+    x, lengths = jnp.zeros((2, 30, 10)), jnp.array([30, 20])
+    who, (hertz, periodicity) = jnp.ones((2, 4)), heights(2, 30)
+    mean, _ = harmonics.mean(hertz, periodicity)
+    said = net.apply(variables, x, lengths, (hertz, periodicity), mean, who, method="say")
+    wanted = net.apply(variables, who, method="mean")
+    moved = harmonics.moved(hertz, wanted - mean), periodicity
+    np.testing.assert_allclose(said, net.apply(variables, x, lengths, moved, who), atol=1e-4)
+    lower = hertz / 2, periodicity
+    again = net.apply(variables, x, lengths, lower, mean - 1, who, method="say")
+    np.testing.assert_allclose(again, said, atol=1e-4)
+    np.testing.assert_allclose(harmonics.mean(*moved)[0], wanted, atol=1e-3)
 
 
 def test_all_are_heard_at_one_loudness():
