@@ -157,8 +157,9 @@ class Seated:
     """A fixed number of rows of every person, to be matched: `Examples`.
 
     Row (p, k): recording k of person p ("audio"), the next one ("probe"), picture k ("face");
-    "person" p and "turn" k. What there are fewer of is taken again; the other keys are those of
-    `Pairs`, or of `Looks`, which have neither "audio" nor "probe".
+    "person" p and "turn" k. What there are fewer of is taken again, a recording for the time
+    "again": 0, 1, ...; the other keys are those of `Pairs`, or of `Looks`, which have neither
+    "audio" nor "probe".
     """
 
     pairs: Pairs | Looks
@@ -179,6 +180,11 @@ class Seated:
         """How many people have one recording only, which is then its own probe."""
         return sum(len(found) == 1 for found in self._of)
 
+    @property
+    def fewest(self) -> int:
+        """How many recordings, or pictures without any, there are of the person with the fewest."""
+        return min(map(len, self._of))
+
     def __len__(self) -> int:
         return len(self.pairs.names) * self.turns
 
@@ -194,7 +200,8 @@ class Seated:
         row["face"] = self.pairs.faces(name, turn % self.pairs.faces.count(name))
         if isinstance(self.pairs, Pairs):
             row["probe"] = self.pairs.audio(int(mine[(turn + 1) % len(mine)]), None)["audio"]
-        return {**row, "person": np.int32(person), "turn": np.int32(turn)}
+        again = np.int32(turn // len(mine))
+        return {**row, "person": np.int32(person), "turn": np.int32(turn), "again": again}
 
 
 def names_of(split: splits.Split) -> tuple[str, ...]:
@@ -271,6 +278,12 @@ def eval_batches(split: splits.Split, faces: people.Faces, config: Any) -> Any:
         log.warning(
             "%s: %d people have one recording only: it is matched with itself.",
             *(split.name, seated.lonely),
+        )
+    if isinstance(seated.pairs, Looks) and seated.fewest < data.eval_turns:
+        log.warning(
+            "%s: a class has %d pictures, fewer than config.data.eval_turns=%d: real ones are "
+            "taken more than once.",
+            *(split.name, seated.fewest, data.eval_turns),
         )
     rows = -(-data.eval_rows // jax.device_count()) * jax.device_count()
     return pipeline.eval_batches(

@@ -321,17 +321,23 @@ class GanTask(paired.PairedTask):
     def eval_step(
         self, variables: state.Variables, batch: Batch
     ) -> tuple[Metrics, Mapping[str, Any]]:
-        """Pictures of every row with the same noises each time, beside the real one."""
+        """Pictures of every row with the same noises each time, beside the real one; what is heard
+        again in another turn has other noises."""
         condition = self.direction.condition(variables, batch, None)
         keys = jax.vmap(jax.random.key)(batch["index"].astype(jnp.uint32))
 
+        faces = self.config.samples.faces
+
         def fakes(number: int) -> jax.Array:
-            def noise(key: jax.Array) -> jax.Array:
-                return jax.random.normal(jax.random.fold_in(key, number), (self.networks.noise,))
+            def noise(key: jax.Array, again: jax.Array) -> jax.Array:
+                own = jax.random.fold_in(key, again * faces + number)
+                return jax.random.normal(own, (self.networks.noise,))
 
-            return self.networks.generate(variables, condition, jax.vmap(noise)(keys))
+            return self.networks.generate(
+                variables, condition, jax.vmap(noise)(keys, batch["again"])
+            )
 
-        made = jnp.stack([fakes(n) for n in range(self.config.samples.faces)], axis=1)
+        made = jnp.stack([fakes(n) for n in range(faces)], axis=1)
         outputs = {name: batch[name] for name in ("person", "turn")}
         outputs |= self.direction.outputs(variables, batch, made)
         return {"pictures": self._work(batch)}, outputs

@@ -59,6 +59,17 @@ def test_the_grid_shows_the_same_inputs_at_a_fixed_contrast(learned):
     np.testing.assert_array_equal(grids[0][:16:2, 18:34:2], images.resized(face, 8, 3))
 
 
+def test_a_recording_that_is_taken_again_has_other_noises(tmp_path):
+    """Of three recordings the fourth turn has the first one: another draw, no copy of it."""
+    task = toy.make_task(tmp_path, {"data.eval_turns": 4})
+    batch = next(iter(task.eval_data()["dev"]))
+    np.testing.assert_array_equal(batch["audio"][0], batch["audio"][3])
+    made = jax.jit(lambda key, batch: task.eval_step(task.init(key), batch)[1]["fakes"])
+    own = made(jax.random.key(0), {name: x for name, x in batch.items() if name != "id"})[:4]
+    flat = np.asarray(own).reshape(8, -1)  # two faces of each turn
+    assert len(np.unique(flat, axis=0)) == 8
+
+
 @pytest.mark.parametrize(
     "changes",
     [
