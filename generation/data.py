@@ -240,12 +240,12 @@ def first_recordings(
     return np.stack(rows)
 
 
-def check_rows(config: Any, every: int = 1) -> None:
+def check_rows(config: Any, setting: str, every: int) -> None:
     """Raises UserError for batches that devices and accumulation cannot share, in each of which
-    there have to be a multiple of `every` rows."""
+    there have to be a multiple of `every` rows: so says config.`setting`."""
     rows, per_step = config.data.batch_rows, jax.device_count() * config.accumulate * every
     if rows % per_step:
-        more = " x config.model.revoice.said_every" if every > 1 else ""
+        more = f" x config.{setting}" if every > 1 else ""
         raise errors.UserError(
             f"config.data.batch_rows={rows} does not divide by {per_step} (devices x "
             f"accumulation{more})."
@@ -255,7 +255,7 @@ def check_rows(config: Any, every: int = 1) -> None:
 def train_batches(split: splits.Split, faces: people.Faces, config: Any) -> Any:
     """The endless stream of `batch_rows` pairs; an epoch has each recording once."""
     data, found = config.data, pairs(split, faces, config, train=True)
-    check_rows(config)
+    check_rows(config, "discriminator_updates", config.discriminator_updates)
     of = "recordings of %d people" if isinstance(found, Pairs) else "pictures of %d classes"
     log.info(f"%s: %d {of}.", split.name, len(found), len(found.names))
     return pipeline.train_batches(

@@ -173,7 +173,7 @@ def check(config: Any) -> None:
     if picture.channels not in (1, 3):
         raise errors.UserError(f"config.picture.channels={picture.channels}: 1 (grey) or 3.")
     _check_size(config)
-    if kind in ("matcher", "revoice") and picture.size % 8:
+    if kind in ("matcher", "revoice") and (picture.size % 8 or picture.size < 8):
         raise errors.UserError(
             f"config.picture.size={picture.size}: a {kind} takes multiples of 8."
         )

@@ -125,11 +125,24 @@ def test_a_checkpoint_of_another_resolution_is_refused(tmp_path):
         ({"voice.kind": "encoder"}, "train an encoder of voices first"),
         ({"data.vad": "kaldi"}, "choose none, energy or webrtc"),
         ({"dtype": "float16"}, "choose float32 or bfloat16"),
+        ({"loss.r1_every": 0}, r"config\.loss\.r1_every=0: 1 at least"),
+        ({"discriminator_updates": 0}, "discriminator_updates=0: 1 at least"),
+        ({"samples.faces": 0}, "samples.faces=0: 1 at least"),
+        ({"data.crop_seconds": 0.0}, "crop_seconds=0 has to be positive"),
+        ({"voice.crop_frames": (800, 300)}, r"crop_frames=\(800, 300\): the fewest and the most"),
+        ({"voice.crop_frames": (50,)}, r"crop_frames=\(50,\): the fewest and the most"),
+        ({"model.kind": "matcher", "picture.size": -8}, "a matcher takes multiples of 8"),
     ],
 )
 def test_settings_that_cannot_be_are_said(tmp_path, changes, words):
     with pytest.raises(errors.UserError, match=words):
         toy.make_task(tmp_path, changes).networks  # noqa: B018 - made when first asked for
+
+
+def test_a_batch_that_updates_cannot_share_is_said(tmp_path):
+    task = toy.make_task(tmp_path, {"discriminator_updates": 5, "data.batch_rows": 24})
+    with pytest.raises(errors.UserError, match=r"batch_rows=24 .* x config.discriminator_updates"):
+        task.train_data()
 
 
 def test_a_frozen_encoder_stays_as_it_is(tmp_path, monkeypatch):
