@@ -339,9 +339,9 @@ def _sides(
     widths = {"width": model.width, "most": model.most, **dtype}
     told = num_classes if config.loss.identity > 0 else 0
     projects = {"conditional": model.conditional}
-    wen = voice2face.Generator(tuple(model.generator_widths), channels)
+    wen = voice2face.Generator(tuple(model.generator_widths), channels, **dtype)
     if model.kind == "voice2face":
-        return wen, voice2face.Discriminator(num_classes, tuple(model.face_widths))
+        return wen, voice2face.Discriminator(num_classes, tuple(model.face_widths), **dtype)
     if model.kind in ("gan", "face2voice"):
         return (
             gan.Generator(form[:2], channels, **widths),
