@@ -1,5 +1,6 @@
 """How well made faces match voices: by a net that has been trained apart, beside what it can do."""
 
+import contextlib
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Shaped, UInt8
 
 from common import errors, trained, workdir
 from common.audio import frontend
+from common.data import classes
 from common.task import Report
 from generation import genders, images, likeness, matching, paired, realism
 
@@ -34,10 +36,14 @@ class Matched(NamedTuple):
 
 
 class Judge:
-    """A trained matcher: sounds and pictures to vectors, on the host."""
+    """A trained matcher: sounds and pictures to vectors, on the host; the `people` of its training,
+    where its folder still says who they were."""
 
     def __init__(self, found: trained.Trained) -> None:
         task, net = found.task, found.task.net
+        self.people: tuple[str, ...] = ()
+        with contextlib.suppress(errors.UserError):
+            self.people = classes.read(found.folder)
         self._size, self._variables = task.config.picture, found.variables
 
         def hear(variables: Any, audio: Array) -> Array:
@@ -111,6 +117,18 @@ def open_judge(package: Any, config: Any) -> Judge:
             *(setting, config.judge),
         )
     return Judge(found)
+
+
+def said_of_seen(split: str, people: Sequence[str], learned: Sequence[str]) -> list[str]:
+    """A line where a net that has `learned` from some people judges them, else none."""
+    seen = sorted(set(learned) & set(people))
+    if not seen:
+        return []
+    return [
+        f"{split}: the judge has learned from {len(seen)} of these {len(people)} people "
+        f"({seen[0]}, ...): what it says is not of unseen people. Train it on those whom the "
+        "network that it judges was trained on."
+    ]
 
 
 def seated(

@@ -390,11 +390,14 @@ class GanTask(paired.PairedTask):
         return Report(numbers, lines, samples=samples, audio=audio, over=over)
 
     def _judgement(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
-        known = self.genders_of(split)
+        known, names = self.genders_of(split), data.names_of(self.parts[split])
         if self.direction.made == directions.VOICE:
-            return judging.report_of_voices(split, outputs, known)
-        regression = self.gender_of_faces if any(known) else None
-        return judging.report(split, outputs, known, regression)
+            found = judging.report_of_voices(split, outputs, known)
+        else:
+            regression = self.gender_of_faces if any(known) else None
+            found = judging.report(split, outputs, known, regression)
+        seen = judging.said_of_seen(split, names, self.judge.people)
+        return dataclasses.replace(found, lines=[*found.lines, *seen])
 
     def checkpoint_meta(self) -> dict[str, Any]:
         return {

@@ -1,6 +1,7 @@
 """The GAN's task: it learns, devices, what is averaged and shown, checkpoints that do not fit."""
 
 import functools
+import types
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from common import errors, evaluation, metrics, parallel
 from generation import images, voice
 from tests.generation import people as toy
+from tests.generation import test_matching as matched
 
 LEARN = {
     "model.width": 16,
@@ -137,6 +139,16 @@ def test_a_checkpoint_of_another_resolution_is_refused(tmp_path):
 def test_settings_that_cannot_be_are_said(tmp_path, changes, words):
     with pytest.raises(errors.UserError, match=words):
         toy.make_task(tmp_path, changes).networks  # noqa: B018 - made when first asked for
+
+
+def test_a_judge_that_has_learned_from_the_people_is_said(tmp_path):
+    task = toy.make_task(tmp_path)
+    for people, words in ((("bob", "cid", "zoe"), ["2 of these 6 people (bob, ...)"]), ((), [])):
+        vars(task)["judge"] = types.SimpleNamespace(people=people)
+        lines = task._judgement("dev", matched.outputs(6, 2)).lines
+        found = [line for line in lines if "the judge has learned from" in line]
+        assert len(found) == len(words)
+        assert all(word in line for word, line in zip(words, found))
 
 
 def test_a_batch_that_updates_cannot_share_is_said(tmp_path):
