@@ -231,12 +231,18 @@ def first_recordings(
     split: splits.Split, faces: people.Faces, config: Any, most: int
 ) -> Float[np.ndarray, "n t"]:
     """The beginnings of some of the training recordings, spread over all of them, as training
-    hears them. Those that cannot be used are left out."""
+    hears them. Those that cannot be used are left out; raises UserError where none is left."""
     found = pairs(split, faces, config, train=True)
     rows = []
     for i in np.unique(np.linspace(0, len(found) - 1, most).astype(int)).tolist():
         with contextlib.suppress(io.AudioError, OSError):  # Named where training meets it.
             rows.append(found.audio(i, None)["audio"])
+    if not rows:
+        seconds = f"config.data.crop_seconds={config.data.crop_seconds:g}"
+        raise errors.UserError(
+            f"{split.source.name}: in the first {seconds} of no recording there is anything to "
+            "hear. Are they silent, or is the disk gone? config.data.vad=energy cuts pauses out."
+        )
     return np.stack(rows)
 
 
