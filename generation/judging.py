@@ -119,16 +119,15 @@ def open_judge(package: Any, config: Any) -> Judge:
     return Judge(found)
 
 
-def said_of_seen(split: str, people: Sequence[str], learned: Sequence[str]) -> list[str]:
-    """A line where a net that has `learned` from some people judges them, else none."""
-    seen = sorted(set(learned) & set(people))
-    if not seen:
-        return []
-    return [
-        f"{split}: the judge has learned from {len(seen)} of these {len(people)} people "
-        f"({seen[0]}, ...): what it says is not of unseen people. Train it on those whom the "
-        "network that it judges was trained on."
-    ]
+def said_of_seen(split: str, people: Sequence[str], learned: Mapping[str, Sequence[str]]) -> str:
+    """What is to be said where networks have `learned` from some of the people, or nothing."""
+    said = []
+    for what, known in learned.items():
+        if seen := sorted(set(known) & set(people)):
+            said.append(
+                f"{what} has learned from {len(seen)} of these {len(people)} ({seen[0]}, ...)"
+            )
+    return f"{split}: not figures of unseen people: {', '.join(said)}." if said else ""
 
 
 def seated(

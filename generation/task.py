@@ -396,8 +396,9 @@ class GanTask(paired.PairedTask):
         else:
             regression = self.gender_of_faces if any(known) else None
             found = judging.report(split, outputs, known, regression)
-        seen = judging.said_of_seen(split, names, self.judge.people)
-        return dataclasses.replace(found, lines=[*found.lines, *seen])
+        learned = {"the judge": self.judge.people, "the network": self.classes}
+        seen = judging.said_of_seen(split, names, learned)
+        return dataclasses.replace(found, lines=[*found.lines, *filter(None, [seen])])
 
     def checkpoint_meta(self) -> dict[str, Any]:
         return {

@@ -141,14 +141,18 @@ def test_settings_that_cannot_be_are_said(tmp_path, changes, words):
         toy.make_task(tmp_path, changes).networks  # noqa: B018 - made when first asked for
 
 
-def test_a_judge_that_has_learned_from_the_people_is_said(tmp_path):
+def test_figures_of_people_who_were_learned_from_are_said_to_be_such(tmp_path):
     task = toy.make_task(tmp_path)
-    for people, words in ((("bob", "cid", "zoe"), ["2 of these 6 people (bob, ...)"]), ((), [])):
-        vars(task)["judge"] = types.SimpleNamespace(people=people)
+    for judge, own, said in (
+        (("bob", "cid", "zoe"), toy.NAMES, "the judge has learned from 2 of these 6 (bob, ...), "),
+        ((), ("ann", "x"), "people: the network has learned from 1 of these 6 (ann, ...)."),
+        (("x",), ("y",), ""),
+    ):
+        vars(task).update(judge=types.SimpleNamespace(people=judge), classes=own)
         lines = task._judgement("dev", matched.outputs(6, 2)).lines
-        found = [line for line in lines if "the judge has learned from" in line]
-        assert len(found) == len(words)
-        assert all(word in line for word, line in zip(words, found))
+        found = [line for line in lines if "has learned from" in line]
+        assert len(found) == bool(said)
+        assert all(said in line for line in found)
 
 
 def test_a_batch_that_updates_cannot_share_is_said(tmp_path):
