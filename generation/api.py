@@ -13,12 +13,12 @@ import fastapi
 import numpy as np
 from starlette import datastructures
 
-from common import pictures
+from common import errors, pictures
 from common.audio import io
 from common.data import splits
 from common.serve import answers, app, incoming, measures, sockets, sound
 from common.serve import settings as serve_settings
-from generation import images, listening, maker, voice_maker
+from generation import images, listening, maker, voice_changer, voice_maker
 
 PAGES = pathlib.Path(__file__).parent / "page"
 _OF_VOICES = """Faces that go with a voice. They are guesses: a voice tells little of how somebody
@@ -220,9 +220,16 @@ class VoiceService(Service):
 
 
 def service(
-    network: maker.FaceMaker | voice_maker.VoiceMaker, settings: serve_settings.Settings
+    network: maker.FaceMaker | voice_maker.VoiceMaker | voice_changer.VoiceChanger,
+    settings: serve_settings.Settings,
 ) -> Service:
-    """What serves the network of a work directory (`generation.load`)."""
+    """What serves the network of a work directory (`generation.load`). Raises UserError for one
+    that there are no routes for."""
+    if isinstance(network, voice_changer.VoiceChanger):
+        raise errors.UserError(
+            f"{network.folder} has a network that says a recording in another voice, which is not "
+            "served: use generation.sample --say=a.wav, or name a run of a GAN."
+        )
     if isinstance(network, voice_maker.VoiceMaker):
         return VoiceService(network, settings)
     return FaceService(network, settings)

@@ -157,8 +157,9 @@ class Seated:
     """A fixed number of rows of every person, to be matched: `Examples`.
 
     Row (p, k): recording k of person p ("audio"), the next one ("probe"), picture k ("face");
-    "person" p and "turn" k. What there are fewer of is taken again; the other keys are those of
-    `Pairs`, or of `Looks`, which have neither "audio" nor "probe".
+    "person" p and "turn" k. What there are fewer of is taken again, a recording for the time
+    "again": 0, 1, ...; the other keys are those of `Pairs`, or of `Looks`, which have neither
+    "audio" nor "probe".
     """
 
     pairs: Pairs | Looks
@@ -179,6 +180,11 @@ class Seated:
         """How many people have one recording only, which is then its own probe."""
         return sum(len(found) == 1 for found in self._of)
 
+    @property
+    def fewest(self) -> int:
+        """How many recordings, or pictures without any, there are of the person with the fewest."""
+        return min(map(len, self._of))
+
     def __len__(self) -> int:
         return len(self.pairs.names) * self.turns
 
@@ -194,7 +200,8 @@ class Seated:
         row["face"] = self.pairs.faces(name, turn % self.pairs.faces.count(name))
         if isinstance(self.pairs, Pairs):
             row["probe"] = self.pairs.audio(int(mine[(turn + 1) % len(mine)]), None)["audio"]
-        return {**row, "person": np.int32(person), "turn": np.int32(turn)}
+        again = np.int32(turn // len(mine))
+        return {**row, "person": np.int32(person), "turn": np.int32(turn), "again": again}
 
 
 def names_of(split: splits.Split) -> tuple[str, ...]:
@@ -224,21 +231,27 @@ def first_recordings(
     split: splits.Split, faces: people.Faces, config: Any, most: int
 ) -> Float[np.ndarray, "n t"]:
     """The beginnings of some of the training recordings, spread over all of them, as training
-    hears them. Those that cannot be used are left out."""
+    hears them. Those that cannot be used are left out; raises UserError where none is left."""
     found = pairs(split, faces, config, train=True)
     rows = []
     for i in np.unique(np.linspace(0, len(found) - 1, most).astype(int)).tolist():
         with contextlib.suppress(io.AudioError, OSError):  # Named where training meets it.
             rows.append(found.audio(i, None)["audio"])
+    if not rows:
+        seconds = f"config.data.crop_seconds={config.data.crop_seconds:g}"
+        raise errors.UserError(
+            f"{split.source.name}: in the first {seconds} of no recording there is anything to "
+            "hear. Are they silent, or is the disk gone? config.data.vad=energy cuts pauses out."
+        )
     return np.stack(rows)
 
 
-def check_rows(config: Any, every: int = 1) -> None:
+def check_rows(config: Any, setting: str, every: int) -> None:
     """Raises UserError for batches that devices and accumulation cannot share, in each of which
-    there have to be a multiple of `every` rows."""
+    there have to be a multiple of `every` rows: so says config.`setting`."""
     rows, per_step = config.data.batch_rows, jax.device_count() * config.accumulate * every
     if rows % per_step:
-        more = " x config.model.revoice.said_every" if every > 1 else ""
+        more = f" x config.{setting}" if every > 1 else ""
         raise errors.UserError(
             f"config.data.batch_rows={rows} does not divide by {per_step} (devices x "
             f"accumulation{more})."
@@ -248,7 +261,7 @@ def check_rows(config: Any, every: int = 1) -> None:
 def train_batches(split: splits.Split, faces: people.Faces, config: Any) -> Any:
     """The endless stream of `batch_rows` pairs; an epoch has each recording once."""
     data, found = config.data, pairs(split, faces, config, train=True)
-    check_rows(config)
+    check_rows(config, "discriminator_updates", config.discriminator_updates)
     of = "recordings of %d people" if isinstance(found, Pairs) else "pictures of %d classes"
     log.info(f"%s: %d {of}.", split.name, len(found), len(found.names))
     return pipeline.train_batches(
@@ -271,6 +284,12 @@ def eval_batches(split: splits.Split, faces: people.Faces, config: Any) -> Any:
         log.warning(
             "%s: %d people have one recording only: it is matched with itself.",
             *(split.name, seated.lonely),
+        )
+    if isinstance(seated.pairs, Looks) and seated.fewest < data.eval_turns:
+        log.warning(
+            "%s: a class has %d pictures, fewer than config.data.eval_turns=%d: real ones are "
+            "taken more than once.",
+            *(split.name, seated.fewest, data.eval_turns),
         )
     rows = -(-data.eval_rows // jax.device_count()) * jax.device_count()
     return pipeline.eval_batches(

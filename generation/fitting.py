@@ -3,6 +3,7 @@
 README.md has the table; tests/generation/test_fitting.py tries every cell of it.
 """
 
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,6 +18,12 @@ LISTENERS = (
     "matcher",
     "revoice",
 )  # networks that hear log-mel frames, whatever config.voice.kind is
+
+_COUNTS = (  # settings of which there has to be one at least
+    *("discriminator_updates", "data.batch_rows", "data.eval_rows", "data.eval_turns"),
+    *("model.width", "model.most", "model.discriminator_width", "model.discriminator_most"),
+    *("model.noise", "model.embedding", "loss.r1_every", "samples.people", "samples.faces"),
+)
 
 
 def completed(config: Any) -> Any:
@@ -65,8 +72,25 @@ def check(config: Any) -> None:
             f"for size {picture.size} and {picture.channels} channels: set both to 0 to take them "
             "from the name, or name the folder without a size to have them scaled."
         )
+    _check_numbers(config)
     _check_people(config)
     _check_voices(config)
+
+
+def _check_numbers(config: Any) -> None:
+    """Of what no network can be made, or no batch."""
+    for name in _COUNTS:
+        if (value := functools.reduce(getattr, name.split("."), config)) < 1:
+            raise errors.UserError(f"config.{name}={value}: 1 at least.")
+    for name in ("crop_seconds", "eval_seconds"):
+        if not (value := config.data[name]) > 0:
+            raise errors.UserError(f"config.data.{name}={value:g} has to be positive.")
+    frames = tuple(config.voice.crop_frames)
+    if frames != (0, 0) and not (len(frames) == 2 and 1 <= frames[0] <= frames[1]):
+        raise errors.UserError(
+            f"config.voice.crop_frames={frames}: the fewest and the most, as (300, 800), or "
+            "(0, 0), all of them."
+        )
 
 
 def _check_people(config: Any) -> None:

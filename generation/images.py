@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 from jaxtyping import Float, UInt8
 
 from common import errors, files, pictures
@@ -20,6 +20,13 @@ LEAST_PIXELS = 16  # of the shorter side: below, there is no face to be seen
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 # images_bw_64x64, Images_bw_back_32x32, cifar10_c_32x32
 _FORM = re.compile(r"(?:.*_)?(bw|c|colou?r)_(?:.*_)?(\d+)x(\d+)", re.IGNORECASE)
+
+_TURN = PIL.Image.Transpose
+# Of a picture by what a camera says of how it was held (EXIF, Orientation), to be upright.
+_UPRIGHT = {
+    **{2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM},
+    **{5: _TURN.TRANSPOSE, 6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90},
+}
 
 
 class ImageError(errors.UserError, OSError):
@@ -57,18 +64,20 @@ def form_of(folder: str | os.PathLike) -> Form | None:
 def read(source: pathlib.Path | bytes, name: object = None) -> UInt8[np.ndarray, "h w 3"]:
     """The picture of a file, or of its bytes, as RGB, upright: cameras state how they were held.
 
-    Raises ImageError: no picture, cut short, or less than `LEAST_PIXELS` wide or high.
+    Of 16 bits the upper 8. Raises ImageError: no picture, cut short, of values of another kind, or
+    less than `LEAST_PIXELS` wide or high.
     """
     name = source if name is None else name
     try:
         with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            found = np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+            turned = _UPRIGHT.get(image.getexif().get(PIL.ExifTags.Base.Orientation))
+            found = _rgb(image if turned is None else image.transpose(turned))
     except FileNotFoundError as error:
         raise ImageError(name, "there is no such picture.") from error
     except PIL.UnidentifiedImageError as error:
         reason = "its format is not known, or its header is damaged"
         raise ImageError(name, f"this is no picture that can be read ({reason}).") from error
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except Exception as error:  # whatever the bytes make it do
         raise ImageError(name, f"this is no picture that can be read ({error}).") from error
     if min(found.shape[:2]) < LEAST_PIXELS:
         height, width, _ = found.shape
@@ -77,6 +86,16 @@ def read(source: pathlib.Path | bytes, name: object = None) -> UInt8[np.ndarray,
             f"{width} x {height} pixels are too few, it takes {LEAST_PIXELS} x {LEAST_PIXELS}.",
         )
     return found
+
+
+def _rgb(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Values of 16 bits are scaled: Pillow's own way is to cut them off at 255."""
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its values are of Pillow's mode {image.mode}, not of 8 or 16 bits")
+    return np.asarray(image.convert("RGB"))
 
 
 def inspect_picture(record: records.Record, channel: str | int, max_seconds: float) -> facts.Fact:

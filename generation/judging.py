@@ -1,5 +1,6 @@
 """How well made faces match voices: by a net that has been trained apart, beside what it can do."""
 
+import contextlib
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Shaped, UInt8
 
 from common import errors, trained, workdir
 from common.audio import frontend
+from common.data import classes
 from common.task import Report
 from generation import genders, images, likeness, matching, paired, realism
 
@@ -34,10 +36,14 @@ class Matched(NamedTuple):
 
 
 class Judge:
-    """A trained matcher: sounds and pictures to vectors, on the host."""
+    """A trained matcher: sounds and pictures to vectors, on the host; the `people` of its training,
+    where its folder still says who they were."""
 
     def __init__(self, found: trained.Trained) -> None:
         task, net = found.task, found.task.net
+        self.people: tuple[str, ...] = ()
+        with contextlib.suppress(errors.UserError):
+            self.people = classes.read(found.folder)
         self._size, self._variables = task.config.picture, found.variables
 
         def hear(variables: Any, audio: Array) -> Array:
@@ -111,6 +117,17 @@ def open_judge(package: Any, config: Any) -> Judge:
             *(setting, config.judge),
         )
     return Judge(found)
+
+
+def said_of_seen(split: str, people: Sequence[str], learned: Mapping[str, Sequence[str]]) -> str:
+    """What is to be said where networks have `learned` from some of the people, or nothing."""
+    said = []
+    for what, known in learned.items():
+        if seen := sorted(set(known) & set(people)):
+            said.append(
+                f"{what} has learned from {len(seen)} of these {len(people)} ({seen[0]}, ...)"
+            )
+    return f"{split}: not figures of unseen people: {', '.join(said)}." if said else ""
 
 
 def seated(

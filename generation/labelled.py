@@ -295,9 +295,15 @@ def _read_tfds(root: pathlib.Path, part: str) -> Pictures:
         raise records.DataError(
             f"{examples.name} has pictures of {len(shapes)} sizes: all have to be of one."
         )
-    label = examples.features["label"]
+    names = getattr(examples.features["label"], "names", None)
+    (shape,) = shapes
+    if not names or len(shape) != 3 or shape[2] not in (1, 3):
+        raise records.DataError(
+            f"{examples.name}: pictures of {shape} with {len(names or ())} names of classes; it "
+            "takes them in grey or RGB, and labels whose classes have names (ClassLabel)."
+        )
     labels = np.array([row["label"] for row in rows], np.int32)
-    return _checked(np.stack([row["image"] for row in rows]), labels, label.names, root)
+    return _checked(np.stack([row["image"] for row in rows]), labels, names, root)
 
 
 def _checked(

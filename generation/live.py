@@ -115,10 +115,10 @@ def record(drawing: Drawing, maker: maker_lib.FaceMaker, args: Any, sounddevice:
         devices.opened(sounddevice, sounddevice.InputStream, **settings),
     ):
         print("Speak now. Ctrl-C ends.", flush=True)
-        wanted = args.seconds * rate
+        wanted = float(np.round(args.seconds * rate))
         while wanted > 0:
             block = heard.get_all()
-            block = block[: round(min(wanted, len(block)))]
+            block = block[: int(min(wanted, len(block)))]
             wanted -= len(block)
             drawing.hear(block)
 

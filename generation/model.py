@@ -173,7 +173,7 @@ def check(config: Any) -> None:
     if picture.channels not in (1, 3):
         raise errors.UserError(f"config.picture.channels={picture.channels}: 1 (grey) or 3.")
     _check_size(config)
-    if kind in ("matcher", "revoice") and picture.size % 8:
+    if kind in ("matcher", "revoice") and (picture.size % 8 or picture.size < 8):
         raise errors.UserError(
             f"config.picture.size={picture.size}: a {kind} takes multiples of 8."
         )
@@ -339,9 +339,9 @@ def _sides(
     widths = {"width": model.width, "most": model.most, **dtype}
     told = num_classes if config.loss.identity > 0 else 0
     projects = {"conditional": model.conditional}
-    wen = voice2face.Generator(tuple(model.generator_widths), channels)
+    wen = voice2face.Generator(tuple(model.generator_widths), channels, **dtype)
     if model.kind == "voice2face":
-        return wen, voice2face.Discriminator(num_classes, tuple(model.face_widths))
+        return wen, voice2face.Discriminator(num_classes, tuple(model.face_widths), **dtype)
     if model.kind in ("gan", "face2voice"):
         return (
             gan.Generator(form[:2], channels, **widths),

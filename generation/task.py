@@ -321,17 +321,23 @@ class GanTask(paired.PairedTask):
     def eval_step(
         self, variables: state.Variables, batch: Batch
     ) -> tuple[Metrics, Mapping[str, Any]]:
-        """Pictures of every row with the same noises each time, beside the real one."""
+        """Pictures of every row with the same noises each time, beside the real one; what is heard
+        again in another turn has other noises."""
         condition = self.direction.condition(variables, batch, None)
         keys = jax.vmap(jax.random.key)(batch["index"].astype(jnp.uint32))
 
+        faces = self.config.samples.faces
+
         def fakes(number: int) -> jax.Array:
-            def noise(key: jax.Array) -> jax.Array:
-                return jax.random.normal(jax.random.fold_in(key, number), (self.networks.noise,))
+            def noise(key: jax.Array, again: jax.Array) -> jax.Array:
+                own = jax.random.fold_in(key, again * faces + number)
+                return jax.random.normal(own, (self.networks.noise,))
 
-            return self.networks.generate(variables, condition, jax.vmap(noise)(keys))
+            return self.networks.generate(
+                variables, condition, jax.vmap(noise)(keys, batch["again"])
+            )
 
-        made = jnp.stack([fakes(n) for n in range(self.config.samples.faces)], axis=1)
+        made = jnp.stack([fakes(n) for n in range(faces)], axis=1)
         outputs = {name: batch[name] for name in ("person", "turn")}
         outputs |= self.direction.outputs(variables, batch, made)
         return {"pictures": self._work(batch)}, outputs
@@ -384,11 +390,15 @@ class GanTask(paired.PairedTask):
         return Report(numbers, lines, samples=samples, audio=audio, over=over)
 
     def _judgement(self, split: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> Report:
-        known = self.genders_of(split)
+        known, names = self.genders_of(split), data.names_of(self.parts[split])
         if self.direction.made == directions.VOICE:
-            return judging.report_of_voices(split, outputs, known)
-        regression = self.gender_of_faces if any(known) else None
-        return judging.report(split, outputs, known, regression)
+            found = judging.report_of_voices(split, outputs, known)
+        else:
+            regression = self.gender_of_faces if any(known) else None
+            found = judging.report(split, outputs, known, regression)
+        learned = {"the judge": self.judge.people, "the network": self.classes}
+        seen = judging.said_of_seen(split, names, learned)
+        return dataclasses.replace(found, lines=[*found.lines, *filter(None, [seen])])
 
     def checkpoint_meta(self) -> dict[str, Any]:
         return {

@@ -17,10 +17,10 @@ NOISE = 0.05  # times a normal vector beside the unit voice vector: the only cha
 _SLOPE = 0.2
 
 
-def _down(width: int, name: str) -> conv2d.Conv2D:
+def _down(width: int, dtype: str, name: str) -> conv2d.Conv2D:
     """Of 4 taps, to half of the size: one zero before, one behind."""
-    start = nn.initializers.lecun_normal()
-    return conv2d.Conv2D(width, (4, 4), 2, use_bias=True, kernel_init=start, name=name)
+    kind = {"dtype": jnp.dtype(dtype), "kernel_init": nn.initializers.lecun_normal()}
+    return conv2d.Conv2D(width, (4, 4), 2, use_bias=True, name=name, **kind)
 
 
 class Generator(nn.Module):
@@ -31,6 +31,7 @@ class Generator(nn.Module):
 
     widths: tuple[int, ...] = (1024, 512, 256, 128, 64)
     channels: int = 3
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(
@@ -40,12 +41,14 @@ class Generator(nn.Module):
         training: sides.Training | None = None,
     ) -> Float[Array, "b h w c"]:
         del training
+        dtype = jnp.dtype(self.dtype)
         x = voice.unit(condition + NOISE * noise)[:, None, None, :]
         for i, width in enumerate(self.widths):
             stride, padding = (1, "VALID") if i == 0 else (2, "SAME")
-            up = conv_transpose2d.ConvTranspose2D(width, 4, stride, padding, name=f"up_{i}")
-            x = nn.relu(up(x))
-        return nn.Conv(self.channels, (1, 1), name="picture")(x)
+            sizes = width, 4, stride, padding, dtype
+            x = nn.relu(conv_transpose2d.ConvTranspose2D(*sizes, name=f"up_{i}")(x))
+        x = nn.Conv(self.channels, (1, 1), dtype=dtype, name="picture")(x)
+        return x.astype(jnp.float32)
 
 
 class FaceNet(nn.Module):
@@ -53,15 +56,17 @@ class FaceNet(nn.Module):
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
     features: int = 64
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, pictures: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-        x = nn.Conv(self.widths[0], (1, 1), name="picture")(pictures)
+        dtype = jnp.dtype(self.dtype)
+        x = nn.Conv(self.widths[0], (1, 1), dtype=dtype, name="picture")(pictures)
         for i, width in enumerate(self.widths[1:]):
             x = nn.leaky_relu(x, _SLOPE)
-            x = _down(width, f"down_{i}")(x)
-        x = nn.Conv(self.features, (4, 4), padding="VALID", name="last")(nn.leaky_relu(x, _SLOPE))
-        return x.reshape(x.shape[0], self.features)
+            x = _down(width, self.dtype, f"down_{i}")(x)
+        last = nn.Conv(self.features, (4, 4), padding="VALID", dtype=dtype, name="last")
+        return last(nn.leaky_relu(x, _SLOPE)).reshape(-1, self.features).astype(jnp.float32)
 
 
 class Discriminator(nn.Module):
@@ -73,6 +78,7 @@ class Discriminator(nn.Module):
     num_classes: int
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
     features: int = 64
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(
@@ -82,7 +88,7 @@ class Discriminator(nn.Module):
         training: sides.Training | None = None,
     ) -> sides.Judged:
         del condition, training
-        x = FaceNet(self.widths, self.features, name="face")(pictures)
+        x = FaceNet(self.widths, self.features, self.dtype, name="face")(pictures)
         real = nn.Dense(1, use_bias=False, name="real")(x)[:, 0]
         people = nn.Dense(self.num_classes, use_bias=False, name="people")(x)
         return sides.Judged(real, people)

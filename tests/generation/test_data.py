@@ -122,6 +122,13 @@ def test_what_cannot_be_used_is_named_and_the_rest_goes_on(tmp_path, caplog):
     assert "bob-1: is silent: there is no voice to make a face of" in caplog.text
     assert "fay/" in caplog.text
     assert "this is no picture that can be read" in caplog.text
+    for row in rows:
+        row["audio"] = np.zeros_like(row["audio"])
+    none = type(train)("train", type(source)("voices", rows), train.index)
+    with pytest.raises(
+        errors.UserError, match=r"voices: in the first .* there is anything to hear"
+    ):
+        data.first_recordings(none, toy.Flags(), task.config, 8)
     with pytest.raises(io.AudioError, match="is silent"):
         data.check_voice(np.zeros(16000, np.float32), "x.wav")
     with pytest.raises(images.ImageError):

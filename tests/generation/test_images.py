@@ -45,6 +45,12 @@ def test_a_picture_of_a_camera_that_was_turned_is_upright():
     assert found.shape == (48, 32, 3)
     assert found[:20].min() > 200
     assert found[-20:].max() < 50
+    how[0x0100] = 9  # a width, which is then said to be text
+    wrong = how.tobytes().replace(b"\x01\x00\x00\x04", b"\x01\x00\x00\x02")
+    for form in ("jpeg", "png", "webp"):
+        other = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(other, format=form, exif=wrong)
+        assert images.read(other.getvalue())[:20].min() > 200
     rng = np.random.default_rng(0)
     with warnings.catch_warnings(action="ignore"):
         for _ in range(200):
@@ -52,6 +58,14 @@ def test_a_picture_of_a_camera_that_was_turned_is_upright():
             damaged[rng.integers(12, 60)] = rng.integers(256)
             with contextlib.suppress(images.ImageError):
                 assert images.read(bytes(damaged)).ndim == 3
+
+
+def test_pictures_of_sixteen_bits_are_scaled():
+    grey = np.tile(np.linspace(0, 65535, 32).astype(np.uint16), (20, 1))
+    found = images.read(encoded(grey))
+    np.testing.assert_array_equal(found, (grey[..., None] >> 8).repeat(3, 2))
+    with pytest.raises(images.ImageError, match=r"mode F, not of 8 or 16 bits"):
+        images.read(encoded(grey.astype(np.float32) / 65535, "tiff"), "a.tiff")
 
 
 def test_the_middle_square_is_averaged():

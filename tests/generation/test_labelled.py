@@ -1,5 +1,6 @@
 """CIFAR-10 and MNIST as published and by tfds; damaged ones; a pickle that would do more."""
 
+import json
 import pickle
 
 import numpy as np
@@ -58,6 +59,15 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
         check(held("cifar10", tmp_path, part), wanted[part], layouts.CLASSES)
     images, labels = wanted["train"]
     check(held("cifar10", tmp_path, "train[:25%]"), (images[:3], labels[:3]), layouts.CLASSES)
+    (path,) = tmp_path.glob("*/*/features.json")
+    description = json.loads(path.read_text())
+    description["featuresDict"]["features"]["label"] = {
+        "pythonClassName": "tensorflow_datasets.core.features.scalar.Scalar",
+        "tensor": {"shape": {}, "dtype": "int64", "encoding": "none"},
+    }
+    path.write_text(json.dumps(description))
+    with pytest.raises(errors.UserError, match=r"with 0 names of classes; it takes .*ClassLabel"):
+        held("cifar10", tmp_path, "train")
 
 
 def test_a_pickle_that_asks_for_more_than_arrays_is_refused_and_does_nothing(tmp_path):

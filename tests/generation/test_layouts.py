@@ -250,7 +250,7 @@ def test_folders_of_faces_that_are_none_are_said(tmp_path):
     assert portraits.read_names(str(table)) == {"id00012": "n000012"}
 
 
-def test_an_epoch_has_each_picture_of_a_class_once_and_digits_are_not_mirrored(tmp_path):
+def test_an_epoch_has_each_picture_of_a_class_once_and_digits_are_not_mirrored(tmp_path, caplog):
     held = layouts.mnist(tmp_path / "m")
     given = {"data__kind": "none", "data__eval": ("test",), "data__batch_rows": 8}
     given |= {"faces__kind": "mnist", "faces__root": str(tmp_path / "m"), "voice__kind": "class"}
@@ -270,4 +270,8 @@ def test_an_epoch_has_each_picture_of_a_class_once_and_digits_are_not_mirrored(t
     for batch in task.eval_data()["test"]:
         rows += zip(*(batch[name][batch["mask"]].tolist() for name in ("person", "turn")))
     assert rows == [(p, t) for p in range(10) for t in range(2)]
+    assert "taken more than once" not in caplog.text
+    more = make_task(tmp_path / "run", **given, picture__size=28, data__eval_turns=5)
+    assert len(list(more.eval_data()["test"])) == -(-50 // 8)
+    assert "a class has 3 pictures, fewer than config.data.eval_turns=5" in caplog.text
     assert isinstance(task.parts.faces("test"), labelled.ClassFaces)

@@ -102,6 +102,7 @@ def test_a_device_is_heard_for_a_while_or_until_it_is_interrupted(
     said = capsys.readouterr()
     assert "Speak now." in said.out
     assert said.err.rstrip().endswith("xruns 1")
+    call("--input=front", "--seconds=2.00002")  # of which a part of a sample is left
 
     hear = live.Drawing.hear
 

@@ -1,6 +1,7 @@
 """The GAN's task: it learns, devices, what is averaged and shown, checkpoints that do not fit."""
 
 import functools
+import types
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from common import errors, evaluation, metrics, parallel
 from generation import images, voice
 from tests.generation import people as toy
+from tests.generation import test_matching as matched
 
 LEARN = {
     "model.width": 16,
@@ -57,6 +59,17 @@ def test_the_grid_shows_the_same_inputs_at_a_fixed_contrast(learned):
     np.testing.assert_array_equal(grids[0][:16], grids[2][:16])
     face = task.parts.faces("dev")("bob", 0)
     np.testing.assert_array_equal(grids[0][:16:2, 18:34:2], images.resized(face, 8, 3))
+
+
+def test_a_recording_that_is_taken_again_has_other_noises(tmp_path):
+    """Of three recordings the fourth turn has the first one: another draw, no copy of it."""
+    task = toy.make_task(tmp_path, {"data.eval_turns": 4})
+    batch = next(iter(task.eval_data()["dev"]))
+    np.testing.assert_array_equal(batch["audio"][0], batch["audio"][3])
+    made = jax.jit(lambda key, batch: task.eval_step(task.init(key), batch)[1]["fakes"])
+    own = made(jax.random.key(0), {name: x for name, x in batch.items() if name != "id"})[:4]
+    flat = np.asarray(own).reshape(8, -1)  # two faces of each turn
+    assert len(np.unique(flat, axis=0)) == 8
 
 
 @pytest.mark.parametrize(
@@ -114,11 +127,38 @@ def test_a_checkpoint_of_another_resolution_is_refused(tmp_path):
         ({"voice.kind": "encoder"}, "train an encoder of voices first"),
         ({"data.vad": "kaldi"}, "choose none, energy or webrtc"),
         ({"dtype": "float16"}, "choose float32 or bfloat16"),
+        ({"loss.r1_every": 0}, r"config\.loss\.r1_every=0: 1 at least"),
+        ({"discriminator_updates": 0}, "discriminator_updates=0: 1 at least"),
+        ({"samples.faces": 0}, "samples.faces=0: 1 at least"),
+        ({"data.crop_seconds": 0.0}, "crop_seconds=0 has to be positive"),
+        ({"voice.crop_frames": (800, 300)}, r"crop_frames=\(800, 300\): the fewest and the most"),
+        ({"voice.crop_frames": (50,)}, r"crop_frames=\(50,\): the fewest and the most"),
+        ({"model.kind": "matcher", "picture.size": -8}, "a matcher takes multiples of 8"),
     ],
 )
 def test_settings_that_cannot_be_are_said(tmp_path, changes, words):
     with pytest.raises(errors.UserError, match=words):
         toy.make_task(tmp_path, changes).networks  # noqa: B018 - made when first asked for
+
+
+def test_figures_of_people_who_were_learned_from_are_said_to_be_such(tmp_path):
+    task = toy.make_task(tmp_path)
+    for judge, own, said in (
+        (("bob", "cid", "zoe"), toy.NAMES, "the judge has learned from 2 of these 6 (bob, ...), "),
+        ((), ("ann", "x"), "people: the network has learned from 1 of these 6 (ann, ...)."),
+        (("x",), ("y",), ""),
+    ):
+        vars(task).update(judge=types.SimpleNamespace(people=judge), classes=own)
+        lines = task._judgement("dev", matched.outputs(6, 2)).lines
+        found = [line for line in lines if "has learned from" in line]
+        assert len(found) == bool(said)
+        assert all(said in line for line in found)
+
+
+def test_a_batch_that_updates_cannot_share_is_said(tmp_path):
+    task = toy.make_task(tmp_path, {"discriminator_updates": 5, "data.batch_rows": 24})
+    with pytest.raises(errors.UserError, match=r"batch_rows=24 .* x config.discriminator_updates"):
+        task.train_data()
 
 
 def test_a_frozen_encoder_stays_as_it_is(tmp_path, monkeypatch):
