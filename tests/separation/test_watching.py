@@ -74,6 +74,13 @@ def test_a_window_is_all_that_is_read():
     assert all(start % GRAIN == 0 for start, _ in asked)
 
 
+def test_many_people_take_no_more_memory_than_a_few():
+    found, audio = watcher(), np.ones(20 * GRAIN, np.float32)
+    voices = heard(found, audio, [person(0, 20, value) for value in range(1, 10)])
+    np.testing.assert_allclose(voices[:, 100], np.arange(1, 10), rtol=1e-5)
+    assert max(rows for rows, _ in found._task.shapes) <= 4
+
+
 def test_networks_that_cannot():
     with pytest.raises(errors.UserError, match="This network sees nothing"):
         watcher(quickstart.get_config("debug"))
