@@ -24,6 +24,15 @@ class VisualVoiceTask(extraction.SeparationTask):
 
     classes = ()
 
+    def prepare(self) -> None:
+        if self.around is not None and not self.sizes.enhancement:
+            raise errors.UserError(
+                f"config.augment.{next(iter(self.around.companions))}: VisualVoice of two voices "
+                "is trained on the voices alone, and would not hear it. Give it in evaluations "
+                "only, or train one voice in noise (config.model.visualvoice.enhancement=True)."
+            )
+        super().prepare()
+
     @functools.cached_property
     def sizes(self) -> config_lib.VisualVoiceConfig:
         return make_sizes(self.config)

@@ -179,6 +179,12 @@ def test_settings_that_do_not_go_together(tmp_path):
             make(tmp_path, **changes)
 
 
+def test_noise_that_training_would_not_hear_is_refused(tmp_path):
+    made = make(tmp_path, **{"augment.hiss.probability": 1.0})
+    with pytest.raises(errors.UserError, match=r"config\.augment\.hiss: VisualVoice of two voices"):
+        made.prepare()
+
+
 def test_another_runs_networks_are_taken_where_they_fit(tmp_path, caplog):
     made, count = make(tmp_path), jnp.zeros(3)
     fresh = {"params": {"unet": {"a": count}, "lip_net": {"b": count}}, "batch_stats": {"unet": {}}}
