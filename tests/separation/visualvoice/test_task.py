@@ -173,6 +173,12 @@ def test_settings_that_do_not_go_together(tmp_path):
         ({"mixing.interferers": (1, 2)}, r"config\.mixing\.interferers"),
         ({"model.visualvoice.enhancement": True}, r"trained on mixtures of a whole clip and noise"),
         ({"model.visualvoice.num_fft": 100}, r"config\.model\.visualvoice: num_fft=100"),
+        (
+            {"model.visualvoice.hop_ms": 5.0},
+            r"hop_ms=5: 4 hops would be 20 ms, but they are beside",
+        ),
+        ({"model.visualvoice.hop_ms": 0.0}, "visualvoice: need 0 < window_size"),
+        ({"sight.pictures": 0}, r"config\.sight\.pictures=0: 1 at least"),
         ({"loss.visualvoice.mask": 0.0}, r"config\.loss: mask=0\.0"),
     ):
         with pytest.raises(errors.UserError, match=message):
