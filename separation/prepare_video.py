@@ -42,7 +42,7 @@ from common.video import face_tables, finding, frames, listing, preparing, sheet
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # raise it whenever the same film gives other files
+_VERSION = 2  # raise it whenever the same film gives other files
 _COLUMNS = (
     *("id", "audio", "offset", "duration", "mouth", "face", "portraits", "frames"),
     *(*listing.KNOWN, "film", "person", "others", "found", "held", "motion", "face_px"),
