@@ -259,6 +259,7 @@ def test_an_index_takes_prepared_films_and_rejects_damaged_ones_by_name(tmp_path
     [
         (("--jobs", 0), "--jobs=0: at least 1"),
         (("--min_seconds", 0.1), "fewer than --portraits"),
+        (("--min_seconds", "nan"), "--min_seconds=nan: above 0"),
         (("--min_face", 2), "no share of the picture"),
         (("--faces", "none.csv"), "no table or folder none.csv"),
     ],
