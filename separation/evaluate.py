@@ -8,9 +8,9 @@ what is seen of them, and scores them against the true voices. DIR (RUN/results/
 
     pairs-SPLIT.tsv    the list of the pairs; --list takes one in place of drawing, or a list of
                        films with the columns video1, video2, s1_over_s2_db
-    pairs-SPLIT.csv    a line for each voice of each pair
     pairs-SPLIT.txt    a line for each pair, and the means of each run with their intervals: a run
                        is appended to those of before
+    pairs-SPLIT.csv    a line for each voice of each pair, with the number of its run in there
 
 Intervals (95 %) are over speakers. Nothing but the mixture says how loud a voice comes out.
 --oracle_gain is the protocol of the original's test.py, for comparison with published figures: in
@@ -21,6 +21,7 @@ comes out by the true level of that window, which leaks from the answer.
 import csv
 import io as text_io
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 _DRAWN = {"pairs": 100, "seed": 0, "seconds": 8.0}  # flags and their defaults
 _LEVEL = 0.1  # RMS of each voice in a mixture
-_DB = ("sdr", "sdr_mixture", "sdri", "sir", "sar", "si_sdri")
+_ABOUT = ("voice", "other", "speaker", "seconds")  # what is no measure of a row
 
 
 class Clips:
@@ -169,7 +170,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, fl
     """Mean and interval of each measure, over speakers; of what it says something of."""
     found = {}
     speakers = np.array([row["speaker"] for row in rows])
-    for name in [n for n in rows[0] if n not in ("voice", "other", "speaker", "seconds")]:
+    for name in [n for n in rows[0] if n not in _ABOUT]:
         values = np.array([row[name] for row in rows])
         known = np.isfinite(values)
         if known.any():
@@ -178,21 +179,28 @@ def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, fl
     return found
 
 
-def _table(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
+def _table(before: str, rows: Sequence[tuple[int, Mapping[str, Any]]], *how: Any) -> str:
+    """A table with the lines of another run; `how` are its number and whether gains leak. What was
+    there before stays, but where it has other columns."""
     text = text_io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["pair", *rows[0][1]])
+    writer.writerow(["run", "oracle_gain", "pair", *rows[0][1]])
+    if before.startswith(text.getvalue()):
+        text = text_io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+    else:
+        before = ""
     for number, row in rows:
         values = (f"{x:.4f}" if isinstance(x, float) else x for x in row.values())
-        writer.writerow([number + 1, *values])
-    return text.getvalue()
+        writer.writerow([*how, number + 1, *values])
+    return before + text.getvalue()
 
 
 def _text(head: str, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
     lines = [head]
     for number in dict.fromkeys(number for number, _ in rows):
         both = [row for k, row in rows if k == number]
-        mean = {name: np.mean([row[name] for row in both]) for name in _DB}
+        mean = {n: np.mean([row[n] for row in both]) for n in both[0] if n not in _ABOUT}
         said = "  ".join(f"{name} {value:.3f}" for name, value in mean.items())
         lines.append(f"{number + 1}  {both[0]['voice']} + {both[1]['voice']}  {said}")
     for name, (value, low, high) in means([row for _, row in rows]).items():
@@ -218,8 +226,8 @@ def _run(args: Any) -> None:
     if args.list and drawn:
         raise errors.UserError(f"--{next(iter(drawn))} is of drawn pairs: not with --list.")
     drawn = {**_DRAWN, **drawn}
-    if drawn["pairs"] < 1 or drawn["seconds"] <= 0:
-        raise errors.UserError("--pairs and --seconds are above 0.")
+    if drawn["pairs"] < 1 or not 0 < drawn["seconds"] < math.inf or drawn["seed"] < 0:
+        raise errors.UserError("--pairs and --seconds are above 0, --seed is not below.")
     found = trained.load(task.PACKAGE, args.workdir, step=args.checkpoint, config=_config(args))
     watcher = watching.Watcher(found.task, found.variables)
     split = found.task.part(args.split)
@@ -244,9 +252,12 @@ def _run(args: Any) -> None:
     if args.oracle_gain:
         head += "  ORACLE GAIN: levels come from the true voices"
     text = _text(head, rows)
-    files.write_text(out / f"pairs-{name}.csv", _table(rows))
     path = out / f"pairs-{name}.txt"
-    before = path.read_text() if path.exists() else ""
+    table = path.with_suffix(".csv")
+    before = path.read_text("utf-8") if path.exists() else ""
+    lines = table.read_text("utf-8") if table.exists() else ""
+    number = 1 + sum(line.startswith("# ") for line in before.splitlines())
+    files.write_text(table, _table(lines, rows, number, int(args.oracle_gain)))
     files.write_text(path, before + text)
     print(head)
     for line in text.splitlines():
@@ -254,7 +265,7 @@ def _run(args: Any) -> None:
             print(line)
     if found.config.data.kind in splits.EMBEDDED:
         print("Drawings and synthetic voices: the figures say nothing about real people.")
-    print(f"{path}\n{path.with_suffix('.csv')}")
+    print(f"{path}\n{table}")
 
 
 def main() -> None:

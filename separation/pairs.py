@@ -73,10 +73,12 @@ def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
     its recordings.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
     except OSError as error:
         raise errors.UserError(f"{path}: {error.strerror}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise errors.UserError(f"{path}: no table of text in UTF-8 ({error}).") from error
     of_films = bool(rows) and not set(_FILMS) - set(rows[0])
     if not rows or (set(FIELDS[:-1]) - set(rows[0]) and not of_films):
         raise errors.UserError(
@@ -95,6 +97,8 @@ def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
         try:
             starts = [float(row[name]) for name in ("first_start", "second_start", "seconds")]
             numbers = [*starts, float(row.get("ratio_db") or 0)]
+            if not np.isfinite(numbers).all():
+                raise ValueError(f"{numbers} are not all finite")
         except (TypeError, ValueError) as error:
             raise errors.UserError(f"{path}, line {line}: {error}.") from error
         pair = Pair(row["first"], numbers[0], row["second"], *numbers[1:])

@@ -26,6 +26,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -42,7 +43,7 @@ from common.video import face_tables, finding, frames, listing, preparing, sheet
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # raise it whenever the same film gives other files
+_VERSION = 2  # raise it whenever the same film gives other files
 _COLUMNS = (
     *("id", "audio", "offset", "duration", "mouth", "face", "portraits", "frames"),
     *(*listing.KNOWN, "film", "person", "others", "found", "held", "motion", "face_px"),
@@ -252,6 +253,8 @@ def _settings(args: Any) -> preparing.Settings:
             raise errors.UserError(f"--{name}={getattr(args, name)}: at least 1.")
     if not 0 < args.min_face < 1:
         raise errors.UserError(f"--min_face={args.min_face:g} is no share of the picture.")
+    if not 0 < args.min_seconds < math.inf:
+        raise errors.UserError(f"--min_seconds={args.min_seconds:g}: above 0.")
     count = round(args.min_seconds * visemes.FRAMES_PER_SECOND)
     if count < max(args.portraits, args.every):
         raise errors.UserError(

@@ -5,7 +5,8 @@
 
 DIR gets, for every person of each film,
 
-    NAME~1.wav, NAME~2.wav, ...   the voice, 16 kHz, as long as the film's sound
+    NAME~1.wav, NAME~2.wav, ...   the voice, 16 kHz, as long as the film's sound (NAME.wav where
+                                  one person is in view)
     NAME~1.mp4, ...               the film with that voice alone (pictures as they are; as H.264
                                   where an MP4 cannot hold them)
     sheet-01.png                  who is who: portraits and mouths of all; LOOK at it
@@ -122,6 +123,10 @@ def _separated(
 ) -> Iterator[pathlib.Path]:
     """Makes the voices and films of the people of a film; the paths as they are there."""
     people = people_of(out, rows)
+    try:
+        watcher.check_number(len(people))
+    except errors.UserError as error:
+        raise frames.FilmError(film.path, f"number of people ({error})") from error
     wavs = [out / f"{person.name}.wav" for person in people]
     for wav in wavs:  # a film in DIR itself must not be replaced by what is made of it
         files.check_kept(wav.with_suffix(".mp4"), [film.path])

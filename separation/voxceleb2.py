@@ -52,6 +52,8 @@ _KINDS = {
 _SPLITS = ("unseen_unheard_test", "seen_heard_test", "train", "val")
 _OUTER = ("", ".", "mp4", "aac", "audio", "dev", "test", "mouth_roi", "mouth_roi_hdf5")
 
+_NO_MOUTH = "missing mouth (in no archive)"
+
 Clip = tuple[str, str, str]  # speaker, video, number
 
 
@@ -117,7 +119,10 @@ class Extraction:
         for path in root.glob("*/id*/*/*"):
             split, speaker, video = path.parts[-4:-1]
             if path.suffix in voxceleb_films.MOUTH_SUFFIXES and speaker in self._ids:
-                self.splits[speaker, video, path.stem] = split
+                clip = speaker, video, path.stem
+                self.splits[clip] = split
+                if self.rejected.get(clip) == _NO_MOUTH:
+                    del self.rejected[clip]
 
     def num_wanted(self, kind: str) -> int:
         """How many files of a kind are known to be wanted: where there are more mouths than before,
@@ -138,7 +143,7 @@ class Extraction:
                 there = split and self.path(kind, member.clip, member.suffix, split).exists()
                 return not there
             if member.clip not in self.splits:
-                self.rejected.setdefault(member.clip, "missing mouth (in no archive)")
+                self.rejected.setdefault(member.clip, _NO_MOUTH)
                 return False
             suffix = ".wav" if kind == "sound" else member.suffix
             if kind == "film" and not self.path("sound", member.clip, ".wav").exists():
@@ -187,7 +192,7 @@ class Extraction:
             if not self.path("sound", clip, ".wav").exists():
                 self.rejected.setdefault(clip, "missing sound (in no archive)")
             elif not self.path("film", clip, ".mp4").exists():
-                self.rejected.setdefault(clip, "missing film (in no archive)")
+                self.rejected[clip] = "missing film (in no archive)"
             else:
                 whole.append((clip, split))
                 self.rejected.pop(clip, None)
@@ -195,20 +200,27 @@ class Extraction:
 
 
 class _Done:
-    """Archives that were gone through for certain people: a TAR is read to its end for that."""
+    """Archives that were gone through for certain people (a TAR is read to its end for that), to be
+    laid out in a certain way.
 
-    def __init__(self, path: pathlib.Path, ids: set[str]) -> None:
-        self._path = path
+    `rejected`: what they have that was not taken, and why.
+    """
+
+    def __init__(self, path: pathlib.Path, ids: set[str], *how: str | None) -> None:
+        self._path, self._same = path, {"ids": sorted(ids), "how": list(how)}
         then = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        same = then.get("ids") == sorted(ids)
-        self._found = {"ids": sorted(ids), "archives": then.get("archives", []) if same else []}
+        if any(then.get(name) != value for name, value in self._same.items()):
+            then = {}
+        self._archives = then.get("archives", [])
+        self.rejected = {tuple(clip): reason for clip, reason in then.get("rejected", ())}
 
     def has(self, key: list[Any]) -> bool:
-        return key in self._found["archives"]
+        return key in self._archives
 
-    def add(self, key: list[Any]) -> None:
-        self._found["archives"].append(key)
-        files.write_text(self._path, json.dumps(self._found) + "\n")
+    def add(self, key: list[Any], rejected: Mapping[Clip, str]) -> None:
+        self._archives.append(key)
+        found = {**self._same, "archives": self._archives, "rejected": [*rejected.items()]}
+        files.write_text(self._path, json.dumps(found) + "\n")
 
 
 def extract(
@@ -216,6 +228,7 @@ def extract(
 ) -> None:
     """Goes through all archives: mouths, which know the splits, then sound, then films."""
     kinds = {archive.name: _kinds(archive) for archive in found}
+    work.rejected |= done.rejected
     for kind in _KINDS:
         work.find_mouths()
         there = work.num_wanted(kind)
@@ -229,7 +242,7 @@ def extract(
                 except archives.ArchiveError as error:
                     say(str(error))
                     continue
-            done.add(key)
+            done.add(key, work.rejected)
 
 
 def _kinds(archive: archives.Archive) -> tuple[str, ...]:
@@ -285,7 +298,8 @@ def run(args: argparse.Namespace) -> bool:
         for left in out.rglob(".*.tmp"):  # by one that was killed: we hold the lock
             left.unlink()
         work = Extraction(out, ids, args.split, args.layout, args.jobs)
-        extract(found, work, _Done(out / "archives.json", ids), say)
+        done = _Done(out / "archives.json", ids, args.split, args.layout)
+        extract(found, work, done, say)
         whole = work.finish()
         present = {clip[0] for clip, _ in whole}
         rejected = [("/".join(clip), reason) for clip, reason in sorted(work.rejected.items())]

@@ -13,6 +13,7 @@ from common import errors
 from separation import films, sight
 
 _FADE_SECONDS = 0.4  # from a window to the next
+_AT_ONCE = 4  # people: memory does not grow with their number
 # Samples of the mixture from a place on, so many of them.
 Sound = Callable[[int, int], Float[np.ndarray, "n"]]
 
@@ -63,12 +64,7 @@ class Watcher:
         not in view the network has the face alone, if that. Raises UserError for a number of people
         that the network cannot separate.
         """
-        by_sight = self._config.model.kind == "visualvoice"
-        if by_sight and self._config.model.visualvoice.context and len(people) != 2:
-            raise errors.UserError(
-                f"This network (context=True) separates two people, and {len(people)} are in view: "
-                "train one without context."
-            )
+        self.check_number(len(people))
         step, before = self.window - self.fade, None
         rising = (np.arange(self.fade, dtype=np.float32) + 0.5) / self.fade
         faces = self._faces(people)
@@ -83,6 +79,15 @@ class Watcher:
             yield found[:, :count] if is_last else found[:, :step]
             before = found[:, step:]
 
+    def check_number(self, people: int) -> None:
+        """Raises UserError for a number of people that the network cannot separate."""
+        by_sight = self._config.model.kind == "visualvoice"
+        if by_sight and self._config.model.visualvoice.context and people != 2:
+            raise errors.UserError(
+                f"This network (context=True) separates two people, and {people} are in view: "
+                "train one without context."
+            )
+
     def _faces(self, people: Sequence[Person]) -> tuple[np.ndarray, np.ndarray]:
         most = self._config.sight.pictures
         faces = np.zeros((len(people), most, *films.FACE), np.uint8)
@@ -93,6 +98,15 @@ class Watcher:
         return faces, there
 
     def _window(
+        self, audio: np.ndarray, start: int, people: Sequence[Person], faces: Any
+    ) -> Float[np.ndarray, "p t"]:
+        found = []
+        for first in range(0, len(people), _AT_ONCE):
+            some = slice(first, first + _AT_ONCE)
+            found.append(self._some(audio, start, people[some], [x[some] for x in faces]))
+        return np.concatenate(found)
+
+    def _some(
         self, audio: np.ndarray, start: int, people: Sequence[Person], faces: Any
     ) -> Float[np.ndarray, "p t"]:
         rows, frames = len(people), self.window // self.grain

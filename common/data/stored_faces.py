@@ -8,6 +8,8 @@ import dataclasses
 import os
 import pathlib
 import threading
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -115,9 +117,7 @@ class Mouths:
     def _read(self, part: slice | None) -> Any:
         """Some pictures, or with None the shape of all."""
         if self.path.endswith((".npz", ".npy")):
-            with pathlib.Path(self.path).open("rb") as file, _HEADERS:
-                stored = np.load(file)
-                return self._taken(stored["data"] if self.path.endswith("z") else stored, part)
+            return self._taken(_loaded(self.path), part)
         h5py = _h5py()
         try:
             with h5py.File(self.path, "r") as file:
@@ -136,6 +136,21 @@ class Mouths:
             size = " x ".join(map(str, shape))
             raise ValueError(f"{stored.dtype} of {size}, not uint8 of n x 96 x 96")
         return shape if part is None else np.asarray(stored[part])
+
+
+def _loaded(path: str) -> np.ndarray:
+    """The array of an NPY, or `data` of an NPZ. Raises OSError or ValueError."""
+    kind = "NPZ" if path.endswith("z") else "NPY"
+    with pathlib.Path(path).open("rb") as file, _HEADERS:
+        try:
+            stored = np.load(file)
+            if kind == "NPZ" and "data" in stored:
+                stored = stored["data"]
+        except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise OSError(f"{path} is no {kind} file of numbers, or damaged or cut off") from error
+    if not isinstance(stored, np.ndarray):
+        raise ValueError(f"it has no array 'data' (there are: {', '.join(stored) or 'none'})")
+    return stored
 
 
 def write_portraits(path: pathlib.Path, pictures: UInt8[np.ndarray, "k h w 3"]) -> None:

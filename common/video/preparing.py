@@ -110,8 +110,9 @@ def _look(film: str | os.PathLike, zero: float, finder: finding.Finder) -> _Seen
     every = finder.every
     looked = -finder.step
     for picture in frames.pictures(film, zero):
-        while len(held) < picture.number:  # before the first picture
-            held.append(False)
+        if number < 0:
+            tracker.cut(picture.number)  # before the first picture nobody is in view
+            held += [False] * picture.number
         held.append(picture.held)
         number = picture.number
         if tracker.is_cut(picture.grey(_THUMBNAIL)[0]):

@@ -6,6 +6,9 @@ Command: python -m separation.main --config=configs/separation/visualvoice.py --
 Argument: debug (tiny, a few dozen steps); small (for 2 CPU cores, as the four that follow); lip,
           face or heard (small, with lips alone, a face alone, neither); enhance (small, of one
           voice from noise, which is made; config.augment.noise.root reads some).
+Further:  --config.model.visualvoice.context=True (both people go in together), .attention_heads=8
+          (self-attention over the 64 steps of the bottleneck), .dtype=bfloat16, .remat=True;
+          --config.sight.pictures=5 (the mean of the embeddings of so many portraits).
 Hardware: published with 8 GPUs (batch 128, 50,000 steps); small: 2 CPU cores.
 Expected: published on VoxCeleb2, of real people: SDR 10.2 dB with both cues, 9.95 lips alone, 7.21
           face alone, 7.85 without (paper, table 1). Ours: benchmarks/RESULTS.md.

@@ -71,11 +71,14 @@ class VisualVoiceConfig:
                 f"num_fft={self.num_fft}, but {len(self.unet_widths)} unet_widths halve {bins} "
                 f"bins to 1: num_fft={2 * bins}, or as many widths as halve {self.num_fft // 2}"
             )
+        _ = self.stft  # says which windows cannot be
         if self.window_ms < 2 * self.hop_ms:
             raise ValueError(
                 f"window_ms={self.window_ms:g} and hop_ms={self.hop_ms:g}: every sample has to lie "
                 "in two windows, or what is masked comes out in pieces"
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: from 0 to below 1")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r} is unknown; choose float32 or bfloat16")
         for one, other in (("lip_stages", "lip_units"), ("face_widths", "face_blocks")):
@@ -87,7 +90,8 @@ class VisualVoiceConfig:
             raise ValueError("context=True needs lip=True or face=True")
         if self.context and self.enhancement:
             raise ValueError("context=True is of two voices, enhancement=True of one")
-        if self.attention_heads and self.fused_size % self.attention_heads:
+        heads = self.attention_heads
+        if heads < 0 or (heads and self.fused_size % heads):
             raise ValueError(
                 f"attention_heads={self.attention_heads} does not divide the {self.fused_size} "
                 "channels of the bottleneck"

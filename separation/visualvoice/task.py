@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from common import errors, metrics, parallel, sections, state
 from common.task import Batch, Metrics
-from separation import extraction, films, modes
+from separation import extraction, films, modes, sight
 from separation import metrics as separation_metrics
 from separation.visualvoice import config as config_lib
 from separation.visualvoice import losses, network, pictures
@@ -23,6 +23,15 @@ class VisualVoiceTask(extraction.SeparationTask):
     """See `extraction.SeparationTask`. Of a training mixture the enrolment is the clip A2."""
 
     classes = ()
+
+    def prepare(self) -> None:
+        if self.around is not None and not self.sizes.enhancement:
+            raise errors.UserError(
+                f"config.augment.{next(iter(self.around.companions))}: VisualVoice of two voices "
+                "is trained on the voices alone, and would not hear it. Give it in evaluations "
+                "only, or train one voice in noise (config.model.visualvoice.enhancement=True)."
+            )
+        super().prepare()
 
     @functools.cached_property
     def sizes(self) -> config_lib.VisualVoiceConfig:
@@ -179,6 +188,14 @@ def make_sizes(config: Any) -> config_lib.VisualVoiceConfig:
         )
     except ValueError as error:
         raise errors.UserError(f"config.model.visualvoice: {error}") from error
+    step_ms = config_lib.VIDEO_FRAME * sizes.hop_ms
+    if sizes.lip and step_ms * films.FRAMES_PER_SECOND != 1000:
+        raise errors.UserError(
+            f"config.model.visualvoice.hop_ms={sizes.hop_ms:g}: {config_lib.VIDEO_FRAME} hops "
+            f"would be {step_ms:g} ms, but they are beside one picture of the lips, "
+            f"{1000 / films.FRAMES_PER_SECOND:g} ms."
+        )
+    sections.build(sight.SightConfig, config.sight)
     mixing, others = config.mixing, 0 if sizes.enhancement else 1
     wrong = {
         "absent": (mixing.absent, 0.0),

@@ -110,11 +110,9 @@ def test_what_is_missing_is_named_and_counted_and_the_others_go_on(root, tmp_pat
     np.testing.assert_array_equal(np.asarray(good[0]["video"]), mouth(0))
 
 
-def test_an_index_finds_mouths_of_another_size_or_length(root, tmp_path):
-    place = ("train", "id00012", "AbC_-1")
-    write_mouth(found(root, 1, *place, "00002.h5"), mouth(0, side=88))
-    write_mouth(found(root, 1, "train", "id00013", "xyz", "00007.h5"), mouth(0, count=12))
-    index = indexing.build_index(
+def indexed(root: pathlib.Path, tmp_path: pathlib.Path) -> records.Index:
+    """The index of `train`."""
+    return indexing.build_index(
         voxceleb_films.VoxCelebFilms(root, "train"),
         cache=None,
         rejected_tsv=tmp_path / "rejected.tsv",
@@ -127,10 +125,43 @@ def test_an_index_finds_mouths_of_another_size_or_length(root, tmp_path):
         progress=False,
         inspect=stored_faces.inspect,
     )
+
+
+def test_an_index_finds_mouths_of_another_size_or_length(root, tmp_path):
+    place = ("train", "id00012", "AbC_-1")
+    write_mouth(found(root, 1, *place, "00002.h5"), mouth(0, side=88))
+    write_mouth(found(root, 1, "train", "id00013", "xyz", "00007.h5"), mouth(0, count=12))
+    index = indexed(root, tmp_path)
     assert index.positions.tolist() == [0]
     assert [one.reason for one in index.rejected] == [
         "wrong pictures (uint8 of 30 x 88 x 88, not uint8 of n x 96 x 96)",
         "wrong length (12 pictures, the sound has 30)",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_an_index_names_damaged_arrays(root, tmp_path, suffix):
+    """One that NumPy cannot read does not end the reading of the others."""
+    clips = ("id00012/AbC_-1/00001", "id00012/AbC_-1/00002")
+    for clip in clips:
+        found(root, 1, "train", f"{clip}.h5").unlink()
+    other, cut = (root / "mouth_roi" / "train" / f"{clip}{suffix}" for clip in clips)
+    other.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".npz":
+        np.savez(other, roi=mouth(0))
+        reason = "wrong pictures (it has no array 'data' (there are: roi))"
+    else:
+        np.save(other, np.array([None]), allow_pickle=True)
+        reason = f"unreadable (OSError: {other} is no NPY file of numbers, or damaged or cut off)"
+    write = {".npz": np.savez, ".npy": np.save}[suffix]
+    write(cut, mouth(1))
+    cut.write_bytes(cut.read_bytes()[: 60 if suffix == ".npy" else 9000])
+    index = indexed(root, tmp_path)
+    assert index.positions.tolist() == [2]
+    assert [one.reason for one in index.rejected] == [
+        reason,
+        f"unreadable (OSError: {cut} is no {suffix[1:].upper()} file of numbers, or damaged or cut "
+        "off)",
     ]
 
 

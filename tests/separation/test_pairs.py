@@ -51,6 +51,7 @@ def test_a_list_is_read_as_it_was_written(tmp_path):
         ("a0\t1.5\tb2\t0.0\t1.0", r"line 2: 'a0' has 2\.00 s, not what lies from 1\.5 to 2\.5 s"),
         ("a0\tx\tb2\t0.0\t1.0", r"line 2: could not convert"),
         ("a0\t0.0\tb2\t0.0\t0.0", r"line 2: 'a0' has"),
+        ("a0\t0.0\tb2\t0.0\tnan", r"line 2: .* are not all finite"),
     ],
 )
 def test_a_line_that_cannot_be_is_named(tmp_path, line, message):
@@ -80,6 +81,9 @@ def test_a_list_of_films(tmp_path):
 def test_a_file_that_is_no_list(tmp_path):
     (tmp_path / "a.tsv").write_text("one\ttwo\n1\t2\n")
     with pytest.raises(errors.UserError, match="no list of pairs; it has the columns first"):
+        pairs.read(tmp_path / "a.tsv", split())
+    (tmp_path / "a.tsv").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(errors.UserError, match=r"a\.tsv: no table of text in UTF-8"):
         pairs.read(tmp_path / "a.tsv", split())
     with pytest.raises(errors.UserError, match="No such file"):
         pairs.read(tmp_path / "b.tsv", split())

@@ -105,6 +105,21 @@ def test_crops_are_the_mouths_that_were_drawn_and_are_read_back(tmp_path, run):
     assert len(manifest.read_manifest(out / "manifest.tsv")) == 2
 
 
+def test_pictures_that_begin_after_the_sound_keep_their_places(tmp_path, run):
+    """Nobody is in view before the first picture, however soon after the sound it comes."""
+    late, times = 7, np.arange(FRAMES) / 25
+    shown = scene((drawing("one"), 60, 120))
+    coding = {"codec": "libx264", "sound_codec": "aac"}
+    film = tmp_path / "late.mkv"
+    films.encode(film, shown, times + late / 25, films.tone(4), **coding)
+    csv = table(tmp_path / "faces.csv", boxes("late", 60, 120))
+    run(film, "--faces", csv, "--out", tmp_path / "out")
+    [record] = prepared_films.PreparedFilms(tmp_path / "out")
+    assert record["start"] == pytest.approx(late / 25)
+    assert len(record["video"]) == FRAMES
+    assert record["duration"] == pytest.approx(FRAMES / 25)
+
+
 def test_a_second_start_goes_on_and_a_changed_film_is_made_again(tmp_path, run, monkeypatch):
     mouth = drawing("one")
     for name in "ab":
@@ -244,6 +259,7 @@ def test_an_index_takes_prepared_films_and_rejects_damaged_ones_by_name(tmp_path
     [
         (("--jobs", 0), "--jobs=0: at least 1"),
         (("--min_seconds", 0.1), "fewer than --portraits"),
+        (("--min_seconds", "nan"), "--min_seconds=nan: above 0"),
         (("--min_face", 2), "no share of the picture"),
         (("--faces", "none.csv"), "no table or folder none.csv"),
     ],

@@ -11,7 +11,7 @@ import soundfile
 from common import errors, workdir
 from common.audio import io
 from common.video import frames, muxing
-from configs.separation import audiovisual_quickstart
+from configs.separation import audiovisual_quickstart, visualvoice
 from separation import separate_video
 from tests import films
 from tests.separation.test_prepare_video import FRAMES, boxes, drawing, encode, scene, table
@@ -93,6 +93,24 @@ def test_all_that_was_asked_for_is_there(tmp_path, run):
     code, said = run("--input", tmp_path / "nothing", "--out", tmp_path / "empty")
     assert code == 1
     assert "nothing" in said.err
+
+
+def test_a_film_with_too_few_people_is_named_and_the_others_go_on(tmp_path, run):
+    one = drawing("one")
+    encode(tmp_path / "in" / "a.mp4", scene((one, 60, 120)))
+    encode(tmp_path / "in" / "b.mp4", scene((one, 60, 120), (drawing("two"), 300, 110)))
+    lines = boxes("a", 60, 120) + boxes("b", 60, 120) + boxes("b", 300, 110)
+    config = visualvoice.get_config("debug")
+    config.model.visualvoice.context = True
+    separate_video.trained.load().task.config = workdir.freeze(config)
+    out = tmp_path / "out"
+    csv = table(tmp_path / "faces.csv", lines)
+    code, said = run("--input", tmp_path / "in", "--out", out, "--faces", csv)
+    assert code == 1
+    assert "2 people in 1 of 2 films" in said.out
+    assert "1 number of people: a" in said.err
+    assert "separates two people, and 1 are in view" in (out / "rejected.tsv").read_text()
+    assert {path.name for path in out.glob("*.wav")} == {"b~1.wav", "b~2.wav"}
 
 
 def arguments(film, out, faces):

@@ -151,6 +151,9 @@ def test_the_published_layout_and_a_split_of_ones_own(run, tmp_path):
         *("mp4", "audio", "mouth_roi"),
     }
     assert len(voxceleb_films.VoxCelebFilms(out, "mine")) == 4
+    # What was gone through for one layout was not for another one.
+    assert "4 clips of 2 of 2 people." in run()
+    assert len(voxceleb_films.VoxCelebFilms(out, "val")) == 1
 
 
 def test_sound_that_cannot_be_decoded_is_named(run, tmp_path, published, contents):
@@ -164,6 +167,18 @@ def test_sound_that_cannot_be_decoded_is_named(run, tmp_path, published, content
         line.split("\t") for line in (tmp_path / "out/rejected.tsv").read_text().splitlines()
     )
     assert reasons["id00014/ddd/00001"].startswith("sound (cannot be decoded")
+    assert reasons["id00012/lost/00001"] == "missing mouth (in no archive)"
+    before = (tmp_path / "out/rejected.tsv").read_text()
+    assert run() == said  # archives are not gone through again, and what was found is not forgotten
+    assert (tmp_path / "out/rejected.tsv").read_text() == before
+
+
+def test_a_reason_is_forgotten_when_it_has_gone(run, tmp_path, published, contents):
+    assert "1 missing mouth: id00012/lost/00001" in run()
+    late = {"train/id00012/lost/00001.h5": contents["h5"]}
+    (published / "mouth_roi_train_2.tar.gz").write_bytes(tarred(late))
+    assert "5 clips of 2 of 2 people." in run()
+    assert "lost" not in (tmp_path / "out/rejected.tsv").read_text()
 
 
 def test_bad_input_is_one_message(tmp_path, published):

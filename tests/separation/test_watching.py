@@ -74,6 +74,13 @@ def test_a_window_is_all_that_is_read():
     assert all(start % GRAIN == 0 for start, _ in asked)
 
 
+def test_many_people_take_no_more_memory_than_a_few():
+    found, audio = watcher(), np.ones(20 * GRAIN, np.float32)
+    voices = heard(found, audio, [person(0, 20, value) for value in range(1, 10)])
+    np.testing.assert_allclose(voices[:, 100], np.arange(1, 10), rtol=1e-5)
+    assert max(rows for rows, _ in found._task.shapes) <= 4
+
+
 def test_networks_that_cannot():
     with pytest.raises(errors.UserError, match="This network sees nothing"):
         watcher(quickstart.get_config("debug"))
@@ -126,3 +133,25 @@ def test_scores_and_their_means():
     value, low, high = means["sdr"]
     assert value == pytest.approx(np.mean([row["sdr"] for row in rows]))
     assert low <= value <= high
+
+
+@pytest.mark.parametrize("options", [["--seed=-1"], ["--seconds=nan"], ["--pairs=0"]])
+def test_impossible_draws_are_one_message(command, monkeypatch, options):
+    monkeypatch.setattr("sys.argv", ["evaluate", "--workdir=none", *options])
+    with pytest.raises(SystemExit, match="are above 0, --seed is not below"):
+        evaluate.main()
+
+
+def test_runs_stand_below_each_other_and_say_what_they_are():
+    """Also in the table, whose figures with gains that leak are not those without."""
+    row = {"voice": "a0", "other": "b0", "speaker": "a", "seconds": 1.0, "sdr": 2.0, "stoi": 0.5}
+    rows = [(0, row), (0, {**row, "voice": "b0", "other": "a0", "speaker": "b", "stoi": 0.7})]
+    assert "1  a0 + b0  sdr 2.000  stoi 0.600" in evaluate._text("# run", rows)
+    first = evaluate._table("", rows, 1, 0)
+    assert first.splitlines()[0] == "run,oracle_gain,pair,voice,other,speaker,seconds,sdr,stoi"
+    both = evaluate._table(first, rows, 2, 1)
+    assert both.startswith(first)
+    assert [line[:8] for line in both.splitlines()[1:]] == ["1,0,1,a0", "1,0,1,b0", "2,1,1,a0",
+                                                            "2,1,1,b0"]  # fmt: skip
+    other = [(k, {**row, "pesq_wb": 3.0}) for k, row in rows]
+    assert len(evaluate._table(both, other, 3, 0).splitlines()) == 3

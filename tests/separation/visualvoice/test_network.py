@@ -108,6 +108,12 @@ def test_wrong_sizes_are_said():
         tiny(context=True, enhancement=True)
     with pytest.raises(ValueError, match="attention_heads=2 does not divide the 19 channels"):
         tiny(attention_heads=2)
+    with pytest.raises(ValueError, match="attention_heads=-1 does not divide"):
+        tiny(attention_heads=-1)
+    with pytest.raises(ValueError, match=r"dropout=1\.5: from 0 to below 1"):
+        tiny(dropout=1.5)
+    with pytest.raises(ValueError, match="need 0 < window_size <= num_fft and hop_size > 0"):
+        tiny(window_ms=3.0)
 
 
 def separate(net):

@@ -173,10 +173,22 @@ def test_settings_that_do_not_go_together(tmp_path):
         ({"mixing.interferers": (1, 2)}, r"config\.mixing\.interferers"),
         ({"model.visualvoice.enhancement": True}, r"trained on mixtures of a whole clip and noise"),
         ({"model.visualvoice.num_fft": 100}, r"config\.model\.visualvoice: num_fft=100"),
+        (
+            {"model.visualvoice.hop_ms": 5.0},
+            r"hop_ms=5: 4 hops would be 20 ms, but they are beside",
+        ),
+        ({"model.visualvoice.hop_ms": 0.0}, "visualvoice: need 0 < window_size"),
+        ({"sight.pictures": 0}, r"config\.sight\.pictures=0: 1 at least"),
         ({"loss.visualvoice.mask": 0.0}, r"config\.loss: mask=0\.0"),
     ):
         with pytest.raises(errors.UserError, match=message):
             make(tmp_path, **changes)
+
+
+def test_noise_that_training_would_not_hear_is_refused(tmp_path):
+    made = make(tmp_path, **{"augment.hiss.probability": 1.0})
+    with pytest.raises(errors.UserError, match=r"config\.augment\.hiss: VisualVoice of two voices"):
+        made.prepare()
 
 
 def test_another_runs_networks_are_taken_where_they_fit(tmp_path, caplog):
