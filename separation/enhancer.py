@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import soxr
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
 from common import errors, trained
 from common.audio import io
@@ -83,11 +83,13 @@ class Stream:
             )
         self._lips.show(mouth)
 
-    def __call__(self, chunk: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
-        """Raises io.AudioError for samples that are NaN or infinite; the stream is as it was."""
+    def __call__(self, chunk: Num[np.ndarray, "n *c"]) -> Float[np.ndarray, "m"]:
+        """Integers and channels are taken as those of files. Raises io.AudioError for samples that
+        are NaN or infinite; the stream is as it was."""
         if chunk.size:
-            io.check_audio(chunk, name="chunk")
-        self._hops.put(chunk)
+            rate, channel = self._enhancer.sample_rate_hz, self._enhancer.channel
+            chunk = io.load_audio(chunk, sample_rate_hz=rate, channel=channel, source_rate_hz=rate)
+            self._hops.put(chunk)
         return self._advance()
 
     def flush(self) -> Float[np.ndarray, "m"]:
@@ -272,11 +274,11 @@ class Enhancer:
     ) -> Stream:
         """A new stream for the voice of an enrolment, of a face, of lips that it will be shown.
 
-        Raises UserError if the network cannot, or where an enrolment is given and the voice is to
-        enrol itself.
+        Raises UserError if the network cannot, for a strength that is not from 0 to 1, and where an
+        enrolment is given and the voice is to enrol itself.
         """
         self.check_streams()
-        _check_one(enrolment, self_enroll)
+        _check(enrolment, self_enroll, strength)
         cue = self.cue(enrolment, rate)
         if face is not None:
             cue = self.with_face(cue, face)
@@ -286,7 +288,7 @@ class Enhancer:
         self,
         mixture: Recording,
         rate: int | None = None,
-        enrolment: Recording | None = None,
+        enrolment: Recording | Sequence[Recording] | None = None,
         enrolment_rate: int | None = None,
         strength: float = 1.0,
         self_enroll: bool = False,
@@ -296,15 +298,15 @@ class Enhancer:
         With a `strength` below 1 the mixture is heard too: 0.8 leaves a fifth of it.
 
         `rate` (Hz) goes with samples; `enrolment_rate` is that of the enrolment's, by default the
-        same. Raises io.AudioError, and UserError where an enrolment is given with `self_enroll`.
+        same. Raises io.AudioError, and UserError where an enrolment is given with `self_enroll` or
+        for a strength that is not from 0 to 1.
         """
-        _check_one(enrolment, self_enroll)
+        _check(enrolment, self_enroll, strength)
         if not isinstance(mixture, np.ndarray):
             rate = io.probe(mixture).sample_rate_hz
         elif rate is None:
             raise ValueError("an array needs its rate")
-        given = isinstance(enrolment, np.ndarray)
-        cue = self.cue(enrolment, enrolment_rate or rate * given)
+        cue = self.cue(enrolment, enrolment_rate or rate)
         return self.extract(mixture, rate, cue, strength, self_enroll=self_enroll)
 
     def extract(
@@ -394,7 +396,9 @@ class Enhancer:
         return total
 
 
-def _check_one(enrolment: Any, self_enroll: bool) -> None:
+def _check(enrolment: Any, self_enroll: bool, strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise errors.UserError(f"strength={strength:g} is not from 0 (the mixture) to 1.")
     if self_enroll and enrolment is not None:
         raise errors.UserError(
             "A voice that has an enrolment needs none of its own: leave one of both out."
