@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from common import package, sections
+from common import errors, package, sections
 from common.data import splits
 from common.task import Report
 from separation import extraction, losses, mixing, model, modes
@@ -26,6 +26,7 @@ NEXT = {
 
 def make_task(config: Any, workdir: pathlib.Path) -> extraction.SeparationTask:
     """The task of a config. Settings that cannot be are said; no data are opened."""
+    _check_sizes(config)
     kind = KINDS.get(config.model.kind, extraction.SeparationTask)
     if kind is visualvoice_task.VisualVoiceTask:
         visualvoice_task.make_sizes(config)
@@ -42,6 +43,16 @@ def make_task(config: Any, workdir: pathlib.Path) -> extraction.SeparationTask:
     modes.table(config)
     parts = splits.Splits(config, workdir, require_text=False)
     return kind(config, workdir, parts)
+
+
+def _check_sizes(config: Any) -> None:
+    for name in ("batch_rows", "crop_seconds", "enrolment_seconds", "max_eval_seconds"):
+        if config.data[name] <= 0:
+            raise errors.UserError(f"config.data.{name}={config.data[name]} has to be above 0.")
+    if config.cue.size < 1:
+        raise errors.UserError(f"config.cue.size={config.cue.size} has to be 1 at least.")
+    if not 0 <= config.cue.dropout <= 1:
+        raise errors.UserError(f"config.cue.dropout={config.cue.dropout} is a share from 0 to 1.")
 
 
 def close(
