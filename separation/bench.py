@@ -32,7 +32,8 @@ def measure(enhancer: enhancer_lib.Enhancer, seconds: float) -> list[str]:
     enhancer.check_streams()
     extractor = enhancer.extractor
     hop_seconds = extractor.hop_size / enhancer.sample_rate_hz
-    state, rng = enhancer.start(enhancer.cue(None)), np.random.default_rng(0)
+    nobody = enhancer.cue_of(np.zeros(0, np.float32))
+    state, rng = enhancer.start(nobody), np.random.default_rng(0)
     sound = (0.05 * rng.standard_normal((256, 1, extractor.hop_size))).astype(np.float32)
     taken = np.zeros(max(1, round(seconds / hop_seconds)))
     for k in range(-_WARM_HOPS, len(taken)):

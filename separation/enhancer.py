@@ -132,6 +132,7 @@ class Enhancer:
     def __init__(self, found: trained.Trained) -> None:
         self.sample_rate_hz = found.config.data.sample_rate_hz
         self.channel = splits.channel(found.config.data)
+        self._needs_enrolment = not found.config.cue.dropout
         self._net = found.task.model
         if not isinstance(self._net, model.SeparationNet):
             raise errors.UserError(OTHERS[found.config.model.kind])
@@ -244,7 +245,7 @@ class Enhancer:
         """All programs that recordings need, so that none waits for them."""
         # Blocks and single hops of a stream; or a whole piece and half of one.
         silence = np.zeros(round(1.4 * _PIECE_SECONDS * self.sample_rate_hz), np.float32)
-        self.extract(silence, self.sample_rate_hz, self.cue(None))
+        self.extract(silence, self.sample_rate_hz, self.cue_of(np.zeros(0, np.float32)))
 
     def cue(
         self, enrolment: Recording | Sequence[Recording] | None, rate: int | None = None
@@ -254,6 +255,11 @@ class Enhancer:
         `rate` (Hz) goes with samples. Raises io.AudioError, also for a recording that is silent or
         shorter than a second; of a long one it takes the first seconds, as in training.
         """
+        if enrolment is None and self._needs_enrolment:
+            log.warning(
+                "This network was trained with config.cue.dropout=0, never without an enrolment: "
+                "without one it is nobody's voice in particular."
+            )
         return self._enroller.cue(enrolment, rate)
 
     def cue_of(self, audio: Float[np.ndarray, "n"]) -> Float[Array, "1 c"]:

@@ -8,7 +8,7 @@ from asr import settings as asr_settings
 from common import errors, parallel, trained, workdir
 from common.audio import io
 from configs.separation import quickstart
-from separation import bench, enhance, enhancer
+from separation import bench, enhance, enhancer, modes
 from separation import task as separation_task
 from tests import commands
 
@@ -99,6 +99,19 @@ def test_the_cue_of_several_recordings_is_their_mean(causal):
     mixture, cue = noise(1.2), causal.cue(ones, RATE_HZ)
     found = causal.extract(mixture, RATE_HZ, cue)
     np.testing.assert_allclose(causal(mixture, RATE_HZ, ones), found, atol=1e-6)
+
+
+def test_a_network_that_always_had_an_enrolment_says_so(tmp_path, caplog):
+    """It is evaluated with enrolments alone."""
+    network = make(tmp_path, **{"cue.dropout": 0.0})
+    network.cue(noise(1.0), RATE_HZ)
+    assert not caplog.text
+    network.cue(None)
+    assert "never without an enrolment" in caplog.text
+    config = quickstart.get_config("debug")
+    assert list(modes.table(config)) == ["given", "noisy", "none", "self"]
+    config.cue.dropout = 0.0
+    assert list(modes.table(config)) == ["given", "noisy"]
 
 
 def test_a_stream_takes_what_microphones_give(causal):
