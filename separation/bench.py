@@ -62,8 +62,8 @@ def main() -> None:
     args = parser.parse_args()
 
     def work() -> None:
-        if not args.seconds > 0:
-            raise errors.UserError(f"--seconds={args.seconds:g} must be positive.")
+        if not 0 < args.seconds < float("inf"):
+            raise errors.UserError(f"--seconds={args.seconds:g} must be positive and finite.")
         if hasattr(os, "sched_setaffinity"):  # before XLA counts its threads
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         network = enhancer_lib.load(args.workdir, step=args.checkpoint)
