@@ -32,7 +32,8 @@ def measure(enhancer: enhancer_lib.Enhancer, seconds: float) -> list[str]:
     enhancer.check_streams()
     extractor = enhancer.extractor
     hop_seconds = extractor.hop_size / enhancer.sample_rate_hz
-    state, rng = enhancer.start(enhancer.cue(None)), np.random.default_rng(0)
+    nobody = enhancer.cue_of(np.zeros(0, np.float32))
+    state, rng = enhancer.start(nobody), np.random.default_rng(0)
     sound = (0.05 * rng.standard_normal((256, 1, extractor.hop_size))).astype(np.float32)
     taken = np.zeros(max(1, round(seconds / hop_seconds)))
     for k in range(-_WARM_HOPS, len(taken)):
@@ -61,8 +62,8 @@ def main() -> None:
     args = parser.parse_args()
 
     def work() -> None:
-        if not args.seconds > 0:
-            raise errors.UserError(f"--seconds={args.seconds:g} must be positive.")
+        if not 0 < args.seconds < float("inf"):
+            raise errors.UserError(f"--seconds={args.seconds:g} must be positive and finite.")
         if hasattr(os, "sched_setaffinity"):  # before XLA counts its threads
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         network = enhancer_lib.load(args.workdir, step=args.checkpoint)

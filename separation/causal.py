@@ -58,6 +58,11 @@ class CausalConfig:
                 f"window_ms={self.window_ms:g} has to be a multiple of hop_ms={self.hop_ms:g} "
                 f"beside synthesis_ms={self.synthesis_ms:g}"
             )
+        if min(self.features, self.num_layers, self.cycle) < 1:
+            raise ValueError(
+                f"features={self.features}, num_layers={self.num_layers} and cycle={self.cycle} "
+                "have to be 1 at least"
+            )
         products.dot_general(self.dtype)
         if self.window_size % 2:
             raise ValueError(f"window_ms={self.window_ms:g} is an odd number of samples")

@@ -67,6 +67,7 @@ def mixtures(
         speeds=tuple(config.augment.speeds) if train else (1.0,),
         num_speakers=int(labels.max()) + 1,
         films=seen,
+        keeps_late=config.model.kind == "lite",
     )
 
 

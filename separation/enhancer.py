@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import soxr
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
 from common import errors, trained
 from common.audio import io
@@ -83,11 +83,13 @@ class Stream:
             )
         self._lips.show(mouth)
 
-    def __call__(self, chunk: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
-        """Raises io.AudioError for samples that are NaN or infinite; the stream is as it was."""
+    def __call__(self, chunk: Num[np.ndarray, "n *c"]) -> Float[np.ndarray, "m"]:
+        """Integers and channels are taken as those of files. Raises io.AudioError for samples that
+        are NaN or infinite; the stream is as it was."""
         if chunk.size:
-            io.check_audio(chunk, name="chunk")
-        self._hops.put(chunk)
+            rate, channel = self._enhancer.sample_rate_hz, self._enhancer.channel
+            chunk = io.load_audio(chunk, sample_rate_hz=rate, channel=channel, source_rate_hz=rate)
+            self._hops.put(chunk)
         return self._advance()
 
     def flush(self) -> Float[np.ndarray, "m"]:
@@ -130,6 +132,7 @@ class Enhancer:
     def __init__(self, found: trained.Trained) -> None:
         self.sample_rate_hz = found.config.data.sample_rate_hz
         self.channel = splits.channel(found.config.data)
+        self._needs_enrolment = not found.config.cue.dropout
         self._net = found.task.model
         if not isinstance(self._net, model.SeparationNet):
             raise errors.UserError(OTHERS[found.config.model.kind])
@@ -242,7 +245,7 @@ class Enhancer:
         """All programs that recordings need, so that none waits for them."""
         # Blocks and single hops of a stream; or a whole piece and half of one.
         silence = np.zeros(round(1.4 * _PIECE_SECONDS * self.sample_rate_hz), np.float32)
-        self.extract(silence, self.sample_rate_hz, self.cue(None))
+        self.extract(silence, self.sample_rate_hz, self.cue_of(np.zeros(0, np.float32)))
 
     def cue(
         self, enrolment: Recording | Sequence[Recording] | None, rate: int | None = None
@@ -252,6 +255,11 @@ class Enhancer:
         `rate` (Hz) goes with samples. Raises io.AudioError, also for a recording that is silent or
         shorter than a second; of a long one it takes the first seconds, as in training.
         """
+        if enrolment is None and self._needs_enrolment:
+            log.warning(
+                "This network was trained with config.cue.dropout=0, never without an enrolment: "
+                "without one it is nobody's voice in particular."
+            )
         return self._enroller.cue(enrolment, rate)
 
     def cue_of(self, audio: Float[np.ndarray, "n"]) -> Float[Array, "1 c"]:
@@ -272,11 +280,11 @@ class Enhancer:
     ) -> Stream:
         """A new stream for the voice of an enrolment, of a face, of lips that it will be shown.
 
-        Raises UserError if the network cannot, or where an enrolment is given and the voice is to
-        enrol itself.
+        Raises UserError if the network cannot, for a strength that is not from 0 to 1, and where an
+        enrolment is given and the voice is to enrol itself.
         """
         self.check_streams()
-        _check_one(enrolment, self_enroll)
+        _check(enrolment, self_enroll, strength)
         cue = self.cue(enrolment, rate)
         if face is not None:
             cue = self.with_face(cue, face)
@@ -286,7 +294,7 @@ class Enhancer:
         self,
         mixture: Recording,
         rate: int | None = None,
-        enrolment: Recording | None = None,
+        enrolment: Recording | Sequence[Recording] | None = None,
         enrolment_rate: int | None = None,
         strength: float = 1.0,
         self_enroll: bool = False,
@@ -296,15 +304,15 @@ class Enhancer:
         With a `strength` below 1 the mixture is heard too: 0.8 leaves a fifth of it.
 
         `rate` (Hz) goes with samples; `enrolment_rate` is that of the enrolment's, by default the
-        same. Raises io.AudioError, and UserError where an enrolment is given with `self_enroll`.
+        same. Raises io.AudioError, and UserError where an enrolment is given with `self_enroll` or
+        for a strength that is not from 0 to 1.
         """
-        _check_one(enrolment, self_enroll)
+        _check(enrolment, self_enroll, strength)
         if not isinstance(mixture, np.ndarray):
             rate = io.probe(mixture).sample_rate_hz
         elif rate is None:
             raise ValueError("an array needs its rate")
-        given = isinstance(enrolment, np.ndarray)
-        cue = self.cue(enrolment, enrolment_rate or rate * given)
+        cue = self.cue(enrolment, enrolment_rate or rate)
         return self.extract(mixture, rate, cue, strength, self_enroll=self_enroll)
 
     def extract(
@@ -394,7 +402,9 @@ class Enhancer:
         return total
 
 
-def _check_one(enrolment: Any, self_enroll: bool) -> None:
+def _check(enrolment: Any, self_enroll: bool, strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise errors.UserError(f"strength={strength:g} is not from 0 (the mixture) to 1.")
     if self_enroll and enrolment is not None:
         raise errors.UserError(
             "A voice that has an enrolment needs none of its own: leave one of both out."

@@ -38,6 +38,8 @@ class Enroller:
         shorter than a second; of a long one it takes the first seconds, as in training.
         """
         if isinstance(enrolment, list | tuple):
+            if not enrolment:
+                raise io.AudioError("enrolment", "a list without any: give one, or None")
             return cue_lib.unit(jnp.mean(jnp.stack([self.cue(x, rate) for x in enrolment]), axis=0))
         audio = np.zeros(0, np.float32)
         if enrolment is not None:
@@ -51,6 +53,12 @@ class Enroller:
                 )
             if not audio.any():
                 raise io.AudioError(name, f"silent: {io.silence(self.channel)}")
+            if not audio[: self.longest].any():
+                raise io.AudioError(
+                    name,
+                    f"silent for {self.max_seconds:g} s, and a voice is known by the first "
+                    f"{self.max_seconds:g} s: cut the silence off",
+                )
             if np.mean(np.abs(audio) >= 0.999) > _CLIPPED_SHARE:
                 log.warning(
                     "%s: clipped, the voice may be missed; record it at a lower level.", name

@@ -70,7 +70,7 @@ class ListSplit(splits.Split):
             if entry.mixture:
                 found.append(self._length(entry.mixture))
             else:
-                lengths = [self._length(voice.path) for voice in entry.voices]
+                lengths = [self._length(voice.path) for voice in entry.voices if voice.path]
                 found.append(lengths[0] if entry.whole_target else min(lengths))
         return np.array(found, np.int64)
 

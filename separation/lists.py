@@ -23,10 +23,12 @@ Who has no enrolment in the list is known by another recording of the same speak
 same one.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import io
+import math
 import os
 import pathlib
 import re
@@ -230,6 +232,9 @@ def _filmed(
 
 
 def _plain(line: int, row: Mapping[str, str]) -> Iterator[Entry]:
+    for name in ("source1", "source2"):
+        if not row[name]:
+            raise ValueError(f"{name} is empty: name its file.")
     ratio = _number(row, "s1_over_s2_db")
     noise = "" if row.get("noise", "-") in ("", "-") else row["noise"]
     noise_rms = _below(_number(row, "s1_over_noise_db")) if noise else 0.0
@@ -248,10 +253,10 @@ def _below(decibels: float) -> float:
 
 
 def _number(row: Mapping[str, str], name: str) -> float:
-    try:
-        return float(row.get(name, ""))
-    except ValueError:
-        raise ValueError(f"{name} is {row.get(name)!r}, which is no number. Repair it.") from None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(row.get(name, ""))):
+            return number
+    raise ValueError(f"{name} is {row.get(name)!r}, which is no number. Repair it.")
 
 
 def _librimix(line: int, row: Mapping[str, str]) -> Iterator[Entry]:
@@ -270,6 +275,8 @@ def _librimix(line: int, row: Mapping[str, str]) -> Iterator[Entry]:
                 f"LibriSpeech's 84-121123-0000 does: add a column speaker_{k}."
             )
         voices.append(Voice(path, speaker, names[0] or found or path))
+    if not row["mixture_path"] and not any(voice.path for voice in voices):
+        raise ValueError("it names neither a mixture nor a source. Name one.")
     enrolments = [row.get(f"enrolment_{k}_path", "") for k in range(1, count + 1)]
     given = any(name.startswith("enrolment_") for name in row)
     for k, voice in enumerate(voices):

@@ -211,7 +211,7 @@ def convert(
         start=source.get("start", 0.0),
         duration=source.get("duration"),
     )
-    audio = audio[: round(min(args.seconds, len(audio) / rate) * rate)]
+    audio = audio[: max(1, round(min(args.seconds, len(audio) / rate) * rate))]
     started, parts, shown = time.perf_counter(), [], 0
     for first in range(0, len(audio), hop):
         while mouths is not None and shown <= sight.latest_picture(first + hop, rate):

@@ -73,6 +73,10 @@ class Mixtures:
     speaker, or where there is no other one of another stretch of the same. Interferers are
     different speakers.
 
+    In a room the late sound of every voice is no voice, so that each of them is wanted in the same
+    way. With `keeps_late` that of interferers stays with them, for networks that are shown mixtures
+    without them too.
+
     With `films` there is beside it what is seen of the target while it is heard: "mouth": u8[v, 96,
     96] and "mouth_seen": bool[v], of each 40 ms, and "face": u8[k, 224, 224, 3] and "face_seen":
     bool[k]; of the first interferer "other_mouth" and so on; and in evaluation "strange_mouth" and
@@ -101,6 +105,7 @@ class Mixtures:
     num_speakers: int = 0
     films: films_lib.Films | None = None
     again: bool = False
+    keeps_late: bool = False
 
     def __post_init__(self) -> None:
         if self.films and self.speeds != (1.0,):
@@ -134,7 +139,8 @@ class Mixtures:
         how = (self.config, self.num_samples, self.num_enrolment, self.places.tolist())
         around = self.around.identity if self.around else {}
         seen = {"films": repr(self.films.pictures)} if self.films else {}
-        return {**self.crops.identity, "mixing": repr(how), **around, **seen}
+        late = {"late": "no voice"} if "rir" in around and not self.keeps_late else {}
+        return {**self.crops.identity, "mixing": repr(how), **around, **seen, **late}
 
     @functools.cached_property
     def _members(self) -> tuple[Int[np.ndarray, "n"], ...]:
@@ -193,7 +199,7 @@ class Mixtures:
                 seen = self._mouth("other_", voice, begin, len(sources))
                 seen |= self._face("other_", voice, rng)
         if around is not None:
-            sources[:, -1] = around.noise(sources[:, 0], target, rng, needed=not most)
+            sources[:, -1] += around.noise(sources[:, 0], target, rng, needed=not most)
         rest = sources[:, 1:].sum(1) + late
         snr = signals.decibels(signals.power(sources[:, 0]) / signals.power(rest))
         if absent:
@@ -353,6 +359,11 @@ class Mixtures:
             drawn = (self.crops.draw(place, rng, {"audio": most}),)
         audio = drawn[0]["audio"]
         start = self._grained(rng, len(sources) - len(audio))
-        audio = sum(self._heard(audio, room, rng, "room"))
-        sources[start : start + len(audio), column] = signals.at_ratio(audio, sources[:, 0], snr)
+        end = start + len(audio)
+        audio, late = self._heard(audio, room, rng, "room")
+        whole = audio + late
+        scale = signals.scale(whole, sources[:, 0], snr)
+        sources[start:end, column] = scale * (whole if self.keeps_late else audio)
+        if room and not self.keeps_late:
+            sources[start:end, -1] += scale * late
         return start, *drawn

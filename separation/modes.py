@@ -61,6 +61,8 @@ def table(config: Any) -> Mapping[str, Mode]:
             found.pop("none")
         if not config.mixing.interferers[1]:
             found.pop("swapped", None)  # there is nobody else
+    elif not config.cue.dropout:  # it was never trained to do without
+        found = {name: found[name] for name in ("given", "noisy")}
     names = tuple(config.modes)
     least = [name for name in ("given", "none") if name in found]
     if names and not set(least) <= set(names) <= set(found):

@@ -219,19 +219,20 @@ def prepare(
     else:
         batches = evaluation(drawn, journal.rows, wanted, workers)
     writer = Writer(out, name, part, format, config.data.sample_rate_hz, drawn.num_voices)
-    here = [row for row in journal.rows.values() if row]
+    done = len(journal.written)
     for left in (out / name).rglob(".*.tmp"):  # by one that was killed: we hold the lock
         left.unlink()
     with (
         concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-        tqdm.tqdm(desc=split, total=wanted, initial=len(here), unit="mixture") as bar,
+        tqdm.tqdm(desc=split, total=wanted, initial=done, unit="mixture") as bar,
     ):
-        while bar.n < wanted and (batch := next(batches, None)) is not None:
+        while done < wanted and (batch := next(batches, None)) is not None:
             new = {k: row for k, row in batch.items() if k not in journal.rows}
-            good = [k for k, row in new.items() if row is not None][: wanted - bar.n]
+            good = [k for k, row in new.items() if row is not None][: wanted - done]
             lines = dict(zip(good, pool.map(writer.write, good, [new[k] for k in good])))
             empty = dict.fromkeys(k for k, row in new.items() if row is None)
             journal.add({**lines, **empty})
+            done += len(lines)
             bar.update(len(lines))
     batches.close()
     if writer.clipped:

@@ -26,9 +26,15 @@ def spectrogram_db(audio: Float[np.ndarray, "t"], rate_hz: int) -> Float[np.ndar
     return 10 * np.log10(np.maximum(power, 1e-12))
 
 
+def scale(
+    audio: Float[np.ndarray, "n"], reference: Float[np.ndarray, "t"], ratio_db: float
+) -> np.float32:
+    """What brings `audio` to such a level that the power of `reference` is `ratio_db` above it."""
+    return np.float32((power(reference) / power(audio) * 10 ** (-ratio_db / 10)) ** 0.5)
+
+
 def at_ratio(
     audio: Float[np.ndarray, "n"], reference: Float[np.ndarray, "t"], ratio_db: float
 ) -> Float[np.ndarray, "n"]:
-    """`audio` at such a level that the power of `reference` is `ratio_db` above its own."""
-    scale = (power(reference) / power(audio) * 10 ** (-ratio_db / 10)) ** 0.5
-    return audio * np.float32(scale)
+    """`audio` at the level of `scale`."""
+    return audio * scale(audio, reference, ratio_db)

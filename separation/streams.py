@@ -38,7 +38,7 @@ class Slots:
         self._size, self._hop = size, enhancer.extractor.hop_size
         self._step, self._with_cue = enhancer.pure_step, enhancer.pure_with_cue
         self._first, self._variables = enhancer.extractor.initial_state(1), enhancer.variables
-        self._cue_size = enhancer.cue(None).shape[1]
+        self._cue_size = enhancer.cue_of(np.zeros(0, np.float32)).shape[1]
         self._advance = jax.jit(self._advanced, donate_argnums=1)
         self.reset()
 

@@ -4,7 +4,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from common import package, sections
+import jax
+
+from common import errors, package, sections
 from common.data import splits
 from common.task import Report
 from separation import extraction, losses, mixing, model, modes
@@ -22,10 +24,12 @@ NEXT = {
     "visualvoice": ("separate_video", "--input=FILM.mp4 --out=DIR"),
     "lite": ("transcribe", "--recogniser=ASR_DIR --enroll=VOICE.wav FILES"),
 }
+_BENCH_SECONDS = 5.0  # of sound
 
 
 def make_task(config: Any, workdir: pathlib.Path) -> extraction.SeparationTask:
     """The task of a config. Settings that cannot be are said; no data are opened."""
+    _check_sizes(config)
     kind = KINDS.get(config.model.kind, extraction.SeparationTask)
     if kind is visualvoice_task.VisualVoiceTask:
         visualvoice_task.make_sizes(config)
@@ -44,6 +48,16 @@ def make_task(config: Any, workdir: pathlib.Path) -> extraction.SeparationTask:
     return kind(config, workdir, parts)
 
 
+def _check_sizes(config: Any) -> None:
+    for name in ("batch_rows", "crop_seconds", "enrolment_seconds", "max_eval_seconds"):
+        if config.data[name] <= 0:
+            raise errors.UserError(f"config.data.{name}={config.data[name]} has to be above 0.")
+    if config.cue.size < 1:
+        raise errors.UserError(f"config.cue.size={config.cue.size} has to be 1 at least.")
+    if not 0 <= config.cue.dropout <= 1:
+        raise errors.UserError(f"config.cue.dropout={config.cue.dropout} is a share from 0 to 1.")
+
+
 def close(
     task: extraction.SeparationTask, workdir: pathlib.Path, reports: Mapping[str, Report]
 ) -> None:
@@ -55,6 +69,13 @@ def close(
     if reports:
         print(f"  figures and mixtures: {workdir / 'results'}")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
+    # Of one process alone: a checkpoint is restored by all of them together.
+    if reports and task.config.model.kind == "causal" and jax.process_count() == 1:
+        from separation import bench, enhancer  # which stands on this file
+
+        factor = bench.measure(enhancer.load(workdir), _BENCH_SECONDS)[2].split()[-1]
+        print(f"As a stream: real-time factor {factor}")
+        print(f"  on one thread: python -m separation.bench --workdir={workdir}")
     command, given = NEXT.get(
         task.config.model.kind, ("enhance", "--enroll=VOICE.wav --out=DIR FILES")
     )

@@ -8,7 +8,7 @@ from asr import settings as asr_settings
 from common import errors, parallel, trained, workdir
 from common.audio import io
 from configs.separation import quickstart
-from separation import bench, enhance, enhancer
+from separation import bench, enhance, enhancer, modes
 from separation import task as separation_task
 from tests import commands
 
@@ -96,6 +96,32 @@ def test_the_cue_of_several_recordings_is_their_mean(causal):
     mean = alone.mean(0)
     expected = mean / np.sqrt(np.mean(mean**2))
     np.testing.assert_allclose(causal.cue(ones, RATE_HZ)[0], expected, atol=1e-4)
+    mixture, cue = noise(1.2), causal.cue(ones, RATE_HZ)
+    found = causal.extract(mixture, RATE_HZ, cue)
+    np.testing.assert_allclose(causal(mixture, RATE_HZ, ones), found, atol=1e-6)
+
+
+def test_a_network_that_always_had_an_enrolment_says_so(tmp_path, caplog):
+    """It is evaluated with enrolments alone."""
+    network = make(tmp_path, **{"cue.dropout": 0.0})
+    network.cue(noise(1.0), RATE_HZ)
+    assert not caplog.text
+    network.cue(None)
+    assert "never without an enrolment" in caplog.text
+    config = quickstart.get_config("debug")
+    assert list(modes.table(config)) == ["given", "noisy", "none", "self"]
+    config.cue.dropout = 0.0
+    assert list(modes.table(config)) == ["given", "noisy"]
+
+
+def test_a_stream_takes_what_microphones_give(causal):
+    """Integers of 16 bits are scaled as in a file; a column is a channel."""
+    whole = np.int16(32768 * noise(1.0))
+    expected = causal(whole, RATE_HZ)
+    for chunk in (whole, whole[:, None], whole[:, None] / np.float32(32768)):
+        stream = causal.stream()
+        found = np.concatenate([stream(chunk), stream.flush()])
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_the_bench_counts_every_hop_against_real_time(causal):
@@ -110,6 +136,8 @@ def test_bad_input_is_one_message(causal, tmp_path, caplog):
     for enrolment, message in (
         (noise(0.9), r"enrolment: 0\.90 s are too short"),
         (np.zeros(20000, np.float32), "enrolment: silent"),
+        (np.pad(noise(1.0), (RATE_HZ, 0)), "silent for 1 s, .* by the first 1 s: cut"),
+        ([], "enrolment: a list without any"),
         (np.full(20000, np.nan, np.float32), "NaN"),
     ):
         with pytest.raises(io.AudioError, match=message):
@@ -118,6 +146,9 @@ def test_bad_input_is_one_message(causal, tmp_path, caplog):
     assert "clipped" in caplog.text
     with pytest.raises(io.AudioError, match="empty"):
         causal(np.zeros(0, np.float32), RATE_HZ)
+    for wrong in (causal.stream, lambda **how: causal(noise(1.0), RATE_HZ, **how)):
+        with pytest.raises(errors.UserError, match=r"strength=1\.5 is not from 0"):
+            wrong(strength=1.5)
     stream = causal.stream()
     with pytest.raises(io.AudioError, match="NaN"):
         stream(np.full(5, np.nan, np.float32))

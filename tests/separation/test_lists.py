@@ -127,15 +127,17 @@ def test_sources_with_an_enrolment_are_the_targets_and_one_without_a_path_is_abs
         f"{head} enrolment_1_path",
         "m1 m.wav m.wav x.wav a b e.wav",
         "m2 x.wav  x.wav c b f.wav",
+        "m3   x.wav c b f.wav",  # nor is there a file of the mixture
     )
     part = opened(write_table(tmp_path / "list.csv", *table, tab=False))
-    present, absent = (part.draw(i, None, {}) for i in range(2))
-    assert len(part) == 2
+    present, *without = (part.draw(i, None, {}) for i in range(3))
+    assert len(part) == 3
     assert present["present"]
-    assert not absent["present"]
-    assert not absent["sources"][:, 0].any()
-    assert absent["sources"][:, 1].any()
-    assert part.written_at(int(absent["target_index"]))["speaker"] == "c"
+    for absent in without:
+        assert not absent["present"]
+        assert not absent["sources"][:, 0].any()
+        assert absent["sources"][:, 1].any()
+        assert part.written_at(int(absent["target_index"]))["speaker"] == "c"
 
 
 def test_googles_tuples_are_looked_up_in_a_librispeech_tree(tmp_path):
@@ -194,6 +196,9 @@ def test_what_is_wrong_with_a_list_is_said_once_with_list_line_and_file(tmp_path
             r"line 2: its mixture has 0\.050 s, less than",
         ),
         ((HEADER, "m a.wav b.wav a b fm x - -"), r"line 2: s1_over_s2_db is 'x'"),
+        ((HEADER, "m a.wav b.wav a b fm nan - -"), r"line 2: s1_over_s2_db is 'nan'"),
+        ((HEADER, "m a.wav  a b fm 1 - -"), r"line 2: source2 is empty"),
+        ((f"{mixed} speaker_1", "m    a"), r"line 2: it names neither a mixture nor"),
         ((HEADER, "m a.wav"), r"line 2: 2 fields"),
         ((HEADER,), "holds no mixtures"),
         (("one two", "1 2"), "the columns one, two are of no form"),

@@ -47,6 +47,8 @@ def test_files_in_place_of_devices_are_what_the_network_makes_of_them(
         found = io.load_audio(out, sample_rate_hz=RATE_HZ)
         expected = network(mixture, enrolment=enrolment, strength=1 - dry)
         np.testing.assert_allclose(found, expected, atol=5e-5)  # 16 bits
+    call(f"--input={mixture}", f"--output={out}", "--seconds=1e-9")
+    assert io.probe(out).num_samples == 1
 
 
 def test_what_it_hears_and_knows_is_not_written_over(call, tmp_path):
@@ -139,3 +141,5 @@ def test_missing_devices_and_wrong_flags_are_one_message(call, monkeypatch):
         with pytest.raises(SystemExit, match=message):
             call(*options)
     assert "--workdir is missing" in commands.message("separation.live", "--seconds=1")
+    found = commands.message("separation.bench", "--workdir=x", "--seconds=inf")
+    assert "--seconds=inf must be positive and finite" in found

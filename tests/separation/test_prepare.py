@@ -1,5 +1,6 @@
 """`python -m separation.prepare`: the files are what is drawn, and a second start goes on."""
 
+import functools
 import logging
 import pathlib
 from unittest import mock
@@ -7,6 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import soundfile
+import tqdm
 
 from common import errors, workdir
 from common.audio import io
@@ -103,6 +105,18 @@ def test_a_second_start_goes_on_to_the_same_files(manifest, tmp_path):
         np.testing.assert_equal(one, two)  # the samples: the header holds the time of writing
     with pytest.raises(errors.UserError, match="of other mixtures; what differs: mixing, seed"):
         written(settings(manifest, seed=1, **{"mixing.absent": 0.0}), "train", parts, 11)
+
+
+def test_as_many_are_written_where_no_progress_is_shown(manifest, tmp_path):
+    """TQDM_DISABLE=1, by which a bar counts nothing: it went on for ever."""
+    kept = prepare.Writer.write
+    calls = iter(range(16))
+    hidden = functools.partial(tqdm.tqdm, disable=True)
+    with (
+        mock.patch.object(prepare.Writer, "write", lambda *args: (next(calls), kept(*args))[1]),
+        mock.patch.object(prepare.tqdm, "tqdm", hidden),
+    ):
+        assert len(written(settings(manifest), "train", tmp_path, 9).splitlines()) == 10
 
 
 def test_evaluations_are_written_as_they_are_measured(manifest, tmp_path, caplog):

@@ -335,6 +335,11 @@ def test_settings_that_cannot_be_are_said_before_data_are_opened(tmp_path):
         ({"loss.si_sdr": -1.0}, r"config\.loss"),
         ({"modes": ("given", "loud")}, r"config\.modes=\('given', 'loud'\): of given, noisy"),
         ({"model.kind": "large"}, r"config\.model\.kind='large' is unknown"),
+        ({"data.crop_seconds": 0.0}, r"config\.data\.crop_seconds=0\.0 has to be above 0"),
+        ({"data.batch_rows": -8}, r"config\.data\.batch_rows=-8 has to be above 0"),
+        ({"cue.dropout": 5.0}, r"config\.cue\.dropout=5\.0 is a share"),
+        ({"cue.size": 0}, r"config\.cue\.size=0"),
+        ({"model.causal.cycle": 0}, r"config\.model\.causal: features=32, .* cycle=0 have to be"),
     ):
         config = quickstart.get_config("debug")
         config.update_from_flattened_dict(change)
