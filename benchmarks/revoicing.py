@@ -5,8 +5,8 @@
 Sources and targets are people of the dev part, different ones in each pair. Spectrum: log-mel bands
 less their mean, averaged over time; of how many pairs it is nearer (root mean square) to that of
 another recording of the target than to another one of the source's speaker. Height: median F0 by
-pYIN (Mauch and Dixon, ICASSP 2014; librosa), differences in semitones; the share of frames that it
-takes for voiced says whether there is a height to be heard.
+pYIN (Mauch and Dixon, ICASSP 2014; librosa), differences in semitones, without a sign and with it
+(medians over pairs); the share of frames that it takes for voiced says whether there is one at all.
 """
 
 import argparse
@@ -79,7 +79,8 @@ def measure(args: argparse.Namespace) -> None:
                 apart = own[way][:, 0] - own[of][:, 0]
                 apart = apart[np.isfinite(apart)]
                 if len(apart):
-                    line += f", F0 {np.median(apart):+.1f} semitones from {of} ({len(apart)})"
+                    off, signed = np.median(abs(apart)), np.median(apart)
+                    line += f", F0 {off:.1f} ({signed:+.1f}) semitones from {of} ({len(apart)})"
         print(line)
 
 
