@@ -4,8 +4,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from common import errors, package, sections
 from common.data import splits
 from common.task import Report
@@ -24,7 +22,6 @@ NEXT = {
     "visualvoice": ("separate_video", "--input=FILM.mp4 --out=DIR"),
     "lite": ("transcribe", "--recogniser=ASR_DIR --enroll=VOICE.wav FILES"),
 }
-_BENCH_SECONDS = 5.0  # of sound
 
 
 def make_task(config: Any, workdir: pathlib.Path) -> extraction.SeparationTask:
@@ -69,13 +66,6 @@ def close(
     if reports:
         print(f"  figures and mixtures: {workdir / 'results'}")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
-    # Of one process alone: a checkpoint is restored by all of them together.
-    if reports and task.config.model.kind == "causal" and jax.process_count() == 1:
-        from separation import bench, enhancer  # which stands on this file
-
-        factor = bench.measure(enhancer.load(workdir), _BENCH_SECONDS)[2].split()[-1]
-        print(f"As a stream: real-time factor {factor}")
-        print(f"  on one thread: python -m separation.bench --workdir={workdir}")
     command, given = NEXT.get(
         task.config.model.kind, ("enhance", "--enroll=VOICE.wav --out=DIR FILES")
     )
