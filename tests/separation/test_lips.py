@@ -12,7 +12,7 @@ from common.audio import io
 from common.data import prepared_films, stored_faces
 from common.video import crops, finding, following, frames, tracking
 from configs.separation import audiovisual_quickstart
-from separation import enhancer, films, live, sight
+from separation import bench, enhancer, films, live, sight
 from tests import films as films_made
 from tests.separation import test_enhancer
 from tests.separation.test_prepare_video import drawing
@@ -243,3 +243,20 @@ def test_a_camera_shows_its_newest_mouth_whenever_a_picture_is_due(network):
         channel.callback(sound[first : first + hop, None], np.zeros((hop, 1)), hop, None, None)
     live.run(network.stream(), channel, len(sound) / RATE_HZ, RATE_HZ, camera)
     assert camera.asked == sight.latest_picture(len(sound), RATE_HZ) + 1
+
+
+def test_the_bench_shows_a_mouth_to_who_sees_lips(network, monkeypatch):
+    """As often as a film would: 0.8 s, and the hops before that do not count."""
+    shown, watched = [], network.watched
+
+    def counted():
+        found = watched()
+        monkeypatch.setattr(found, "show", lambda mouth: shown.append(mouth.shape))
+        return found
+
+    monkeypatch.setattr(network, "watched", counted)
+    lines = bench.measure(network, 0.8)
+    assert lines[-1] == "with 25 pictures of a mouth a second"
+    hops = round(0.8 / 0.016) + bench._WARM_HOPS
+    hop_size = network.extractor.hop_size
+    assert shown == [films.MOUTH] * (sight.latest_picture(hops * hop_size, RATE_HZ) + 1)
