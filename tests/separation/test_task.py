@@ -251,6 +251,45 @@ def test_each_mixture_of_a_training_batch_has_two_targets(tmp_path):
     assert len(set(both["row"].tolist())) == 2 * rows
 
 
+def test_nothing_behind_the_length_that_was_drawn_counts(tmp_path):
+    """Loss and gradient of mixtures of drawn lengths are those with rubbish behind them, and those
+    of shorter rows are what they are without the padding. Half of the enrolments are hidden, so
+    that the loudest voice is looked for too."""
+    task = make_task(tmp_path, **{"cue.dropout": 0.5, "mixing.shortest_seconds": 0.2})
+    variables = jax.jit(task.init)(jax.random.key(0))
+    batch = {k: jnp.asarray(v) for k, v in next(iter(task.train_data())).items()}
+    batch["row"] = jnp.arange(len(batch["mask"]))
+    lengths = batch["sources_lengths"]
+    real = jnp.flatnonzero(batch["mask"])
+    drawn = lengths[real]
+    assert 1600 <= drawn.min() < drawn.max() <= 4800 == batch["sources"].shape[1]
+
+    def terms_of(params, batch):
+        state = {**variables, "params": params}
+        found, _ = task.loss(state, batch, jax.random.key(1), 0, train=True)
+        totals = {name: (term.total, term.count) for name, term in found.items()}
+        return sum(term.weight * term.total / term.count for term in found.values()), totals
+
+    slopes_of = jax.jit(jax.value_and_grad(terms_of, has_aux=True))
+
+    def both(batch):
+        (_, totals), slope = slopes_of(variables["params"], batch)
+        return totals, slope
+
+    behind = jnp.arange(batch["sources"].shape[1])[None, :] >= lengths[:, None]
+    rubbish = jnp.where(behind[:, :, None], jnp.array([7.0, -50.0]), batch["sources"])
+    (found, slope), (other, other_slope) = both(batch), both({**batch, "sources": rubbish})
+    assert jnp.any(rubbish != batch["sources"])
+    jax.tree.map(np.testing.assert_array_equal, (found, slope), (other, other_slope))
+    # The shorter ones, alone: the numbers of a sum in another order.
+    short = real[jnp.argsort(drawn)[:3]]
+    rows = {name: values[short] for name, values in batch.items()}
+    cut = {**rows, "sources": rows["sources"][:, : int(lengths[short].max())]}
+    padded, alone = both(rows)[0], both(cut)[0]
+    for name, values in padded.items():
+        np.testing.assert_allclose(alone[name], values, rtol=1e-5)
+
+
 def test_another_run_gives_its_network_and_only_the_same_speakers_their_weights(tmp_path):
     task = make_task(tmp_path)
     fresh, found = (jax.jit(task.init)(jax.random.key(seed)) for seed in (0, 1))
@@ -337,6 +376,8 @@ def test_settings_that_cannot_be_are_said_before_data_are_opened(tmp_path):
         ({"model.kind": "large"}, r"config\.model\.kind='large' is unknown"),
         ({"data.crop_seconds": 0.0}, r"config\.data\.crop_seconds=0\.0 has to be above 0"),
         ({"data.batch_rows": -8}, r"config\.data\.batch_rows=-8 has to be above 0"),
+        ({"mixing.shortest_seconds": 2.0}, r"shortest_seconds=2 is 0 .* from 0\.1 to .*=1\."),
+        ({"mixing.shortest_seconds": -1.0}, r"config\.mixing\.shortest_seconds=-1 is 0"),
         ({"cue.dropout": 5.0}, r"config\.cue\.dropout=5\.0 is a share"),
         ({"cue.size": 0}, r"config\.cue\.size=0"),
         ({"model.causal.cycle": 0}, r"config\.model\.causal: features=32, .* cycle=0 have to be"),
