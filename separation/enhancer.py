@@ -110,7 +110,7 @@ class Stream:
 
     def __call__(self, chunk: Num[np.ndarray, "n *c"]) -> Float[np.ndarray, "m"]:
         """Integers and channels are taken as those of files. Raises io.AudioError for samples that
-        are NaN or infinite; the stream is as it was."""
+        are NaN or infinite, and UserError for any after `flush`; the stream is as it was."""
         if chunk.size:
             rate, channel = self._enhancer.sample_rate_hz, self._enhancer.channel
             chunk = io.load_audio(chunk, sample_rate_hz=rate, channel=channel, source_rate_hz=rate)
@@ -118,7 +118,8 @@ class Stream:
         return self._advance()
 
     def flush(self) -> Float[np.ndarray, "m"]:
-        """What silence after the last sample brings out. The stream is over then."""
+        """What silence after the last sample brings out. The stream is over then: no more may come,
+        and another `flush` gives nothing."""
         self._hops.end()
         return self._advance()
 

@@ -58,8 +58,9 @@ def _check_sizes(config: Any) -> None:
             f"config.mixing.shortest_seconds={least:g} is 0 (all mixtures are of one length) or "
             f"from {fixed.SHORTEST_SECONDS:g} to config.data.crop_seconds={most:g}."
         )
-    if config.cue.size < 1:
-        raise errors.UserError(f"config.cue.size={config.cue.size} has to be 1 at least.")
+    for name in ("size", "channels", "num_mels"):
+        if config.cue[name] < 1:
+            raise errors.UserError(f"config.cue.{name}={config.cue[name]} has to be 1 at least.")
     if not 0 <= config.cue.dropout <= 1:
         raise errors.UserError(f"config.cue.dropout={config.cue.dropout} is a share from 0 to 1.")
 
@@ -105,6 +106,7 @@ PACKAGE = package.Package(
     ),
     fixed=(
         *("data.sample_rate_hz", "data.train"),
-        *("data.crop_seconds", "data.batch_rows"),  # of no use without training
+        # of no use without training
+        *("data.crop_seconds", "data.batch_rows", "mixing.shortest_seconds"),
     ),
 )

@@ -27,6 +27,12 @@ CHANGES = {
     "mixing.absent": 0.2,
 }
 
+SIZES = {
+    "quality": ("channels", "num_blocks", "bands", "hidden"),
+    "voicefilter": ("num_fft", "channels", "last_channels", "lstm_size", "hidden_size"),
+    "lite": ("num_mels", "lstm_size", "num_layers", "hidden_size"),
+}
+
 
 def make_task(folder, **changes) -> extraction.SeparationTask:
     config = quickstart.get_config("debug")
@@ -380,7 +386,26 @@ def test_settings_that_cannot_be_are_said_before_data_are_opened(tmp_path):
         ({"mixing.shortest_seconds": -1.0}, r"config\.mixing\.shortest_seconds=-1 is 0"),
         ({"cue.dropout": 5.0}, r"config\.cue\.dropout=5\.0 is a share"),
         ({"cue.size": 0}, r"config\.cue\.size=0"),
+        ({"cue.channels": 0}, r"config\.cue\.channels=0 has to be 1 at least"),
+        ({"cue.num_mels": -1}, r"config\.cue\.num_mels=-1 has to be 1 at least"),
         ({"model.causal.cycle": 0}, r"config\.model\.causal: features=32, .* cycle=0 have to be"),
+        *(
+            (
+                {"model.kind": kind, f"model.{kind}.{name}": 0},
+                rf"model\.{kind}: .*{name}=0.* have to",
+            )
+            for kind, names in SIZES.items()
+            for name in names
+        ),
+        (
+            {"model.kind": "lite", "model.lite.convs": ((3, 0),)},
+            r"config\.model\.lite: convs=\(\(3, 0\),\): taps and channels have to be 1",
+        ),
+        (
+            {"model.kind": "voicefilter", "model.voicefilter.hop_ms": 0.0},
+            r"config\.model\.voicefilter: need 0 < window_size <= num_fft and hop_size > 0",
+        ),
+        ({"model.causal.hop_ms": 0.01}, r"config\.model\.causal: need .* hop_size > 0"),
     ):
         config = quickstart.get_config("debug")
         config.update_from_flattened_dict(change)
