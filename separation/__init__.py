@@ -13,3 +13,10 @@ def load(workdir: Any, *, step: int | None = None) -> Any:
     from separation import enhancer  # not before it is wanted: data workers import this package too
 
     return enhancer.load(workdir, step=step)
+
+
+def exported(path: Any) -> Any:
+    """The network of a file of `separation.export`, see `separation.artefact.Exported`."""
+    from separation import artefact
+
+    return artefact.read(path)

@@ -48,6 +48,7 @@ _Strength = Annotated[
 _SelfEnroll = Annotated[
     bool, fastapi.Form(description="know the loudest voice by what of it is heard alone")
 ]
+_TWO_VOICES = "voice or enrolment: give one of both, or none for the loudest voice"
 _ONE = "self_enroll goes without a voice and without an enrolment"
 
 
@@ -114,6 +115,8 @@ class Service:
         self_enroll: _SelfEnroll = False,
     ) -> answers.Wav:
         """The voice of a recording: an enrolled one, that of an enrolment, or the loudest."""
+        if voice and enrolment is not None:
+            raise fastapi.HTTPException(422, _TWO_VOICES)
         if self_enroll and (voice or enrolment is not None):
             raise fastapi.HTTPException(422, _ONE)
         known = self._known(voice) if voice else self._null

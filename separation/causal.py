@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from common import sections
 from common.audio import stft
 from common.nn import products
 from separation import sight, spectra
@@ -58,14 +59,11 @@ class CausalConfig:
                 f"window_ms={self.window_ms:g} has to be a multiple of hop_ms={self.hop_ms:g} "
                 f"beside synthesis_ms={self.synthesis_ms:g}"
             )
-        if min(self.features, self.num_layers, self.cycle) < 1:
-            raise ValueError(
-                f"features={self.features}, num_layers={self.num_layers} and cycle={self.cycle} "
-                "have to be 1 at least"
-            )
+        sections.check_sizes(self, "features", "num_layers", "cycle")
         products.dot_general(self.dtype)
         if self.window_size % 2:
             raise ValueError(f"window_ms={self.window_ms:g} is an odd number of samples")
+        self.stft  # noqa: B018 - raises for a hop of no sample
 
     @property
     def window_size(self) -> int:

@@ -68,6 +68,7 @@ def mixtures(
         num_speakers=int(labels.max()) + 1,
         films=seen,
         keeps_late=config.model.kind == "lite",
+        shortest=round(config.mixing.shortest_seconds * rate) if train else 0,
     )
 
 
@@ -100,9 +101,11 @@ def train_batches(
             f"config.data.batch_rows={data.batch_rows} does not divide by {per_step} (devices x "
             "accumulation)."
         )
+    least = config.mixing.shortest_seconds
     log.info(
-        "%s: %d speakers; batches of %d x %.1f s.",
-        *(split.name, len(set(split.speakers)), data.batch_rows, data.crop_seconds),
+        "%s: %d speakers; batches of %d x %s%.1f s.",
+        *(split.name, len(set(split.speakers)), data.batch_rows),
+        *(f"{least:.1f} to " if least else "", data.crop_seconds),
     )
     lengths = {"sources": found.num_samples, "enrolment": found.num_enrolment}
     if not again:

@@ -4,13 +4,13 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import soxr
-from jaxtyping import Array, Float, Num, UInt8
+from jaxtyping import Array, Float, Int, Num, UInt8
 
 from common import errors, trained
 from common.audio import io
@@ -31,10 +31,34 @@ OTHERS = {
     "lite": "This network gives features for a recogniser and no sound: python -m "
     "separation.transcribe is its command.",
 }
-_BLOCK_HOPS = 16  # that a stream takes at a time where there are so many: some milliseconds
+BLOCK_HOPS = 16  # that a stream takes at a time where there are so many: some milliseconds
 # Networks that see all of a recording see so much of a long one, and fade from piece to piece.
 _PIECE_SECONDS, _FADE_SECONDS = 10.0, 1.0
 _LISTENING_SECONDS = 30.0  # at a time, for a voice's own enrolment
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """What a `Stream` is of: an `Enhancer`, or a network read from a file (`artefact.Exported`)."""
+
+    sample_rate_hz: int
+    channel: str | int
+
+    @property
+    def extractor(self) -> Any:
+        """Its `hop_size` and `delay_samples`."""
+
+    def start(self, cue: Any) -> Any: ...
+
+    def step(self, state: Any, chunk: Any, motion: Any = None) -> tuple[Any, Any]: ...
+
+    def with_cue(self, state: Any, cue: Any) -> Any: ...
+
+    def cue_of(self, audio: Any) -> Any: ...
+
+    def collector(self) -> self_enrolment.Collector: ...
+
+    def watched(self) -> lips.Watched | None: ...
 
 
 class Stream:
@@ -56,13 +80,14 @@ class Stream:
 
     def __init__(
         self,
-        enhancer: "Enhancer",
-        cue: Float[Array, "1 c"],
+        enhancer: Streaming,
+        cue: Float[Array, "1 c"] | None,
         strength: float = 1.0,
         self_enroll: bool = False,
         run: Run = lambda work: work(),
     ) -> None:
-        """`run` is given every step of the network: some milliseconds."""
+        """`run` is given every step of the network: some milliseconds. A `cue` of None: that of a
+        file."""
         self._run, self._enhancer = run, enhancer
         self._listening = enhancer.collector() if self_enroll else None
         self._given, self.enrolled_at = 0, None
@@ -85,7 +110,7 @@ class Stream:
 
     def __call__(self, chunk: Num[np.ndarray, "n *c"]) -> Float[np.ndarray, "m"]:
         """Integers and channels are taken as those of files. Raises io.AudioError for samples that
-        are NaN or infinite; the stream is as it was."""
+        are NaN or infinite, and UserError for any after `flush`; the stream is as it was."""
         if chunk.size:
             rate, channel = self._enhancer.sample_rate_hz, self._enhancer.channel
             chunk = io.load_audio(chunk, sample_rate_hz=rate, channel=channel, source_rate_hz=rate)
@@ -93,15 +118,16 @@ class Stream:
         return self._advance()
 
     def flush(self) -> Float[np.ndarray, "m"]:
-        """What silence after the last sample brings out. The stream is over then."""
+        """What silence after the last sample brings out. The stream is over then: no more may come,
+        and another `flush` gives nothing."""
         self._hops.end()
         return self._advance()
 
     def _advance(self) -> Float[np.ndarray, "m"]:
         parts = [np.zeros(0, np.float32)]
         while ready := self._hops.ready:
-            is_block = ready >= _BLOCK_HOPS and self._listening is None
-            audio = self._hops.take(_BLOCK_HOPS if is_block else 1)
+            is_block = ready >= BLOCK_HOPS and self._listening is None
+            audio = self._hops.take(BLOCK_HOPS if is_block else 1)
             parts.append(self._hops.give(self._run(functools.partial(self._stepped, audio))))
         return np.concatenate(parts)
 
@@ -140,9 +166,8 @@ class Enhancer:
         self._variables = jax.device_put(jax.device_get(found.variables), jax.devices()[0])
         apply = self._net.apply
         self._extract = jax.jit(lambda v, *x: apply(v, *x, method="extract"))
-        encode = jax.jit(lambda v, *x: apply(v, *x, method="cue"))
         self._enroller = enrolling.Enroller(
-            functools.partial(encode, self._variables),
+            functools.partial(jax.jit(self.pure_cue), self._variables),
             self.sample_rate_hz,
             self.channel,
             found.config.data.enrolment_seconds,
@@ -194,6 +219,17 @@ class Enhancer:
     def pure_with_cue(self, variables: Any, state: Any, cue: Float[Array, "b c"]) -> Any:
         """`with_cue` as a pure function."""
         return self._net.apply(variables, state, cue, method="with_cue")
+
+    def pure_cue(
+        self, variables: Any, enrolment: Float[Array, "b n"], lengths: Int[Array, "b"]
+    ) -> Float[Array, "b c"]:
+        """What enrolments say, as a pure function."""
+        return self._net.apply(variables, enrolment, lengths, method="cue")
+
+    @property
+    def enrolment_samples(self) -> int:
+        """At the network's rate, that a cue is made of: others are filled up or cut."""
+        return self._enroller.longest
 
     def start(self, cue: Float[Array, "b c"]) -> Any:
         """The state of a new stream for the voice of a cue."""
@@ -284,7 +320,7 @@ class Enhancer:
         enrolment is given and the voice is to enrol itself.
         """
         self.check_streams()
-        _check(enrolment, self_enroll, strength)
+        check_wishes(enrolment, self_enroll, strength)
         cue = self.cue(enrolment, rate)
         if face is not None:
             cue = self.with_face(cue, face)
@@ -307,7 +343,7 @@ class Enhancer:
         same. Raises io.AudioError, and UserError where an enrolment is given with `self_enroll` or
         for a strength that is not from 0 to 1.
         """
-        _check(enrolment, self_enroll, strength)
+        check_wishes(enrolment, self_enroll, strength)
         if not isinstance(mixture, np.ndarray):
             rate = io.probe(mixture).sample_rate_hz
         elif rate is None:
@@ -402,7 +438,8 @@ class Enhancer:
         return total
 
 
-def _check(enrolment: Any, self_enroll: bool, strength: float) -> None:
+def check_wishes(enrolment: Any, self_enroll: bool, strength: float) -> None:
+    """Raises UserError for what no stream or recording can be asked for."""
     if not 0 <= strength <= 1:
         raise errors.UserError(f"strength={strength:g} is not from 0 (the mixture) to 1.")
     if self_enroll and enrolment is not None:

@@ -190,8 +190,10 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
         sums = {"audio_seconds": self._seconds(batch)}
         if train and "other_enrolment" in batch:
             batch = of_both(batch)
-        sources, mask = batch["sources"], batch["mask"]
+        mask = batch["mask"]
         lengths = masking.fold_row_mask(batch["sources_lengths"], mask)
+        sources = masking.zero_padding(batch["sources"], lengths)
+        batch = {**batch, "sources": sources}
         present, hidden = batch["present"], None
         wanted, seen, blind = jnp.zeros(mask.shape, jnp.int32), seen_in(batch), None
         if train and (self.config.cue.dropout or seen is not None):
@@ -216,7 +218,6 @@ class SeparationTask(splits.SplitTask, steps.SupervisedTask):
             mutable=[name for name in variables if name != "params"],
         )
         target = jnp.take_along_axis(sources, wanted[:, None, None], axis=2)[:, :, 0]
-        target = masking.zero_padding(target[:, :, None], lengths)[:, :, 0]
         terms = losses.terms(estimate, target, lengths, present & mask, self._loss)
         if logits is not None:
             weight = self._loss.speaker

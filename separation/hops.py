@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from common import errors
+
 
 class Hops:
     """`put` chunks of any size, `take` hops, `give` what became of them, which comes late.
@@ -40,14 +42,21 @@ class Hops:
         return self._is_ended and not self._left
 
     def put(self, chunk: Float[np.ndarray, "n"]) -> None:
-        """The next samples."""
+        """The next samples. Raises UserError after `end`: the silence is no place for more."""
+        if self._is_ended:
+            raise errors.UserError(
+                "This stream is over: its end was asked for (flush), and what comes now would not "
+                "be on time. Begin another one."
+            )
         self._left += len(chunk)
         self._waiting = np.concatenate([self._waiting, np.asarray(chunk, np.float32)])
         if self._strength < 1 or self._heard:
             self._mixture = np.concatenate([self._mixture, np.asarray(chunk, np.float32)])
 
     def end(self) -> None:
-        """There are no more: silence brings out what is left."""
+        """There are no more: silence brings out what is left. Once is enough."""
+        if self._is_ended:
+            return
         self._is_ended = True
         silence = np.zeros(self._delay + self._hop, np.float32)
         self._waiting = np.concatenate([self._waiting, silence])

@@ -13,8 +13,10 @@ Forms, told apart by the columns of the first line (fields between tabs or comma
       Without `speaker_k` the file's name, or else the k-th part (between "_") of mixture_ID, is
       an utterance of LibriSpeech ("84-121123-0000"), whose first number is the speaker.
   clean_utterance, embedding_utterance, interference_utterance
-      Google's lists of VoiceFilter: ids of a LibriSpeech tree. The interference is cut or filled up
-      with zeros to the length of the clean utterance, and added as it is.
+      Google's lists of VoiceFilter: ids of a LibriSpeech tree (84-121123-0000) or of a VCTK tree
+      (p225_001: wav48/p225/p225_001.wav; of VCTK 0.92 wav48_silence_trimmed/p225/p225_001_mic1.flac
+      or, where that microphone is missing, _mic2). The interference is cut or filled up with zeros
+      to the length of the clean utterance, and added as it is.
   video1, video2, s1_over_s2_db; mix, speaker1, speaker2, genders
       Films of one person each that `separation.prepare_video` prepared, by paths that may begin
       anywhere; mixed by the rule of the first form. For networks that see, and for those alone.
@@ -44,6 +46,12 @@ _LIBRIMIX = ("mixture_ID", "mixture_path", "source_1_path")
 _TUPLES = ("clean_utterance", "embedding_utterance", "interference_utterance")
 _FILMS = ("video1", "video2", "s1_over_s2_db")
 _UTTERANCE = re.compile(r"(?P<speaker>\d+)-(?P<chapter>\d+)-\d+")
+_VCTK = re.compile(r"(?P<speaker>[ps]\d+)_\d+")  # s5 is the one who is no p
+# Where an utterance of VCTK may lie in a tree: as published in 2012 and 2019, then by others, who
+# resampled it or took the folder of one microphone out.
+_VCTK_ROOTS = (".", "VCTK-Corpus", "VCTK-Corpus-0.92", "VCTK")
+_VCTK_FOLDERS = ("wav48_silence_trimmed", "wav48", "wav16", ".")
+_VCTK_ENDINGS = ("_mic1.flac", "_mic2.flac", "_mic1.wav", "_mic2.wav", ".wav", ".flac")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,11 +305,13 @@ def _librimix(line: int, row: Mapping[str, str]) -> Iterator[Entry]:
 def _tuples(root: pathlib.Path | None, line: int, row: Mapping[str, str]) -> Iterator[Entry]:
     if root is None:
         raise ValueError(
-            "its utterances are those of a LibriSpeech tree: set config.data.audio_root to it."
+            "its utterances are those of a LibriSpeech or VCTK tree: set config.data.audio_root to "
+            "it."
         )
     clean, embedding, interference = (row[name] for name in _TUPLES)
     target, other = (
-        Voice(_in_tree(root, name), name.partition("-")[0], name) for name in (clean, interference)
+        Voice(_in_tree(root, name), re.split("[-_]", name)[0], name)
+        for name in (clean, interference)
     )
     yield Entry(
         f"{clean}.{interference}",
@@ -320,19 +330,42 @@ def _subsets(root: pathlib.Path) -> tuple[str, ...]:
     return (".", *sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
 
 
+@functools.cache
+def _vctk(root: pathlib.Path) -> tuple[str, ...]:
+    """The folders that have the folders of VCTK's speakers, in the order of the search."""
+    names = (f"{above}/{folder}" for above in _VCTK_ROOTS for folder in _VCTK_FOLDERS)
+    return tuple(name for name in names if (root / name).is_dir())
+
+
+def _vctk_genders(corpus: pathlib.Path) -> dict[str, str]:
+    """ "f" or "m" of the speakers by speaker-info.txt (ID, age, gender, ...), whose IDs are 225 in
+    2012 and p225 in 2019; empty where there is no such file."""
+    path = corpus / "speaker-info.txt"
+    if not path.is_file():
+        return {}
+    rows = [line.split() for line in path.read_bytes().decode("utf-8", "replace").splitlines()]
+    told = {row[0]: row[2].lower() for row in rows if len(row) > 2 and row[2] in ("F", "M")}
+    return {f"p{name}" if name.isdigit() else name: gender for name, gender in told.items()}
+
+
 def _in_tree(root: pathlib.Path, utterance: str) -> str:
-    """The path of an utterance below a LibriSpeech tree, or a subset of it."""
-    found = _UTTERANCE.fullmatch(utterance)
-    if not found:
-        raise ValueError(
-            f"{utterance!r} is no utterance of LibriSpeech: give one as 84-121123-0000."
-        )
+    """The path of an utterance below a tree of LibriSpeech, a subset of it, or one of VCTK."""
     if not root.is_dir():
         raise records.DataError(f"There is no folder {root}: see config.data.audio_root.")
-    inside = f"{found['speaker']}/{found['chapter']}/{utterance}.flac"
-    paths = (f"{subset}/{inside}".removeprefix("./") for subset in _subsets(root))
+    if found := _UTTERANCE.fullmatch(utterance):
+        inside = f"{found['speaker']}/{found['chapter']}/{utterance}.flac"
+        paths = [f"{subset}/{inside}" for subset in _subsets(root)]
+    elif found := _VCTK.fullmatch(utterance):
+        inside = f"wav48/{found['speaker']}/{utterance}.wav"
+        stems = [f"{folder}/{found['speaker']}/{utterance}" for folder in _vctk(root)]
+        paths = [f"{stem}{ending}" for stem in stems for ending in _VCTK_ENDINGS]
+    else:
+        raise ValueError(
+            f"{utterance!r} is no utterance of LibriSpeech (84-121123-0000) or VCTK (p225_001)."
+        )
     # One that is nowhere is said with all that are missing.
-    return next((path for path in paths if (root / path).is_file()), inside)
+    there = next((path for path in paths if (root / path).is_file()), inside)
+    return str(pathlib.PurePosixPath(there))
 
 
 def _with_enrolments(entries: Sequence[Entry]) -> tuple[Entry, ...]:
@@ -356,8 +389,10 @@ def _with_enrolments(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 
 def _with_genders(root: pathlib.Path, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-    """Those of LibriSpeech's speakers, where the list does not tell them and its tree does."""
+    """Those of LibriSpeech's or VCTK's speakers, where the list does not tell them and their tree
+    does."""
     known = librispeech.genders(root) or librispeech.genders(root / "LibriSpeech")
+    known = known or next(filter(None, (_vctk_genders(root / name) for name in _VCTK_ROOTS)), {})
 
     def told(entry: Entry) -> str:
         found = [known.get(voice.speaker, "") for voice in entry.voices]

@@ -28,6 +28,8 @@ class MixingConfig:
         noisy_enrolment: the probability that something else is heard in the enrolment: another
             voice, or noise where there is any.
         enrolment_snr_db: power of the voice over that of it.
+        shortest_seconds: in training mixtures are from this to `config.data.crop_seconds` long, as
+            drawn for each; 0: all are as long as that, where the recording is.
     """
 
     interferers: tuple[int, int] = (1, 1)
@@ -37,6 +39,8 @@ class MixingConfig:
     level_db: tuple[float | int, float | int] = (-35.0, -15.0)
     noisy_enrolment: float | int = 0.0
     enrolment_snr_db: tuple[float | int, float | int] = (0.0, 10.0)
+    # Of training alone, and no part of what evaluations are told apart by.
+    shortest_seconds: float | int = dataclasses.field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
         bounds = {"interferers": (0, 8), "overlap": (0.01, 1), "level_db": (-80, 0)}
@@ -89,6 +93,9 @@ class Mixtures:
     "other_speaker", so that a mixture has two voices to extract. Voices are played at one of
     `speeds`, a voice at speed k being another speaker: label + k * `num_speakers`.
 
+    With a `shortest` above 0 each mixture has from so many samples to `num_samples`, drawn for it,
+    or fewer where the recording is shorter.
+
     Everything is drawn from the row's random numbers; in evaluation from `seed` and i. Each choice
     has numbers of its own, so that one more interferer changes none of the others.
     """
@@ -106,6 +113,7 @@ class Mixtures:
     films: films_lib.Films | None = None
     again: bool = False
     keeps_late: bool = False
+    shortest: int = 0
 
     def __post_init__(self) -> None:
         if self.films and self.speeds != (1.0,):
@@ -140,7 +148,8 @@ class Mixtures:
         around = self.around.identity if self.around else {}
         seen = {"films": repr(self.films.pictures)} if self.films else {}
         late = {"late": "no voice"} if "rir" in around and not self.keeps_late else {}
-        return {**self.crops.identity, "mixing": repr(how), **around, **seen, **late}
+        least = {"shortest": str(self.shortest)} if self.shortest else {}
+        return {**self.crops.identity, "mixing": repr(how), **around, **seen, **late, **least}
 
     @functools.cached_property
     def _members(self) -> tuple[Int[np.ndarray, "n"], ...]:
@@ -180,7 +189,11 @@ class Mixtures:
         least, most = self.config.interferers
         absent, count = choice.random() < self.config.absent, choice.integers(least, most + 1)
         level = 10 ** (choice.uniform(*self.config.level_db) / 20)
-        target, enrolment = self._voice(int(self.places[i]), self.num_samples, rng)
+        samples = self.num_samples
+        if self.shortest:
+            stream = examples.own_stream(rng, "length")
+            samples = int(stream.integers(self.shortest, samples, endpoint=True))
+        target, enrolment = self._voice(int(self.places[i]), samples, rng)
         own = self._speaker[self.places[i]]
         others = choice.choice(len(self._members) - 1, most, replace=False)[:count]
         others += others >= own

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from common import sections
 from common.audio import stft
 from common.nn import masking, products
 from separation import spectra
@@ -43,6 +44,7 @@ class QualityConfig:
             raise ValueError(
                 f"hop_ms={self.hop_ms:g} may be up to half of window_ms={self.window_ms:g}"
             )
+        sections.check_sizes(self, "channels", "num_blocks", "bands", "hidden")
         products.dot_general(self.dtype)
         if self.bands < 2 or len(self.edges) != self.bands + 1:
             raise ValueError(f"bands={self.bands} do not fit into {self.stft.num_bins} bins")

@@ -30,7 +30,7 @@ def default_config() -> ConfigDict:
         {
             "min_seconds": 1.0,
             "max_seconds": 1000.0,
-            "crop_seconds": 3.0,  # of a mixture in training, at most
+            "crop_seconds": 3.0,  # of a mixture in training, at most (mixing.shortest_seconds)
             "enrolment_seconds": 4.0,  # at most, in evaluations too
             "batch_rows": 16,  # mixtures of one global batch, in each of which two are wanted
             "max_eval_seconds": 8.0,  # of a mixture

@@ -7,7 +7,7 @@ from typing import Any
 from common import errors, package, sections
 from common.data import splits
 from common.task import Report
-from separation import extraction, losses, mixing, model, modes
+from separation import extraction, fixed, losses, mixing, model, modes
 from separation import lists as lists_lib
 from separation import settings as settings_lib
 from separation.lite import losses as lite_losses
@@ -49,8 +49,15 @@ def _check_sizes(config: Any) -> None:
     for name in ("batch_rows", "crop_seconds", "enrolment_seconds", "max_eval_seconds"):
         if config.data[name] <= 0:
             raise errors.UserError(f"config.data.{name}={config.data[name]} has to be above 0.")
-    if config.cue.size < 1:
-        raise errors.UserError(f"config.cue.size={config.cue.size} has to be 1 at least.")
+    least, most = config.mixing.shortest_seconds, config.data.crop_seconds
+    if least and not fixed.SHORTEST_SECONDS <= least <= most:
+        raise errors.UserError(
+            f"config.mixing.shortest_seconds={least:g} is 0 (all mixtures are of one length) or "
+            f"from {fixed.SHORTEST_SECONDS:g} to config.data.crop_seconds={most:g}."
+        )
+    for name in ("size", "channels", "num_mels"):
+        if config.cue[name] < 1:
+            raise errors.UserError(f"config.cue.{name}={config.cue[name]} has to be 1 at least.")
     if not 0 <= config.cue.dropout <= 1:
         raise errors.UserError(f"config.cue.dropout={config.cue.dropout} is a share from 0 to 1.")
 
@@ -89,6 +96,7 @@ PACKAGE = package.Package(
     ),
     fixed=(
         *("data.sample_rate_hz", "data.train"),
-        *("data.crop_seconds", "data.batch_rows"),  # of no use without training
+        # of no use without training
+        *("data.crop_seconds", "data.batch_rows", "mixing.shortest_seconds"),
     ),
 )

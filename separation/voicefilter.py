@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from common import parallel
+from common import parallel, sections
 from common.audio import stft
 from common.nn import conv2d, lstm, masking, norm
 
@@ -47,6 +47,12 @@ class VoiceFilterConfig:
     bidirectional: bool = True
     hidden_size: int = 600
     power: float = 0.3
+
+    def __post_init__(self) -> None:
+        sections.check_sizes(
+            self, "num_fft", "channels", "last_channels", "lstm_size", "hidden_size"
+        )
+        self.stft  # noqa: B018 - raises for windows that cannot be
 
     @property
     def stft(self) -> stft.StftConfig:

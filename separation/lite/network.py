@@ -70,6 +70,9 @@ class LiteConfig:
     alone: float | int = 0.25
 
     def __post_init__(self) -> None:
+        sections.check_sizes(self, "num_mels", "lstm_size", "num_layers", "hidden_size")
+        if any(min(taps, channels) < 1 for taps, channels in self.convs):
+            raise ValueError(f"convs={self.convs}: taps and channels have to be 1 at least")
         if self.least_gain_db >= 0:
             raise ValueError(f"least_gain_db={self.least_gain_db} is no suppression: below 0")
         if not 0 <= self.alone < 1:

@@ -124,6 +124,18 @@ def test_a_stream_takes_what_microphones_give(causal):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_a_stream_that_is_over_takes_no_more(causal):
+    """It said how long it was: what came now would be a delay late. Nothing more comes out."""
+    stream, sound = causal.stream(), noise(0.5)
+    found = np.concatenate([stream(sound), stream.flush()])
+    assert len(found) == len(sound)
+    with pytest.raises(errors.UserError, match=r"This stream is over: .*flush.*Begin another"):
+        stream(sound)
+    assert len(stream(np.zeros(0, np.float32))) == len(stream.flush()) == 0
+    again = causal.stream()
+    np.testing.assert_array_equal(np.concatenate([again(sound), again.flush()]), found)
+
+
 def test_the_bench_counts_every_hop_against_real_time(causal):
     latency, hop, factor, memory = bench.measure(causal, 0.8)
     assert "32 ms, a hop is 16 ms" in latency

@@ -173,6 +173,60 @@ def test_googles_tuples_are_looked_up_in_a_librispeech_tree(tmp_path):
         opened(path)
 
 
+@pytest.mark.parametrize(
+    ("place", "corpus"),
+    [
+        ("wav48/{}/{}.wav", ""),
+        ("wav48_silence_trimmed/{}/{}_mic1.flac", ""),
+        ("VCTK-Corpus/wav48/{}/{}.wav", "VCTK-Corpus"),
+        ("VCTK-Corpus-0.92/wav48_silence_trimmed/{}/{}_mic2.flac", "VCTK-Corpus-0.92"),
+        ("{}/{}.wav", ""),  # the folder of the speakers itself
+    ],
+)
+def test_googles_tuples_are_looked_up_in_a_vctk_tree(tmp_path, place, corpus):
+    """The rows are the first of the published test list; 48 kHz, as published."""
+    names = ("p246_001", "p246_354", "p273_070", "s5_001")
+    tree, found = tmp_path / "tree", {}
+    for i, name in enumerate(names):
+        path = tree / place.format(name.partition("_")[0], name)
+        found[name] = write(path, 1.0 + 0.2 * i, i, rate=48000)
+    says = (
+        "ID  AGE  GENDER  ACCENTS\n246  22  M  Scottish\n273  23  M  English\ns5  22  F  British\n"
+    )
+    if "0.92" in corpus:
+        says = says.replace("246", "p246").replace("273", "p273")
+    (tree / corpus / "speaker-info.txt").write_text(says)
+    head = "clean_utterance embedding_utterance interference_utterance"
+    rows = ("p246_001 p246_354 p273_070", "s5_001 p246_354 p246_001")
+    path = write_table(tmp_path / "test_tuples.csv", head, *rows, tab=False)
+    part = opened(path, audio_root=str(tree), sample_rate_hz=48000)
+    assert part.genders == ("mm", "fm")
+    assert part.lengths.tolist() == [48000, 76800]
+    assert [e.voices[0].speaker for e in part.fixed.entries] == ["p246", "s5"]
+    row = part.draw(0, None, {})
+    np.testing.assert_allclose(row["sources"][:, 0], found["p246_001"], atol=1e-7)
+    np.testing.assert_allclose(row["sources"][:, 1], found["p273_070"][:48000], atol=1e-7)
+    np.testing.assert_allclose(row["enrolment"], found["p246_354"][: part.num_enrolment], atol=1e-7)
+
+
+def test_of_two_microphones_of_vctk_the_first_is_taken_and_what_is_missing_is_said(tmp_path):
+    folder = tmp_path / "wav48_silence_trimmed" / "p246"
+    first = write(folder / "p246_001_mic1.flac", 1.0, 0)
+    write(folder / "p246_001_mic2.flac", 1.0, 1)
+    write(folder / "p246_002_mic2.flac", 1.0, 2)
+    head = "clean_utterance embedding_utterance interference_utterance"
+    path = write_table(tmp_path / "a.csv", head, "p246_001 p246_002 p246_002", tab=False)
+    row = opened(path, audio_root=str(tmp_path)).draw(0, None, {})
+    np.testing.assert_allclose(row["sources"][:, 0], first, atol=1e-7)
+    for names, message in (
+        ("p246_001 p246_002 p247_001", r"line 2: .*wav48/p247/p247_001\.wav \(1 of 3 files"),
+        ("p246_001 p246_002 P247", r"line 2: 'P247' is no utterance of LibriSpeech .* or VCTK"),
+    ):
+        write_table(path, head, names, tab=False)
+        with pytest.raises(errors.UserError, match=message):
+            opened(path, audio_root=str(tmp_path))
+
+
 def test_what_is_wrong_with_a_list_is_said_once_with_list_line_and_file(tmp_path):
     write(tmp_path / "a.wav", 3.0, 1)
     write(tmp_path / "b.wav", 3.0, 2)

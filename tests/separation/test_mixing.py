@@ -157,6 +157,55 @@ def test_batches_follow_from_the_seed_and_their_number_and_go_on_where_they_stop
     assert len(set(seen)) == len(seen) > len({i for i, _ in seen})  # anew in every epoch
 
 
+def test_mixtures_are_as_long_as_drawn_for_each_and_batches_say_so():
+    """By the seed, step and row alone: two hosts have the rows of one, and it is resumed."""
+    fixed = dataclasses.replace(mixtures(interferers=(1, 2)), paired=True)
+    found = dataclasses.replace(fixed, shortest=200)
+    sizes = []
+    for row, whole in zip(drawn(found, 200), drawn(fixed, 200), strict=True):
+        sizes.append(len(row["sources"]))
+        assert row["sources"].any(0).tolist() == whole["sources"].any(0).tolist()
+        for name in ("interferer_index", "enrolment", "present", "speaker"):
+            if row["id"] != "d8" or name != "enrolment":  # of the rest of the same recording
+                np.testing.assert_equal(row[name], whole[name])
+    assert 200 <= min(sizes) < 220  # 200 draws out of 401 lengths
+    assert 600 >= max(sizes) > 580
+    assert np.mean(sizes) == pytest.approx(400, abs=4 * 401 / 12**0.5 / 200**0.5)
+    bounds = {"sources": 600, "enrolment": 500, "other_enrolment": 500}
+    shape, most = buckets.Bucket(4, bounds), {k: np.full(9, v) for k, v in bounds.items()}
+
+    def stream(**options):
+        return iter(pipeline.train_batches(found, (shape,), most, seed=3, **options))
+
+    whole = stream()
+    batches = [next(whole) for _ in range(4)]
+    resumed = stream()
+    resumed.set_state({**resumed.get_state(), "next_batch": 3})
+    np.testing.assert_equal(next(resumed), batches[3])
+    halves = [stream(process_index=p, process_count=2) for p in range(2)]
+    for batch in batches:
+        assert batch["sources"].shape[1] == 600
+        for audio, length in zip(batch["sources"], batch["sources_lengths"], strict=True):
+            assert np.all(audio[:length].sum(1) != 0)
+            assert not audio[length:].any()
+        parts = [next(half) for half in halves]
+        for name, values in batch.items():
+            np.testing.assert_equal(np.concatenate([part[name] for part in parts]), values)
+    assert len({int(n) for batch in batches for n in batch["sources_lengths"]}) > 8
+
+
+def test_mixtures_of_one_length_are_told_apart_by_what_they_were_before():
+    """Runs from before there were others go on: `identity` is compared with their checkpoints."""
+    found = mixtures()
+    settings = "MixingConfig(interferers=(1, 1), snr_db=(-5.0, 5.0), overlap=(1.0, 1.0), "
+    settings += "absent=0.0, level_db=(-35.0, -15.0), noisy_enrolment=0.0, "
+    settings += "enrolment_snr_db=(0.0, 10.0))"
+    assert found.identity["mixing"] == f"({settings}, 600, 500, {list(range(9))})"
+    assert set(found.identity) == {*found.crops.identity, "mixing"}
+    other = dataclasses.replace(found, shortest=200).identity
+    assert other == {**found.identity, "shortest": "200"}
+
+
 def test_an_evaluation_has_the_same_mixtures_in_every_bucket():
     found = mixtures(absent=0.3)
     np.testing.assert_equal(

@@ -130,6 +130,11 @@ def test_an_upload_becomes_the_voice_that_was_enrolled(http, network):
     both = {"voice": voice, "self_enroll": "true"}
     answer = http.post("/enhance", files={"file": wav(mixture, 22050)}, data=both)
     assert (answer.status_code, answer.json()["detail"][:12]) == (422, "self_enroll ")
+    uploads = {"file": wav(mixture, 22050), "enrolment": wav(mixture)}
+    answer = http.post("/enhance", files=uploads, data={"voice": voice})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("voice or enrolment: give one of both, or none")
+    assert http.post("/enhance", files=uploads).status_code == 200
     assert http.delete(f"/voices/{voice}").status_code == 204
     again = http.post("/enhance", files={"file": wav(mixture)}, data={"voice": voice})
     assert again.status_code == 404

@@ -27,6 +27,12 @@ CHANGES = {
     "mixing.absent": 0.2,
 }
 
+SIZES = {
+    "quality": ("channels", "num_blocks", "bands", "hidden"),
+    "voicefilter": ("num_fft", "channels", "last_channels", "lstm_size", "hidden_size"),
+    "lite": ("num_mels", "lstm_size", "num_layers", "hidden_size"),
+}
+
 
 def make_task(folder, **changes) -> extraction.SeparationTask:
     config = quickstart.get_config("debug")
@@ -251,6 +257,45 @@ def test_each_mixture_of_a_training_batch_has_two_targets(tmp_path):
     assert len(set(both["row"].tolist())) == 2 * rows
 
 
+def test_nothing_behind_the_length_that_was_drawn_counts(tmp_path):
+    """Loss and gradient of mixtures of drawn lengths are those with rubbish behind them, and those
+    of shorter rows are what they are without the padding. Half of the enrolments are hidden, so
+    that the loudest voice is looked for too."""
+    task = make_task(tmp_path, **{"cue.dropout": 0.5, "mixing.shortest_seconds": 0.2})
+    variables = jax.jit(task.init)(jax.random.key(0))
+    batch = {k: jnp.asarray(v) for k, v in next(iter(task.train_data())).items()}
+    batch["row"] = jnp.arange(len(batch["mask"]))
+    lengths = batch["sources_lengths"]
+    real = jnp.flatnonzero(batch["mask"])
+    drawn = lengths[real]
+    assert 1600 <= drawn.min() < drawn.max() <= 4800 == batch["sources"].shape[1]
+
+    def terms_of(params, batch):
+        state = {**variables, "params": params}
+        found, _ = task.loss(state, batch, jax.random.key(1), 0, train=True)
+        totals = {name: (term.total, term.count) for name, term in found.items()}
+        return sum(term.weight * term.total / term.count for term in found.values()), totals
+
+    slopes_of = jax.jit(jax.value_and_grad(terms_of, has_aux=True))
+
+    def both(batch):
+        (_, totals), slope = slopes_of(variables["params"], batch)
+        return totals, slope
+
+    behind = jnp.arange(batch["sources"].shape[1])[None, :] >= lengths[:, None]
+    rubbish = jnp.where(behind[:, :, None], jnp.array([7.0, -50.0]), batch["sources"])
+    (found, slope), (other, other_slope) = both(batch), both({**batch, "sources": rubbish})
+    assert jnp.any(rubbish != batch["sources"])
+    jax.tree.map(np.testing.assert_array_equal, (found, slope), (other, other_slope))
+    # The shorter ones, alone: the numbers of a sum in another order.
+    short = real[jnp.argsort(drawn)[:3]]
+    rows = {name: values[short] for name, values in batch.items()}
+    cut = {**rows, "sources": rows["sources"][:, : int(lengths[short].max())]}
+    padded, alone = both(rows)[0], both(cut)[0]
+    for name, values in padded.items():
+        np.testing.assert_allclose(alone[name], values, rtol=1e-5)
+
+
 def test_another_run_gives_its_network_and_only_the_same_speakers_their_weights(tmp_path):
     task = make_task(tmp_path)
     fresh, found = (jax.jit(task.init)(jax.random.key(seed)) for seed in (0, 1))
@@ -337,9 +382,30 @@ def test_settings_that_cannot_be_are_said_before_data_are_opened(tmp_path):
         ({"model.kind": "large"}, r"config\.model\.kind='large' is unknown"),
         ({"data.crop_seconds": 0.0}, r"config\.data\.crop_seconds=0\.0 has to be above 0"),
         ({"data.batch_rows": -8}, r"config\.data\.batch_rows=-8 has to be above 0"),
+        ({"mixing.shortest_seconds": 2.0}, r"shortest_seconds=2 is 0 .* from 0\.1 to .*=1\."),
+        ({"mixing.shortest_seconds": -1.0}, r"config\.mixing\.shortest_seconds=-1 is 0"),
         ({"cue.dropout": 5.0}, r"config\.cue\.dropout=5\.0 is a share"),
         ({"cue.size": 0}, r"config\.cue\.size=0"),
+        ({"cue.channels": 0}, r"config\.cue\.channels=0 has to be 1 at least"),
+        ({"cue.num_mels": -1}, r"config\.cue\.num_mels=-1 has to be 1 at least"),
         ({"model.causal.cycle": 0}, r"config\.model\.causal: features=32, .* cycle=0 have to be"),
+        *(
+            (
+                {"model.kind": kind, f"model.{kind}.{name}": 0},
+                rf"model\.{kind}: .*{name}=0.* have to",
+            )
+            for kind, names in SIZES.items()
+            for name in names
+        ),
+        (
+            {"model.kind": "lite", "model.lite.convs": ((3, 0),)},
+            r"config\.model\.lite: convs=\(\(3, 0\),\): taps and channels have to be 1",
+        ),
+        (
+            {"model.kind": "voicefilter", "model.voicefilter.hop_ms": 0.0},
+            r"config\.model\.voicefilter: need 0 < window_size <= num_fft and hop_size > 0",
+        ),
+        ({"model.causal.hop_ms": 0.01}, r"config\.model\.causal: need .* hop_size > 0"),
     ):
         config = quickstart.get_config("debug")
         config.update_from_flattened_dict(change)
