@@ -220,21 +220,18 @@ def _at_rms(audio: Float[np.ndarray, "t"], rms: float) -> Float[np.ndarray, "t"]
 
 
 def open_list(name: str, path: pathlib.Path, config: Any, workdir: pathlib.Path) -> ListSplit:
-    """The list `path`, called `name`, with its recordings validated; of films for networks that
-    see.
+    """The list `path`, called `name`, with its recordings validated; one of films for networks that
+    see, and for those that are measured beside them by the sound of the same films.
 
     Raises records.DataError where a file of it is missing or cannot be used: nothing is left out.
     """
-    data, sees = config.data, sight.wanted(config)
-    if sees != lists.names_films(path):
+    data, sees, of_films = config.data, sight.wanted(config), lists.names_films(path)
+    if sees and not of_films:
         raise records.DataError(
             f"{path}: this network sees (config.sight, config.model.kind), and the list is of "
             "recordings without films: give one with the columns video1, video2, s1_over_s2_db."
-            if sees
-            else f"{path}: a list of films is for a network that sees, and this one has neither "
-            "lips nor faces (config.sight): give a list of recordings."
         )
-    if sees:
+    if of_films:
         folder = data.audio_root or (data.root if data.kind == "films" else "")
         if not folder:
             raise records.DataError(
@@ -278,7 +275,7 @@ def open_list(name: str, path: pathlib.Path, config: Any, workdir: pathlib.Path)
         *(name, source, index, fixed, place, splits.channel(data)),
         round(data.enrolment_seconds * data.sample_rate_hz),
         sight.films_of(source, config) if sees else None,
-        "voice" in sight.cues(config) or not sees,
+        "voice" in sight.cues(config) or not of_films,
     )
     listed.check_lengths()
     log.info("%s: %d mixtures of %s.", name, len(listed), path)
