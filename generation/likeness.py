@@ -33,7 +33,7 @@ def between(faces: Float[np.ndarray, "p d"]) -> Float[np.ndarray, "p"]:
 def report(
     split: str,
     vectors: tuple[Sequence[Float[np.ndarray, "p d"]], Sequence[Float[np.ndarray, "p d"]]],
-    features: tuple[Sequence[Float[np.ndarray, "p n d"]], Sequence[Float[np.ndarray, "p d"]]],
+    features: tuple[Sequence[Float[np.ndarray, "p n k"]], Sequence[Float[np.ndarray, "p k"]]],
 ) -> Report:
     """Cosines and distances between faces, of `vectors` and `features` of the judge.
 

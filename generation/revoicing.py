@@ -335,8 +335,9 @@ def matched(
     split: str, outputs: Sequence[Mapping[str, np.ndarray]], of_people: Sequence[str]
 ) -> Report:
     """Which voice is that of a face: the re-voiced ones, real ones in their place (the ceiling),
-    and the sources as they were (whose speaker is another); and whether a re-voiced one is nearer
-    to its face than to that of the source's speaker.
+    the sources as they were (whose speaker is another) and those re-voiced by other people's faces
+    (the controls); and whether a re-voiced one is nearer to its face than to that of the source's
+    speaker.
 
     `outputs` are batches of "person", "turn", "mask", "source_person" and "judged_*".
     """
@@ -353,13 +354,17 @@ def matched(
         "natural": "control, the source as it was",
     }
     numbers, lines = {}, []
+
+    def match(name: str, prefix: str, title: str, *, shuffled: bool = False) -> None:
+        for groups, more, says in ((None, "", ""), (own, "same_gender_", ", same gender")):
+            found = judging.matched(faces, seats[made[name]], groups, shuffled=shuffled)
+            if found.values:
+                numbers.update(judging.scalars(found, f"{prefix}{more}"))
+                lines.append(f"{split} face to voice, {title}{says}: {judging.describe(found)}")
+
     for name, title in words.items():
         prefix = f"{name}_"
-        for groups, more, says in ((None, "", ""), (own, "same_gender_", ", same gender")):
-            found = judging.matched(faces, seats[made[name]], groups)
-            if found.values:
-                numbers |= judging.scalars(found, f"{prefix}{more}")
-                lines.append(f"{split} face to voice, {title}{says}: {judging.describe(found)}")
+        match(name, prefix, title)
         moved = []
         for turn, (sounds, seen) in enumerate(zip(seats[made[name]], faces)):
             for i, other in enumerate(seats["source_person"][turn].tolist()):
@@ -372,6 +377,7 @@ def matched(
                 f"{split} {title}: nearer to the target's face than to that of the source's "
                 f"speaker {100 * np.mean(moved):.1f} % of {len(moved)}"
             )
+    match("face", "shuffled_face_", "control, re-voiced by others' faces", shuffled=True)
     return Report(numbers, lines)
 
 
