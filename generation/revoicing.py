@@ -17,6 +17,7 @@ from common.audio import augment, frontend, mel
 from common.data import classes as classes_lib
 from common.task import Batch, Metrics, Report
 from generation import (
+    data,
     harmonics,
     images,
     judging,
@@ -282,7 +283,10 @@ class RevoiceTask(paired.PairedTask):
                     sounds[f"{person}_{name}"] = np.trim_zeros(sound, "b"), rate
         if self.judge:
             found = matched(split, outputs, self.genders_of(split))
-            numbers, lines = dict(found.scalars), list(found.lines)
+            learned = {"the judge": self.judge.people, "the network": self.classes}
+            people = data.names_of(self.parts[split])
+            seen = judging.said_of_seen(split, people, learned)
+            numbers, lines = dict(found.scalars), [*found.lines, *filter(None, [seen])]
         if self.recogniser:
             found, said = error_rates(split, outputs)
             numbers |= found
