@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -501,7 +502,9 @@ def close(task: paired.PairedTask, workdir: pathlib.Path, reports: Mapping[str, 
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
     if isinstance(task, GanTask):
         kind = task.config.voice.kind
-        given = {"class": f" --voice={task.classes[0]}", "none": ""}.get(kind, " --voice=a.wav")
+        given = {"class": f" --voice={shlex.quote(task.classes[0])}", "none": ""}.get(
+            kind, " --voice=a.wav"
+        )
         given += " --out=grid.png"
         if task.direction.made == directions.VOICE:
             given = " --face=face.jpg --out=voice.wav"

@@ -1,6 +1,7 @@
 """The GAN's task: it learns, devices, what is averaged and shown, checkpoints that do not fit."""
 
 import functools
+import shlex
 import types
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from common import errors, evaluation, metrics, parallel
 from generation import images, voice
+from generation import task as generation_task
 from tests.generation import people as toy
 from tests.generation import test_matching as matched
 
@@ -162,6 +164,14 @@ def test_figures_of_people_who_were_learned_from_are_said_to_be_such(tmp_path):
         found = [line for line in lines if "has learned from" in line]
         assert len(found) == bool(said)
         assert all(said in line for line in found)
+
+
+def test_the_last_words_can_be_typed_as_they_are(tmp_path, capsys):
+    task = toy.make_task(tmp_path, {"voice.kind": "class"})
+    vars(task).update(classes=("big cat", "dog"))
+    generation_task.close(task, tmp_path, {})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "Next: " in line]
+    assert "--voice=big cat" in shlex.split(line)
 
 
 def test_a_batch_that_updates_cannot_share_is_said(tmp_path):
