@@ -171,6 +171,18 @@ def test_cosines_and_distances_are_those_of_loops():
     assert likeness.between(made[0])[1] == pytest.approx(np.mean(apart))
 
 
+def test_two_pictures_of_a_person_are_two_however_often_they_are_shown():
+    """One person has three, one two (the first of which comes again), one only one."""
+    a, b, c = np.eye(3)
+    far = (b + c) / np.sqrt(2)
+    turns = [np.stack(turn) for turn in ((a, a, a), (b, far, a), (far, a, a))]
+    found = likeness.of_two_pictures(turns)
+    assert found == pytest.approx([(0 + 0 + np.sqrt(0.5)) / 3, 0])
+    near = (a + b) / np.sqrt(2)
+    assert likeness.of_two_pictures([a[None], near[None], a[None]]) == pytest.approx([np.sqrt(0.5)])
+    assert len(likeness.of_two_pictures([a[None]])) == 0
+
+
 def test_a_voice_has_one_face_or_many():
     real = [faces(0)[:, t] for t in range(TURNS)]
     units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in real]
