@@ -61,8 +61,8 @@ def test_a_step_in_bfloat16_is_near_one_in_float32(tmp_path):
         assert kinds <= {np.dtype(np.float32)}
     assert set(said) == set(wanted)
     for name in (name for name in wanted if "loss" in name or name in ("r1", "r2")):
-        # 8 bits of each product: a hundredth of numbers of order 1.
-        assert said[name] == pytest.approx(wanted[name], rel=0.05, abs=0.02), name
+        # Factors of 8 bits, a 256th apart; sums of many of them are nearer.
+        assert said[name] == pytest.approx(wanted[name], rel=0.01), name
     assert said["fake_loss"] != wanted["fake_loss"]
     start = jax.device_get(jax.jit(task.init)(jax.random.key(0)))["params"]
     moved = jax.tree.map(lambda new, old: new - old, state.params, start)
@@ -72,7 +72,7 @@ def test_a_step_in_bfloat16_is_near_one_in_float32(tmp_path):
             np.concatenate([x.ravel() for x in jax.tree.leaves(tree[side])])
             for tree in (moved, right)
         )
-        assert one @ other > 0.98 * np.linalg.norm(one) * np.linalg.norm(other), side
+        assert one @ other > 0.99 * np.linalg.norm(one) * np.linalg.norm(other), side
 
 
 FAST = {"optimizer.learning_rate": 4e-3, "discriminator_optimizer.learning_rate": 4e-3}
