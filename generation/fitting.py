@@ -23,6 +23,14 @@ _COUNTS = (  # settings of which there has to be one at least
     *("discriminator_updates", "data.batch_rows", "data.eval_rows", "data.eval_turns"),
     *("model.width", "model.most", "model.discriminator_width", "model.discriminator_most"),
     *("model.noise", "model.embedding", "loss.r1_every", "samples.people", "samples.faces"),
+    "features.num_mels",
+)
+_POSITIVE = (
+    *("data.crop_seconds", "data.eval_seconds", "features.window_ms", "features.hop_ms"),
+    "model.matcher.temperature",
+)
+_WEIGHTS = tuple(
+    f"loss.{name}" for name in ("r1", "r2", "identity", "contrast", "began_gamma", "began_rate")
 )
 
 
@@ -79,12 +87,19 @@ def check(config: Any) -> None:
 
 def _check_numbers(config: Any) -> None:
     """Of what no network can be made, or no batch."""
+
+    def value_of(name: str) -> Any:
+        return functools.reduce(getattr, name.split("."), config)
+
     for name in _COUNTS:
-        if (value := functools.reduce(getattr, name.split("."), config)) < 1:
+        if (value := value_of(name)) < 1:
             raise errors.UserError(f"config.{name}={value}: 1 at least.")
-    for name in ("crop_seconds", "eval_seconds"):
-        if not (value := config.data[name]) > 0:
-            raise errors.UserError(f"config.data.{name}={value:g} has to be positive.")
+    for name in _POSITIVE:
+        if not (value := value_of(name)) > 0:
+            raise errors.UserError(f"config.{name}={value:g} has to be positive.")
+    for name in _WEIGHTS:
+        if not (value := value_of(name)) >= 0:
+            raise errors.UserError(f"config.{name}={value:g} has to be 0 or more.")
     frames = tuple(config.voice.crop_frames)
     if frames != (0, 0) and not (len(frames) == 2 and 1 <= frames[0] <= frames[1]):
         raise errors.UserError(

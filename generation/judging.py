@@ -160,22 +160,29 @@ def matched(
     voices: Sequence[Float[np.ndarray, "p d"]],
     faces: Sequence[Float[np.ndarray, "p d"]],
     groups: Sequence[str] | None = None,
+    *,
+    shuffled: bool = False,
 ) -> Matched:
     """Voices against faces, or faces against voices, turn by turn; the mean over turns for each
     person.
 
     With `groups`, a name of each person's, galleries are of people of one group, and there are no
-    recalls; those of the group "" and who are alone in theirs are left out.
+    recalls; those of the group "" and who are alone in theirs are left out. `shuffled`, the
+    control: everybody's voice is taken to be that of somebody else (`matching.deranged`), and the
+    face that is its own is in no gallery: whatever the faces are, chance is what is expected.
     """
-    among = None
-    if groups is not None:
-        names = np.array(groups)
-        among = names[:, None] == names[None, :]
-        there = (names != "") & (among.sum(1) > 1)
-        among = among[there][:, there]
-        voices, faces = ([some[there] for some in side] for side in (voices, faces))
+    names = np.array([""] * len(voices[0]) if groups is None else groups)
+    among = names[:, None] == names[None, :]
+    there = (among.sum(1) > 1 + shuffled) & ((names != "") | (groups is None))
+    among, names = among[there][:, there], names[there]
+    voices, faces = ([some[there] for some in side] for side in (voices, faces))
+    people = len(names)
+    if shuffled:
+        order = matching.deranged(names)
+        faces = [some[order] for some in faces]
+        among &= order[None, :] != np.arange(people)[:, None]
+        people -= 1
     each = [matching.ranked(v @ f.T, among) for v, f in zip(voices, faces)]
-    people = len(voices[0])
     values = {f"match_{n}": [matching.one_of(r, n) for r in each] for n in matching.GALLERIES}
     chance = {f"match_{n}": 1 / n for n in matching.GALLERIES}
     if groups is None:
@@ -221,7 +228,7 @@ def report(
     seats = seated(outputs, names)
     own = [of_people[person] for person in seats["person"][0]]
     made, real = (np.stack(seats[f"{side}_features"], axis=1) for side in ("made", "real"))
-    found = [_matching(split, seats, own, "voice", "face")]
+    found = [_matching(split, seats, own, "voice", "face"), _joint(split, seats, "voice", "face")]
     if real.std() > 0:
         features = seats["made_features"], seats["real_features"]
         found.append(likeness.report(split, (seats["made"], seats["real"]), features))
@@ -243,7 +250,14 @@ def report_of_voices(
     """
     seats = seated(outputs, ("person", "face", "made", "real"))
     own = [of_people[person] for person in seats["person"][0]]
-    return _matching(split, seats, own, "face", "voice")
+    both = _matching(split, seats, own, "face", "voice"), _joint(split, seats, "face", "voice")
+    return Report(both[0].scalars | both[1].scalars, [*both[0].lines, *both[1].lines])
+
+
+def _joint(split: str, seats: Mapping[str, Sequence[np.ndarray]], known: str, what: str) -> Report:
+    """The joint distances."""
+    sides = (np.stack(seats[side], axis=1) for side in (known, "made", "real"))
+    return realism.report_of_pairs(split, f"{known}s and {what}s", *sides)
 
 
 def _matching(
@@ -255,12 +269,16 @@ def _matching(
 ) -> Report:
     """Of what is `known` and what is made: among all people, and those of the same gender."""
     given = seats[known]
+    control = f"made {what}s of other people"
     made, real = (matched(given, seats[side]) for side in ("made", "real"))
-    numbers = scalars(made) | scalars(real, "real_")
+    shuffled = matched(given, seats["made"], shuffled=True)
+    numbers = scalars(made) | scalars(real, "real_") | scalars(shuffled, "shuffled_")
     lines = [
         f"{split} {known} to made {what}: {describe(made)}",
         f"{split} ceiling, real {what}s: {describe(real)}",
     ]
+    if shuffled.values:
+        lines.append(f"{split} control, {control}: {describe(shuffled)}")
     alike, real_alike = (matched(given, seats[side], of_people) for side in ("made", "real"))
     if alike.values:
         numbers |= scalars(alike, "same_gender_") | scalars(real_alike, "real_same_gender_")
@@ -269,6 +287,10 @@ def _matching(
             f"{split} {known} to made {what}, same gender ({counts}): {describe(alike)}",
             f"{split} ceiling, same gender: {describe(real_alike)}",
         ]
+    shuffled = matched(given, seats["made"], of_people, shuffled=True)
+    if shuffled.values:
+        numbers |= scalars(shuffled, "shuffled_same_gender_")
+        lines.append(f"{split} control, {control}, same gender: {describe(shuffled)}")
     if matching.interval(real.values["match_2"])[0] > 0.5:
         share = (numbers["match_2"] - 0.5) / (numbers["real_match_2"] - 0.5)
         numbers["share_of_ceiling"] = share

@@ -1,5 +1,6 @@
 """Made faces beside those of the people whose voices they were made of: how alike, how varied."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,8 @@ from scipy.spatial import distance
 
 from common.task import Report
 from generation import matching
+
+_SAME = 1e-5  # between unit vectors of one picture in two batches
 
 
 def cosines(
@@ -18,6 +21,18 @@ def cosines(
     scores = np.mean([one @ other.T for one, other in zip(made, real)], axis=0)
     own = np.diagonal(scores)
     return own, (scores.sum(1) - own) / (len(scores) - 1)
+
+
+def of_two_pictures(turns: Sequence[Float[np.ndarray, "p d"]]) -> Float[np.ndarray, "q"]:
+    """The mean cosine of two different ones of the turns of everybody who has two; where pictures
+    are fewer than turns, some are there again."""
+    if len(turns) < 2:
+        return np.zeros(0)
+    pairs = list(itertools.combinations(turns, 2))
+    cosine = np.stack([(one * other).sum(1) for one, other in pairs])
+    differ = np.stack([np.abs(one - other).max(1) > _SAME for one, other in pairs])
+    several = differ.any(0)
+    return cosine[:, several].mean(0, where=differ[:, several])
 
 
 def within(faces: Float[np.ndarray, "p n d"]) -> Float[np.ndarray, "p"]:
@@ -33,7 +48,7 @@ def between(faces: Float[np.ndarray, "p d"]) -> Float[np.ndarray, "p"]:
 def report(
     split: str,
     vectors: tuple[Sequence[Float[np.ndarray, "p d"]], Sequence[Float[np.ndarray, "p d"]]],
-    features: tuple[Sequence[Float[np.ndarray, "p n d"]], Sequence[Float[np.ndarray, "p d"]]],
+    features: tuple[Sequence[Float[np.ndarray, "p n k"]], Sequence[Float[np.ndarray, "p k"]]],
 ) -> Report:
     """Cosines and distances between faces, of `vectors` and `features` of the judge.
 
@@ -54,12 +69,10 @@ def report(
         f"{split} cosine of made and real face: the same person's {own.mean():.3f}, another's "
         f"{others.mean():.3f}; {(own - others).mean():.3f} more ({low:.3f} to {high:.3f})"
     )
-    pictures = vectors[1]
-    several = np.any(pictures[0] != pictures[-1], axis=1)  # else a picture follows itself
-    if several.any():
-        true, _ = cosines([*pictures[1:], pictures[0]], pictures)
-        numbers["real_cosine"] = float(true[several].mean())
-        line += f"; two real faces of a person {true[several].mean():.3f}"
+    true = of_two_pictures(vectors[1])
+    if len(true):
+        numbers["real_cosine"] = float(true.mean())
+        line += f"; two real faces of a person {true.mean():.3f}"
     lines = [line]
     said = f"of different voices {_share(apart)}"
     if made[0].shape[1] > 1:

@@ -139,6 +139,7 @@ def check(args: Any) -> None:
         raise errors.UserError(f"--every={args.every:g} is not from 0.1 to 60 s.")
     if not args.seconds > 0:
         raise errors.UserError(f"--seconds={args.seconds:g} must be positive.")
+    maker_lib.check_seed(args.seed)
     for name, suffix in (("out", ".png"), ("film", ".mp4")):
         if (path := getattr(args, name)) is not None:
             if path.suffix.lower() != suffix:

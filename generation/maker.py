@@ -17,6 +17,13 @@ from generation import task as task_lib
 Recording = io.PathLike | bytes | Num[np.ndarray, "t *c"]
 
 _AT_ONCE = 16  # pictures in a batch
+_MOST_SEED = 2**32 - 1  # of a larger one a key has the last 32 bits
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for a --seed that no key is made of."""
+    if not 0 <= seed <= _MOST_SEED:
+        raise errors.UserError(f"--seed={seed} is not from 0 to {_MOST_SEED}.")
 
 
 class FaceMaker:

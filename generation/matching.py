@@ -9,12 +9,13 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from common import metrics
 
 GALLERIES = (2, 5, 10)
 RECALLS = (1, 5, 10)
+_SEED = 0  # of derangements
 
 
 class Ranked(NamedTuple):
@@ -60,6 +61,16 @@ def recall(found: Ranked, at: int) -> Float[np.ndarray, "p"]:
     above = found.others - found.below - found.ties
     # Of t + 1 equal places those from above + 1 to `at` count.
     return np.clip((at - above) / (found.ties + 1), 0, 1)
+
+
+def deranged(groups: Shaped[np.ndarray, "p"]) -> Int[np.ndarray, "p"]:
+    """Somebody else for everybody, by lot, of the same group (a name of each person's); everybody
+    is taken once. Who is alone in a group stays."""
+    found, rng = np.arange(len(groups)), np.random.default_rng(_SEED)
+    for name in np.unique(groups):
+        circle = rng.permutation(np.flatnonzero(groups == name))
+        found[circle] = np.roll(circle, 1)
+    return found
 
 
 def interval(values: Float[np.ndarray, "p"]) -> tuple[float, float]:

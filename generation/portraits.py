@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 import math
 import os
 import pathlib
@@ -17,6 +18,8 @@ from common import cache, errors
 from common.data import embedded, folders, indexing, records, splits, tables, voxceleb
 from common.data.embedded import talking
 from generation import images
+
+log = logging.getLogger(__name__)
 
 KINDS = ("embedded", "folder", "films")
 
@@ -113,11 +116,14 @@ class FilmFaces:
 def read_names(path: str) -> dict[str, str]:
     """The folder of pictures of every speaker: the first two columns of a table with a header.
 
-    As vox1_meta.csv: `VoxCeleb1 ID`, `VGGFace1 ID`, ..., between tabs or commas. Raises UserError.
+    As vox1_meta.csv: `VoxCeleb1 ID`, `VGGFace1 ID`, ..., between tabs or commas. Of speakers who
+    are given one folder the first one has it, in all parts of the data, and a warning names the
+    others. Raises UserError.
     """
     lines = tables.read_lines(pathlib.Path(path).expanduser(), errors.UserError)
     separator = "\t" if "\t" in (lines or [""])[0] else ","
     found: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for number, line in enumerate(lines[1:], start=2):
         fields = [field.strip() for field in line.split(separator)]
         if not any(fields):
@@ -127,13 +133,19 @@ def read_names(path: str) -> dict[str, str]:
                 f"{path}, line {number}: {line!r} does not name a speaker and a folder of "
                 "pictures, as vox1_meta.csv does. Mend the line."
             )
-        if found.setdefault(fields[0], fields[1]) != fields[1]:
+        speaker, folder = fields[:2]
+        if found.setdefault(speaker, folder) != folder:
             raise errors.UserError(
-                f"{path}, line {number}: {fields[0]} has another folder here than above."
+                f"{path}, line {number}: {speaker} has another folder here than above."
+            )
+        if (owner := owners.setdefault(folder, speaker)) != speaker:
+            log.warning(
+                "%s, line %d: %s and %s are given one folder, %s: it is that of %s alone.",
+                *(path, number, owner, speaker, folder, owner),
             )
     if not found:
         raise errors.UserError(f"{path} names nobody below its first line.")
-    return found
+    return {speaker: folder for folder, speaker in owners.items()}
 
 
 def read_genders(path: str) -> dict[str, str]:
@@ -165,7 +177,8 @@ def read_folder(
             f"config.faces.root={root} holds no folders: it takes one of pictures for each person."
         )
     called = {folder: speaker for speaker, folder in names.items()}
-    of = {called.get(entry.name, entry.name): entry for entry in inside}
+    of = {entry.name: entry for entry in inside if entry.name not in called}
+    of |= {called[entry.name]: entry for entry in inside if entry.name in called}
     heard = set(splits.speakers_of(split))
     rows = [row for person in sorted(heard & set(of)) for row in _pictures(person, of[person])]
     usable: dict[str, list[str]] = {}

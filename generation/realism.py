@@ -2,7 +2,13 @@
 
 Features are shifted and scaled alike, so that those of real faces have mean 0 and, on average, the
 variance 1: the unit of a network's features says nothing. Intervals (95 %) are over people.
+
+A set of faces stays the same when they are given to other voices; a set of pairs does not, and it
+is pairs of which a joint distance is: the FJD of DeVries et al. (2019), "On the evaluation of
+conditional GANs", of another network than theirs.
 """
+
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,6 +21,8 @@ _LEAST = 8  # people: fewer say nothing
 _RESAMPLED = 200  # times: a second's work
 _SEED = 0  # of halves and of intervals
 _SHARES = ("precision", "recall", "density", "coverage")
+
+Side = Callable[[Int[np.ndarray, "m"]], Float[np.ndarray, "m t d"]]  # what there is of people
 
 
 def report(
@@ -32,11 +40,9 @@ def report(
     needed = max(_LEAST, 2 * (distances.DENSITY // turns + 1))
     if people < needed:
         return Report({}, [f"{split}: distances between sets of faces take {needed} people."])
-    real = np.asarray(real, np.float64)
-    mean, scale = real.mean((0, 1)), np.sqrt(real.var((0, 1)).mean())
-    made, real = (made - mean) / scale, (real - mean) / scale
-    order, half = np.random.default_rng(_SEED).permutation(people), people // 2
-    halves = order[:half], order[half : 2 * half]
+    made, real = _scaled(real, made, real)
+    halves = _halves(people)
+    half = len(halves[0])
     found = [_frechet(made, real, *halves), _kernel(made, real, *halves)]
     found.append(_shares(made, real, *halves))
     numbers = {name: x for figures, _ in found for name, x in figures.items()}
@@ -49,8 +55,97 @@ def report(
     return Report(numbers, [f"{split} {title}: {said}" for title, (_, said) in zip(titles, found)])
 
 
+def report_of_pairs(
+    split: str,
+    title: str,
+    known: Float[np.ndarray, "p t d"],
+    made: Float[np.ndarray, "p t e"],
+    real: Float[np.ndarray, "p t e"],
+) -> Report:
+    """Pairs of people's voices and the faces made of them against pairs with real faces: unit
+    vectors of the judge end to end, so that neither outweighs the other. `title`: "voices and
+    faces", or what else they are of.
+
+    By halves as in `report`. The floor is what pairs with real faces get in their place; the
+    ceiling what the same made faces get with the voice of somebody else of their half. As these are
+    the same faces and the same voices, the pairs are below it only by belonging together. How far
+    below they could be is what real faces say, shuffled alike.
+    """
+    people, turns, size = made.shape
+    if people < _LEAST:
+        return Report({}, [f"{split}: joint distances of {title} take {_LEAST} people."])
+    halves = _halves(people)
+    half = len(halves[0])
+    order = matching.deranged(np.isin(np.arange(people), halves[1]))
+    faces = {"joint": made, "real_joint": real}
+    faces |= {"shuffled_joint": made[order], "shuffled_real_joint": real[order]}
+    pairs = {name: np.concatenate([known, some], axis=2) for name, some in faces.items()}
+    pairs = dict(zip(pairs, _scaled(pairs["real_joint"], *pairs.values())))
+    true, rng = pairs["real_joint"], np.random.default_rng(_SEED)
+    drawn = [halves, *([_anew(some, rng) for some in halves] for _ in range(_RESAMPLED))]
+    directions = [[(one, other), (other, one)] for one, other in drawn]
+    both = {
+        "frechet": _frechets({name: x.__getitem__ for name, x in pairs.items()}, true, *halves),
+        "kernel": _kernels(pairs, true, directions),
+    }
+    titles = (
+        f"Frechet distance on the judge's vectors of {title} ({known.shape[2]} + {size}), "
+        f"{half * turns} pairs of {half} people",
+        "kernel distance on the same",
+    )
+    numbers, lines = {}, []
+    for (kind, found), words in zip(both.items(), titles):
+        numbers |= {f"{name}_{kind}": float(x[0]) for name, x in found.items()}
+        own, floor, ceiling, real_ceiling = found.values()
+        lines.append(
+            f"{split} joint {words}: {_said(own)}; real pairs {_said(floor)}, above them by "
+            f"{_said(own - floor)}; shuffled {_said(ceiling)}, above the made ones by "
+            f"{_said(ceiling - own)}; real pairs shuffled {real_ceiling[0]:.3g}"
+        )
+    return Report(numbers, lines)
+
+
+def _scaled(
+    real: Float[np.ndarray, "p t d"], *some: Float[np.ndarray, "p t d"]
+) -> list[Float[np.ndarray, "p t d"]]:
+    """Those by which the real ones have mean 0 and, on average, the variance 1."""
+    real = np.asarray(real, np.float64)
+    mean, scale = real.mean((0, 1)), np.sqrt(real.var((0, 1)).mean())
+    return [(faces - mean) / scale for faces in some]
+
+
+def _halves(people: int) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
+    """By lot; one of an odd number is in neither."""
+    order, half = np.random.default_rng(_SEED).permutation(people), people // 2
+    return order[:half], order[half : 2 * half]
+
+
 def _flat(faces: Float[np.ndarray, "p t d"]) -> Float[np.ndarray, "n d"]:
     return faces.reshape(-1, faces.shape[-1])
+
+
+def _frechets(
+    sides: Mapping[str, Side],
+    real: Float[np.ndarray, "p t d"],
+    first: Int[np.ndarray, "m"],
+    second: Int[np.ndarray, "m"],
+) -> dict[str, Float[np.ndarray, "r"]]:
+    """Of each side the distance, the mean of both directions, and what it is when people are drawn
+    anew. Then all are larger, as there are fewer different people: what is taken of them is their
+    spread."""
+
+    def directed(one: np.ndarray, other: np.ndarray) -> Float[np.ndarray, "s"]:
+        against = _flat(real[other])
+        return np.array([distances.frechet(_flat(of(one)), against) for of in sides.values()])
+
+    def values(one: np.ndarray, other: np.ndarray) -> Float[np.ndarray, "s"]:
+        return (directed(one, other) + directed(other, one)) / 2
+
+    rng = np.random.default_rng(_SEED)
+    drawn = np.stack([values(_anew(first, rng), _anew(second, rng)) for _ in range(_RESAMPLED)])
+    found = values(first, second)
+    moved = np.concatenate([found[None], drawn + found - drawn.mean(0)])
+    return dict(zip(sides, moved.T))
 
 
 def _frechet(
@@ -59,29 +154,36 @@ def _frechet(
     first: Int[np.ndarray, "m"],
     second: Int[np.ndarray, "m"],
 ) -> tuple[dict[str, float], str]:
-    """The mean of both directions. When people are drawn anew all distances are larger, as there
-    are fewer different ones: what is taken of them is their spread."""
+    def average(people: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m t d"]:
+        own = real[people]
+        return np.broadcast_to(own.mean((0, 1)), own.shape)
 
-    def directed(one: np.ndarray, other: np.ndarray) -> Float[np.ndarray, "3"]:
-        own, against = _flat(real[one]), _flat(real[other])
-        average = np.broadcast_to(own.mean(0), own.shape)
-        sides = (_flat(made[one]), own, average)
-        return np.array([distances.frechet(faces, against) for faces in sides])
-
-    def values(one: np.ndarray, other: np.ndarray) -> Float[np.ndarray, "4"]:
-        found = (directed(one, other) + directed(other, one)) / 2
-        return np.append(found, found[0] - found[1])
-
-    rng = np.random.default_rng(_SEED)
-    drawn = np.stack([values(_anew(first, rng), _anew(second, rng)) for _ in range(_RESAMPLED)])
-    found = values(first, second)
-    moved = (drawn + found - drawn.mean(0)).T
-    made_said, real_said, _, more = (_said(*each) for each in zip(found, moved))
-    numbers = dict(zip(("frechet", "real_frechet", "one_face_frechet"), found.tolist()))
-    return numbers, (
-        f"{made_said}; real faces {real_said}, above them by {more}; one face for all "
-        f"{found[2]:.3g}"
+    sides = {"frechet": made.__getitem__, "real_frechet": real.__getitem__}
+    found = _frechets({**sides, "one_face_frechet": average}, real, first, second)
+    own, floor, one_face = found.values()
+    return {name: float(x[0]) for name, x in found.items()}, (
+        f"{_said(own)}; real faces {_said(floor)}, above them by {_said(own - floor)}; one face "
+        f"for all {one_face[0]:.3g}"
     )
+
+
+def _kernels(
+    sides: Mapping[str, Float[np.ndarray, "p t d"]],
+    real: Float[np.ndarray, "p t d"],
+    drawn: Sequence[Sequence[tuple[Int[np.ndarray, "m"], Int[np.ndarray, "n"]]]],
+) -> dict[str, Float[np.ndarray, "r"]]:
+    """Of each side, for everything drawn: the mean distance of its people to the real ones."""
+
+    def often(people: Int[np.ndarray, "m"]) -> Float[np.ndarray, "p"]:
+        return np.bincount(people, minlength=len(real)).astype(float)
+
+    counted = [[tuple(map(often, pair)) for pair in pairs] for pairs in drawn]
+    reals, found = distances.kernel_means(real, real), {}
+    for name, faces in sides.items():
+        means = distances.kernel_means(faces, faces), reals, distances.kernel_means(faces, real)
+        each = [[distances.kernel_distance(*means, *pair) for pair in pairs] for pairs in counted]
+        found[name] = np.mean(each, axis=1)
+    return found
 
 
 def _kernel(
@@ -91,29 +193,16 @@ def _kernel(
     second: Int[np.ndarray, "m"],
 ) -> tuple[dict[str, float], str]:
     """Of all people; of the real faces between the halves."""
-    people = len(real)
     average = np.broadcast_to(real.mean((0, 1)), real.shape)
-    reals = distances.kernel_means(real, real)
-
-    def between(faces: np.ndarray, one: np.ndarray, other: np.ndarray) -> Float[np.ndarray, "r"]:
-        """Of rows of how often people are taken."""
-        own, mixed = distances.kernel_means(faces, faces), distances.kernel_means(faces, real)
-        rows = zip(one, other)
-        return np.array([distances.kernel_distance(own, reals, mixed, *row) for row in rows])
-
-    def taken(*groups: np.ndarray) -> Float[np.ndarray, "r p"]:
-        return np.stack([np.bincount(group, minlength=people) for group in groups]).astype(float)
-
-    rng, everybody = np.random.default_rng(_SEED), np.arange(people)
-    drawn = taken(everybody, *(_anew(everybody, rng) for _ in range(_RESAMPLED)))
-    found = between(made, drawn, drawn)
-    numbers = {
-        "kernel": float(found[0]),
-        "real_kernel": float(between(real, taken(first), taken(second))[0]),
-        "one_face_kernel": float(between(average, drawn[:1], drawn[:1])[0]),
-    }
+    people, rng = np.arange(len(real)), np.random.default_rng(_SEED)
+    anew = (_anew(people, rng) for _ in range(_RESAMPLED))
+    drawn = [[(some, some)] for some in (people, *anew)]
+    found = _kernels({"kernel": made}, real, drawn)
+    found |= _kernels({"real_kernel": real}, real, [[(first, second)]])
+    found |= _kernels({"one_face_kernel": average}, real, drawn[:1])
+    numbers = {name: float(x[0]) for name, x in found.items()}
     return numbers, (
-        f"{_said(found[0], found[1:])}; halves of the real faces {numbers['real_kernel']:.3g}; one "
+        f"{_said(found['kernel'])}; halves of the real faces {numbers['real_kernel']:.3g}; one "
         f"face for all {numbers['one_face_kernel']:.3g}"
     )
 
@@ -124,9 +213,10 @@ def _anew(group: Int[np.ndarray, "m"], rng: np.random.Generator) -> Int[np.ndarr
     return found if len(set(found.tolist())) > 1 else _anew(group, rng)
 
 
-def _said(value: float, resampled: Float[np.ndarray, "r"]) -> str:
-    low, high = metrics.percentile_interval(resampled)
-    return f"{value:.3g} ({low:.3g} to {high:.3g})"
+def _said(values: Float[np.ndarray, "r"]) -> str:
+    """The first one, with the interval of the others."""
+    low, high = metrics.percentile_interval(values[1:])
+    return f"{values[0]:.3g} ({low:.3g} to {high:.3g})"
 
 
 def _shares(

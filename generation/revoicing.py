@@ -17,6 +17,7 @@ from common.audio import augment, frontend, mel
 from common.data import classes as classes_lib
 from common.task import Batch, Metrics, Report
 from generation import (
+    data,
     harmonics,
     images,
     judging,
@@ -282,7 +283,10 @@ class RevoiceTask(paired.PairedTask):
                     sounds[f"{person}_{name}"] = np.trim_zeros(sound, "b"), rate
         if self.judge:
             found = matched(split, outputs, self.genders_of(split))
-            numbers, lines = dict(found.scalars), list(found.lines)
+            learned = {"the judge": self.judge.people, "the network": self.classes}
+            people = data.names_of(self.parts[split])
+            seen = judging.said_of_seen(split, people, learned)
+            numbers, lines = dict(found.scalars), [*found.lines, *filter(None, [seen])]
         if self.recogniser:
             found, said = error_rates(split, outputs)
             numbers |= found
@@ -335,8 +339,9 @@ def matched(
     split: str, outputs: Sequence[Mapping[str, np.ndarray]], of_people: Sequence[str]
 ) -> Report:
     """Which voice is that of a face: the re-voiced ones, real ones in their place (the ceiling),
-    and the sources as they were (whose speaker is another); and whether a re-voiced one is nearer
-    to its face than to that of the source's speaker.
+    the sources as they were (whose speaker is another) and those re-voiced by other people's faces
+    (the controls); and whether a re-voiced one is nearer to its face than to that of the source's
+    speaker.
 
     `outputs` are batches of "person", "turn", "mask", "source_person" and "judged_*".
     """
@@ -353,13 +358,17 @@ def matched(
         "natural": "control, the source as it was",
     }
     numbers, lines = {}, []
+
+    def match(name: str, prefix: str, title: str, *, shuffled: bool = False) -> None:
+        for groups, more, says in ((None, "", ""), (own, "same_gender_", ", same gender")):
+            found = judging.matched(faces, seats[made[name]], groups, shuffled=shuffled)
+            if found.values:
+                numbers.update(judging.scalars(found, f"{prefix}{more}"))
+                lines.append(f"{split} face to voice, {title}{says}: {judging.describe(found)}")
+
     for name, title in words.items():
         prefix = f"{name}_"
-        for groups, more, says in ((None, "", ""), (own, "same_gender_", ", same gender")):
-            found = judging.matched(faces, seats[made[name]], groups)
-            if found.values:
-                numbers |= judging.scalars(found, f"{prefix}{more}")
-                lines.append(f"{split} face to voice, {title}{says}: {judging.describe(found)}")
+        match(name, prefix, title)
         moved = []
         for turn, (sounds, seen) in enumerate(zip(seats[made[name]], faces)):
             for i, other in enumerate(seats["source_person"][turn].tolist()):
@@ -372,6 +381,7 @@ def matched(
                 f"{split} {title}: nearer to the target's face than to that of the source's "
                 f"speaker {100 * np.mean(moved):.1f} % of {len(moved)}"
             )
+    match("face", "shuffled_face_", "control, re-voiced by others' faces", shuffled=True)
     return Report(numbers, lines)
 
 

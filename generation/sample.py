@@ -132,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.n = 1 if args.face else 10
         if args.n < 1 or args.frames < 2:
             raise errors.UserError("--n has to be 1 at least, and --frames 2.")
+        maker_lib.check_seed(args.seed)
         wanted = ".wav" if args.face or args.say else ".mp4" if args.interpolate else ".png"
         if args.out.suffix.lower() != wanted:
             raise errors.UserError(f"--out={args.out}: give a name that ends in {wanted}.")

@@ -4,21 +4,21 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import errors, metrics, optim, package, parallel, parts, state, steps
+from common import errors, metrics, optim, package, state, steps
 from common import workdir as workdir_lib
 from common.data import classes as classes_lib
 from common.data import splits
 from common.task import Batch, Metrics, Report
 from generation import (
     data,
-    diff_augment,
     directions,
     encoders,
     fid,
@@ -30,22 +30,18 @@ from generation import (
     judging,
     labelled,
     losses,
-    matcher,
     model,
     paired,
     revoicing,
     showing,
-    sides,
     sounds,
     voice,
-    voice2face,
 )
+from generation import game as game_lib
 from generation import settings as settings_lib
-from speaker import margins
 
 log = logging.getLogger(__name__)
 
-_WEIGHT_OF_WRONG = 0.5  # of each of the two kinds of what is not to be believed
 _SCALED_BY = 256  # recordings
 
 
@@ -136,6 +132,10 @@ class GanTask(paired.PairedTask):
         return {**variables, **self._frozen}
 
     @functools.cached_property
+    def game(self) -> game_lib.Game:
+        return game_lib.Game(self.config, self.networks, self.direction)
+
+    @functools.cached_property
     def optimizer(self) -> optim.Optimizer:
         config = self.config
         groups = {
@@ -153,7 +153,9 @@ class GanTask(paired.PairedTask):
         updates = self.config.discriminator_updates
         players = (
             *self.direction.players,
-            steps.Player("discriminator", self.discriminator_loss, ("discriminator",), updates),
+            steps.Player(
+                "discriminator", self.game.discriminator_loss, ("discriminator",), updates
+            ),
             steps.Player("generator", self.loss, ("generator",)),
         )
         return steps.adversarial(
@@ -163,160 +165,12 @@ class GanTask(paired.PairedTask):
             ema_decay=self.config.ema_decay,
         )
 
-    @functools.cached_property
-    def _adversarial(self) -> losses.Adversarial:
-        return losses.adversarial(self.config.loss.kind)
-
-    def _noise(self, batch: Batch, key: Any) -> jax.Array:
-        keys = parallel.row_keys(jax.random.fold_in(key, 1), batch["row"])
-        return jax.vmap(lambda key: jax.random.normal(key, (self.networks.noise,)))(keys)
-
-    def _judge(
-        self, batch: Batch, key: Any, *, train: bool
-    ) -> Callable[..., tuple[sides.Judged, state.Variables]]:
-        """judge(variables, pictures, condition, number): what the discriminator says, and the
-        variables with its new state. In training, pictures are changed, all of a row alike, and
-        passes that move the state have numbers."""
-        settings = self.config.loss
-        seen = parallel.row_keys(jax.random.fold_in(key, 2), batch["row"])
-
-        def judge(
-            variables: state.Variables,
-            pictures: jax.Array,
-            condition: jax.Array,
-            number: int | None,
-        ) -> tuple[sides.Judged, state.Variables]:
-            if train and settings.augment:
-                pictures = diff_augment.augmented(
-                    pictures, seen, settings.augment, settings.augment_strength
-                )
-            training = None if number is None else _training(batch, key, number)
-            found, new = self.networks.judge(variables, pictures, condition, training)
-            return found, parts.replace(variables, new)
-
-        return judge
-
-    def discriminator_loss(
-        self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
-    ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
-        """Real pictures against fakes, and against real ones with another's voice or face."""
-        settings, mask, game = self.config.loss, batch["mask"], self._adversarial
-        condition = self.direction.condition(variables, batch, key if train else None)
-        noise = self._noise(batch, key)
-        fake, _ = self.networks.play(variables, condition, noise, _training(batch, key, 0))
-        real, labels = self.direction.real(variables, batch)
-        judge = self._judge(batch, key, train=train)
-        of_real, variables = judge(variables, real, condition, 1)
-        of_fake, variables = judge(variables, fake, condition, 2)
-        told = {"real": of_real.real, "fake": of_fake.real}
-        if settings.wrong_pairs:
-            of_wrong, variables = judge(
-                variables, *self.direction.wrong(variables, batch, condition), 3
-            )
-            told["wrong"] = of_wrong.real
-        new = model.state_of(variables, "discriminator")
-        terms, sums = _judgements(game, told, mask)
-        if settings.kind == "began":
-            k = variables[losses.BALANCE]["k"]
-            terms["fake_loss"] = terms["fake_loss"]._replace(weight=-k)
-            k, convergence = self._balance(k, told, mask)
-            sums = {"balance": metrics.gauge(k), "convergence": metrics.gauge(convergence)}
-            new = {**new, losses.BALANCE: {"k": k}}
-        found, more = self._who(of_real, labels, batch, "")
-        terms, sums = {**terms, **found}, {**sums, **more}
-
-        def logits(pictures: jax.Array) -> jax.Array:
-            return judge(variables, pictures, condition, None)[0].real
-
-        for name, gamma, seen in (("r1", settings.r1, real), ("r2", settings.r2, fake)):
-            if gamma > 0:
-                terms[name] = self._penalty(logits, seen, mask, step, gamma)
-        return terms, (sums, new)
-
-    def _who(
-        self, judged: sides.Judged, labels: jax.Array, batch: Batch, prefix: str
-    ) -> tuple[dict[str, metrics.Term], Metrics]:
-        """Whose faces they are: among the training people, and by the voices of the batch."""
-        settings, mask, terms, sums = self.config.loss, batch["mask"], {}, {}
-        lost = None
-        if judged.people is not None:
-            lost = voice2face.identity_loss(judged.people, labels)
-            right = jnp.argmax(judged.people, axis=1) == labels
-        elif judged.centres is not None:
-            margin, scale = settings.identity_margin, settings.identity_scale
-            kind = margins.MarginConfig("am", margin, scale)
-            lost, right, *_ = margins.margin_loss(
-                kind, judged.face, judged.centres, labels, margin, scale, mask=mask
-            )
-        if lost is not None:
-            ratio = metrics.ratio(lost, mask)
-            terms[f"{prefix}identity_loss"] = metrics.Term(*ratio, settings.identity)
-            sums[f"{prefix}identity_accuracy"] = metrics.ratio(right, mask)
-        if settings.contrast > 0:
-            scale = 1.0 / settings.contrast_temperature
-            lost, right = matcher.contrast(judged.voice, judged.face, scale, batch["label"], mask)
-            ratio = metrics.ratio(lost, mask)
-            terms[f"{prefix}contrast_loss"] = metrics.Term(*ratio, settings.contrast)
-            sums[f"{prefix}contrast_accuracy"] = metrics.ratio(right, mask)
-        return terms, sums
-
-    def _balance(
-        self, k: jax.Array, told: Mapping[str, jax.Array], mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """BEGAN's next k and its convergence, by the errors of all devices' rows."""
-        settings = self.config.loss
-        sums = {name: metrics.ratio(lost, mask) for name, lost in told.items()}
-        mean = {
-            name: jax.lax.stop_gradient(found.total / metrics.at_least_one(found.count))
-            for name, found in metrics.psum(sums, parallel.AXIS).items()
-        }
-        rate = settings.began_rate / self.config.accumulate  # k moves with every micro-batch
-        return losses.balanced(k, mean["real"], mean["fake"], settings.began_gamma, rate)
-
-    def _penalty(
-        self,
-        logits: Callable[[jax.Array], jax.Array],
-        seen: jax.Array,
-        mask: jax.Array,
-        step: Any,
-        gamma: float,
-    ) -> metrics.Term:
-        """At every `r1_every`-th step, when it is worth so many (Karras et al. 2020, B)."""
-        every = self.config.loss.r1_every
-        due = step % every == 0
-
-        def penalty() -> jax.Array:
-            return metrics.ratio(losses.gradient_penalty(logits, seen), mask).total
-
-        total = jax.lax.cond(due, penalty, lambda: jnp.float32(0))
-        # In the log it is the mean over all steps, those without it too.
-        count = jnp.sum(mask, dtype=jnp.float32)
-        return metrics.Term(total, count, 0.5 * gamma * every)
-
     def loss(
         self, variables: state.Variables, batch: Batch, key: Any, step: Any, *, train: bool
     ) -> tuple[dict[str, metrics.Term], tuple[Metrics, state.Variables]]:
         """The generator's."""
-        del step
-        if "row" not in batch:  # outside of a training step
-            rows = batch["mask"].shape[0]
-            batch = {**batch, "row": parallel.row_numbers(rows)}
-        mask, game = batch["mask"], self._adversarial
-        condition = self.direction.condition(variables, batch, key if train else None)
-        training = _training(batch, key, 0) if train else None
-        fake, new = self.networks.play(variables, condition, self._noise(batch, key), training)
-        judge = self._judge(batch, key, train=train)
-        judged, variables = judge(variables, fake, condition, 1 if train else None)
-        logits = judged.real
-        if game.relative:
-            real, _ = self.direction.real(variables, batch)
-            logits -= judge(variables, real, condition, 2 if train else None)[0].real
-        terms = {"fooled_loss": metrics.Term(*metrics.ratio(game.fooled(logits), mask))}
-        sums = {"pictures": self._work(batch)}
-        if train:  # the labels of an evaluation are of other people
-            found, more = self._who(judged, batch["label"], batch, "fake_")
-            terms, sums = {**terms, **found}, {**sums, **more}
-        return terms, (sums, new)
+        terms, (sums, new) = self.game.generator_loss(variables, batch, key, step, train=train)
+        return terms, ({"pictures": self._work(batch), **sums}, new)
 
     def eval_step(
         self, variables: state.Variables, batch: Batch
@@ -442,33 +296,6 @@ def _forms(config: Any) -> dict[str, Any]:
     return found
 
 
-def _training(batch: Batch, key: Any, number: int) -> sides.Training:
-    """For one network's pass in a step."""
-    keys = parallel.row_keys(jax.random.fold_in(key, 3 + number), batch["row"])
-    return sides.Training(batch["mask"], keys)
-
-
-def _judgements(
-    game: losses.Adversarial, told: Mapping[str, jax.Array], mask: jax.Array
-) -> tuple[dict[str, metrics.Term], Metrics]:
-    """The discriminator's terms, and how often it takes pictures for real.
-
-    Where the game is relative, for more real than the row's real one.
-    """
-    against = told["real"] if game.relative else jnp.zeros_like(told["real"])
-    share = _WEIGHT_OF_WRONG if "wrong" in told else 1.0
-    terms, sums = {}, {}
-    for name, logits in told.items():
-        if name == "real" and game.relative:
-            continue
-        above = logits - against
-        lost = (game.real if name == "real" else game.fake)(above)
-        weight = 1.0 if name == "real" else share
-        terms[f"{name}_loss"] = metrics.Term(*metrics.ratio(lost, mask), weight)
-        sums[f"believed_{name}"] = metrics.ratio(above > 0, mask)
-    return terms, sums
-
-
 def make_task(config: Any, workdir: pathlib.Path) -> paired.PairedTask:
     """The task of a config. Settings that cannot be are said; no data are opened."""
     model.check(config)
@@ -501,7 +328,9 @@ def close(task: paired.PairedTask, workdir: pathlib.Path, reports: Mapping[str, 
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
     if isinstance(task, GanTask):
         kind = task.config.voice.kind
-        given = {"class": f" --voice={task.classes[0]}", "none": ""}.get(kind, " --voice=a.wav")
+        given = {"class": f" --voice={shlex.quote(task.classes[0])}", "none": ""}.get(
+            kind, " --voice=a.wav"
+        )
         given += " --out=grid.png"
         if task.direction.made == directions.VOICE:
             given = " --face=face.jpg --out=voice.wav"

@@ -47,6 +47,34 @@ def test_two_devices_equal_one(tmp_path, kind):
         assert said[name] == pytest.approx(said_two[name], rel=2e-3, abs=1e-5), name
 
 
+def test_a_step_in_bfloat16_is_near_one_in_float32(tmp_path):
+    """Convolutions, penalties and their gradients; parameters and moments stay float32."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        changes = {**toy.PLAIN, "dtype": dtype, "loss.r1_every": 1, "loss.r2": 0.2}
+        task = toy.make_task(tmp_path / dtype, changes)
+        state, sums = toy.trained(task, 2)  # the first one has a rate of 0
+        found[dtype] = state, metrics.finalize(sums)
+    (exact, wanted), (state, said) = found.values()
+    for tree in (state.params, state.ema, state.opt_state):
+        kinds = {x.dtype for x in jax.tree.leaves(tree) if np.issubdtype(x.dtype, np.inexact)}
+        assert kinds <= {np.dtype(np.float32)}
+    assert set(said) == set(wanted)
+    for name in (name for name in wanted if "loss" in name or name in ("r1", "r2")):
+        # Factors of 8 bits, a 256th apart; sums of many of them are nearer.
+        assert said[name] == pytest.approx(wanted[name], rel=0.01), name
+    assert said["fake_loss"] != wanted["fake_loss"]
+    start = jax.device_get(jax.jit(task.init)(jax.random.key(0)))["params"]
+    moved = jax.tree.map(lambda new, old: new - old, state.params, start)
+    right = jax.tree.map(lambda new, old: new - old, exact.params, start)
+    for side in ("generator", "discriminator"):
+        one, other = (
+            np.concatenate([x.ravel() for x in jax.tree.leaves(tree[side])])
+            for tree in (moved, right)
+        )
+        assert one @ other > 0.99 * np.linalg.norm(one) * np.linalg.norm(other), side
+
+
 FAST = {"optimizer.learning_rate": 4e-3, "discriminator_optimizer.learning_rate": 4e-3}
 
 

@@ -250,6 +250,20 @@ def test_folders_of_faces_that_are_none_are_said(tmp_path):
     assert portraits.read_names(str(table)) == {"id00012": "n000012"}
 
 
+def test_of_two_speakers_with_one_folder_the_other_is_named(tmp_path, caplog):
+    root, table = tmp_path / "data", tmp_path / "names.csv"
+    layouts.asariri(root)
+    (root / "images_c_32x32" / "bob").rename(root / "images_c_32x32" / "Bob_Dole")
+    table.write_text("id,name\neve,Bob_Dole\nbob,Bob_Dole\n")
+    task = asariri(tmp_path, faces__names=str(table), data__split_by="recording")
+    assert set(task.parts["train"].speakers) == set(toy.NAMES) - {"bob"}
+    said = "names.csv, line 3: eve and bob are given one folder, Bob_Dole: it is that of eve alone."
+    assert said in caplog.text
+    assert "1 people without a face are left out: bob" in caplog.text
+    flat = task.parts.faces("train")("eve", 0)[20].mean(0)  # not those of the folder eve
+    assert np.abs(flat - toy.colour(1)).max() < 5
+
+
 def test_an_epoch_has_each_picture_of_a_class_once_and_digits_are_not_mirrored(tmp_path, caplog):
     held = layouts.mnist(tmp_path / "m")
     given = {"data__kind": "none", "data__eval": ("test",), "data__batch_rows": 8}

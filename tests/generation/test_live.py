@@ -154,6 +154,14 @@ def test_what_cannot_be_heard_or_written_is_one_message(call, tmp_path, monkeypa
     assert "--workdir and --out are needed" in found
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
+def test_a_seed_that_would_be_another_is_refused(seed, tmp_path):
+    options = f"--workdir={tmp_path}", f"--out={tmp_path / 'a.png'}", f"--seed={seed}"
+    for command, given in (("sample", "--voice"), ("live", "--input")):
+        said = commands.message(f"generation.{command}", *options, f"{given}=a.wav")
+        assert f"--seed={seed} is not from 0 to 4294967295." in said
+
+
 def test_without_devices_it_says_so(call, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     found = commands.message("generation.live", "--list")

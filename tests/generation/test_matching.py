@@ -100,13 +100,18 @@ def test_the_report_has_the_ceiling_and_chance_beside_the_figures():
     assert "match_10" not in found.scalars
     expected = (found.scalars["match_2"] - 0.5) / 0.5
     assert found.scalars["share_of_ceiling"] == pytest.approx(expected)
-    made, real, share, cosine, varied, sets = found.lines
+    made, real, control, share, joint, cosine, varied, sets = found.lines
     assert made.startswith("dev voice to made face: 6 people, %: 1:2 80.0 (")
     assert "chance 50.0), 1:5" in made
     assert "R@1 66.7 (" in made
     assert "chance 16.7), R@5" in made
     assert "real faces: 6 people, %: 1:2 100.0 (100.0 to 100.0, chance 50.0)" in real
+    # Of six people each voice has five faces of others, one of which it is given.
+    assert control.startswith("dev control, made faces of other people: 6 people, %: 1:2 ")
+    assert "chance 50.0), 1:5" in control
+    assert "chance 20.0), R@5 100.0 (100.0 to 100.0, chance 100.0)" in control
     assert "60 % of the ceiling" in share
+    assert joint == "dev: joint distances of voices and faces take 8 people."
     assert found.scalars["cosine"] == pytest.approx(4 / 6)
     assert "person's 0.667, another's 0.067; 0.600 more" in cosine
     # Real ones are 2 sqrt 2 apart, those of a voice 2, those of different voices sqrt 2.
@@ -124,18 +129,73 @@ def test_a_gender_is_matched_within_itself():
     assert found.scalars["same_gender_match_2"] == pytest.approx((2 * 0.5 + 3) / 5)
     assert found.scalars["real_same_gender_match_2"] == 1
     assert "same_gender_recall_1" not in found.scalars
-    made, real = (line for line in found.lines if "same gender" in line)
+    made, real, control = (line for line in found.lines if "same gender" in line)
     assert made.startswith("dev voice to made face, same gender (2 f, 3 m): 5 people, %: 1:2 80.0")
     assert real.startswith("dev ceiling, same gender: 5 people, %: 1:2 100.0")
+    # There are no two others of the first gender to be told apart.
+    assert control.startswith("dev control, made faces of other people, same gender: 3 people")
     alone = judging.report("dev", outputs(6, 2), ["f", "m", "", "", "", ""])
     assert not any("same gender" in line for line in alone.lines)
+
+
+def test_everybody_is_given_somebody_else_of_the_same_group():
+    groups = np.array(list("abbcaacbbbaaa"))
+    order = matching.deranged(groups)
+    assert sorted(order) == list(range(len(groups)))
+    assert (order != np.arange(len(groups))).all()
+    np.testing.assert_array_equal(groups[order], groups)
+    np.testing.assert_array_equal(order, matching.deranged(groups))
+    assert matching.deranged(np.array([0, 1, 0]))[1] == 1
+
+
+@pytest.mark.parametrize("groups", [None, ["f", "m"] * 100])
+def test_faces_of_other_people_are_at_chance(groups):
+    """However well faces fit their own voices."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(200, 4))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    own = judging.matched([vectors], [vectors], groups)
+    other = judging.matched([vectors], [vectors], groups, shuffled=True)
+    assert set(own.values) == set(other.values)
+    for name, values in other.values.items():
+        assert own.values[name].mean() == 1
+        low, high = matching.interval(values)
+        assert low <= other.chance[name] <= high < 0.6, name
+    if groups is None:
+        assert other.chance["recall_10"] == 10 / 199
+
+
+def test_a_control_needs_two_faces_to_choose_from():
+    """The face that is a voice's own is in no gallery of it."""
+    three = judging.matched([np.eye(3)], [np.eye(3)], shuffled=True)
+    assert three.values["match_2"] == pytest.approx(np.full(3, 0.5))  # both are equal
+    assert judging.matched([np.eye(2)], [np.eye(2)], shuffled=True).values == {}
+
+
+@pytest.mark.parametrize("way", ["faces", "voices"])
+def test_both_ways_are_measured_as_pairs(way):
+    """Everybody has a direction in the plane."""
+    batches, none = outputs(24, 2), [""] * 24
+    for batch in batches:
+        angles = 2 * np.pi * batch["person"] / 24
+        unit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        batch |= dict.fromkeys(("voice", "face", "made", "real"), unit)
+    if way == "faces":
+        found, title = judging.report("dev", batches, none), "voices and faces (2 + 2)"
+    else:
+        found, title = judging.report_of_voices("dev", batches, none), "faces and voices (2 + 2)"
+    assert sum(title in line for line in found.lines) == 1
+    for kind in ("frechet", "kernel"):
+        own, shuffled = (found.scalars[f"{name}joint_{kind}"] for name in ("", "shuffled_"))
+        assert found.scalars[f"real_joint_{kind}"] == pytest.approx(own)
+        assert shuffled > own + 0.1, kind
 
 
 def test_a_judge_at_chance_says_nothing():
     batches = [{**batch, "real": batch["made"][::-1]} for batch in outputs(6, 2)]
     found = judging.report("dev", batches, [""] * 6)
     assert "share_of_ceiling" not in found.scalars
-    assert "not above chance on real faces" in found.lines[2]
+    assert "not above chance on real faces" in found.lines[3]
 
 
 def test_a_judge_to_whom_all_faces_are_the_same_measures_none():

@@ -129,7 +129,9 @@ def test_matching_and_error_rates_of_known_answers():
     assert (said["face_match_2"], said["face_moved"], said["real_match_2"]) == (1, 1, 1)
     assert (said["natural_moved"], said["face_same_gender_match_2"]) == (0, 1)
     assert said["natural_match_2"] == pytest.approx(1 / 3)  # tied with two of three, below one
-    assert any("control" in line for line in found.lines)
+    assert any("control, the source as it was" in line for line in found.lines)
+    assert said["shuffled_face_match_2"] == 0.5
+    assert any("control, re-voiced by others' faces" in line for line in found.lines)
     batch |= {"words": np.array([2, 0, 4, 4])}
     batch |= {f"wrong_{name}": np.array([1, 9, 0, 1]) for name in revoicing.SIGNALS}
     rates, (line,) = revoicing.error_rates("dev", [batch])
@@ -177,7 +179,9 @@ def evaluated(task, variables):
 
 
 class Ears:
-    """Judges by the strength of four bands, and hears one word too many."""
+    """Judges by the strength of bands."""
+
+    people = ("bob", "zoe")  # of whom it has learned
 
     def hear(self, audio):
         power = np.abs(np.fft.rfft(audio, axis=1))[:, 200:2600]
@@ -223,6 +227,10 @@ def test_reports_have_sounds_and_figures(task):
     finally:
         del vars(task)["judge"]
     assert {"face_match_2", "natural_moved", "real_match_2"} <= set(report.scalars)
+    assert report.lines[-1] == (
+        "dev: not figures of unseen people: the judge has learned from 1 of these 6 (bob, ...), "
+        "the network has learned from 6 of these 6 (ann, ...)."
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The GAN's task: it learns, devices, what is averaged and shown, checkpoints that do not fit."""
 
 import functools
+import shlex
 import types
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from common import errors, evaluation, metrics, parallel
 from generation import images, voice
+from generation import task as generation_task
 from tests.generation import people as toy
 from tests.generation import test_matching as matched
 
@@ -131,6 +133,15 @@ def test_a_checkpoint_of_another_resolution_is_refused(tmp_path):
         ({"discriminator_updates": 0}, "discriminator_updates=0: 1 at least"),
         ({"samples.faces": 0}, "samples.faces=0: 1 at least"),
         ({"data.crop_seconds": 0.0}, "crop_seconds=0 has to be positive"),
+        ({"features.num_mels": 0}, r"features\.num_mels=0: 1 at least"),
+        ({"features.hop_ms": 0.0}, r"features\.hop_ms=0 has to be positive"),
+        ({"features.window_ms": -1.0}, r"features\.window_ms=-1 has to be positive"),
+        ({"model.matcher.temperature": 0.0}, r"model\.matcher\.temperature=0 has to be positive"),
+        ({"loss.r1": -0.1}, r"loss\.r1=-0\.1 has to be 0 or more"),
+        ({"loss.r2": float("nan")}, r"loss\.r2=nan has to be 0"),
+        ({"loss.identity": -1.0}, r"loss\.identity=-1 has to be 0"),
+        ({"loss.contrast": -1.0}, r"loss\.contrast=-1 has to be 0"),
+        ({"loss.began_rate": -1.0}, r"loss\.began_rate=-1 has to be 0"),
         ({"voice.crop_frames": (800, 300)}, r"crop_frames=\(800, 300\): the fewest and the most"),
         ({"voice.crop_frames": (50,)}, r"crop_frames=\(50,\): the fewest and the most"),
         ({"model.kind": "matcher", "picture.size": -8}, "a matcher takes multiples of 8"),
@@ -153,6 +164,14 @@ def test_figures_of_people_who_were_learned_from_are_said_to_be_such(tmp_path):
         found = [line for line in lines if "has learned from" in line]
         assert len(found) == bool(said)
         assert all(said in line for line in found)
+
+
+def test_the_last_words_can_be_typed_as_they_are(tmp_path, capsys):
+    task = toy.make_task(tmp_path, {"voice.kind": "class"})
+    vars(task).update(classes=("big cat", "dog"))
+    generation_task.close(task, tmp_path, {})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "Next: " in line]
+    assert "--voice=big cat" in shlex.split(line)
 
 
 def test_a_batch_that_updates_cannot_share_is_said(tmp_path):
