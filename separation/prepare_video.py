@@ -16,8 +16,9 @@ known, id (or clip), speaker, gender, text and split. DIR gets
 pip install 'opencv-python-headless>=4.14,<5'), or are those of --faces, a table of another tool
 (common/video/face_tables.py). A person who leaves the picture or a cut ends a track; each track of
 --min_seconds is a record. Where several are in view (column `others`) nobody knows from the
-pictures alone whose voice it is; `motion`, the grey levels by which the middle of the mouth's crop
-changes from picture to picture, is near 0 for closed lips and for a frozen picture.
+pictures alone whose voice it is, so that trainings leave them out
+(config.data.several_in_view=True takes them); `motion`, the grey levels by which the middle of the
+mouth's crop changes from picture to picture, is near 0 for closed lips and for a frozen picture.
 """
 
 import collections
@@ -321,6 +322,11 @@ def run(args: Any) -> bool:
     used = sum(bool(one["people"]) for one in made)
     hours = sum(row["duration"] for row in rows) / 3600
     print(f"{len(rows)} people in {used} of {len(films)} films, {hours:.3g} hours.")
+    if several := sum(row["others"] > 0 for row in rows):
+        print(
+            f"{several} of them are in view together with others: trainings leave them out "
+            "(config.data.several_in_view)."
+        )
     if said := warning(rows):
         print(said)
     if rejected:

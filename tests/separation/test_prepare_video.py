@@ -77,7 +77,11 @@ def test_crops_are_the_mouths_that_were_drawn_and_are_read_back(tmp_path, run):
     said = run(film, "--faces", csv, "--out", out, "--jobs", 2)
     assert "2 people in 1 of 1 films" in said
     assert (out / "sheet-01.png").is_file()
+    assert "2 of them are in view together with others: trainings leave them out" in said
+    with pytest.raises(records.DataError, match="nobody is alone in view"):
+        prepared_films.PreparedFilms(out, alone=True)
     source = prepared_films.PreparedFilms(out)
+    assert source.together == 2
     assert [record["id"] for record in source] == ["pair~1", "pair~2"]
     for record, mouth in zip(source, (one, two)):
         video = record["video"]
