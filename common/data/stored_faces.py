@@ -35,21 +35,26 @@ def _h5py() -> Any:
 
 
 class MouthWriter:
-    """Writes mouths picture by picture, as VisualVoice has them: HDF5, `data` uint8[n, 96, 96]."""
+    """Writes mouths picture by picture, as VisualVoice has them: HDF5, `data` uint8[n, 96, 96].
+
+    The file is open while a second of pictures is written, and closed between: however many people
+    a film has, the system's limit of open files is not met.
+    """
 
     def __init__(self, path: pathlib.Path) -> None:
-        self._file = _h5py().File(path, "w")
+        self._path = path
         shape = (MOUTH_SIZE, MOUTH_SIZE)
-        self._data = self._file.create_dataset(
-            "data",
-            (0, *shape),
-            np.uint8,
-            maxshape=(None, *shape),
-            chunks=(_BLOCK, *shape),
-            compression="gzip",
-            compression_opts=4,
-            shuffle=False,
-        )
+        with _h5py().File(path, "w") as file:
+            file.create_dataset(
+                "data",
+                (0, *shape),
+                np.uint8,
+                maxshape=(None, *shape),
+                chunks=(_BLOCK, *shape),
+                compression="gzip",
+                compression_opts=4,
+                shuffle=False,
+            )
         self._waiting: list[np.ndarray] = []
 
     def __enter__(self) -> "MouthWriter":
@@ -57,20 +62,22 @@ class MouthWriter:
 
     def __exit__(self, *error: object) -> None:
         if error[0] is None:
-            self._flush()
-        self._file.close()
+            self.flush()
 
     def add(self, mouth: UInt8[np.ndarray, "96 96"]) -> None:
         """The next picture."""
         self._waiting.append(mouth)
         if len(self._waiting) == _BLOCK:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Writes what waits, which is less than a second."""
         if self._waiting:
-            count = len(self._data)
-            self._data.resize(count + len(self._waiting), axis=0)
-            self._data[count:] = np.stack(self._waiting)
+            with _h5py().File(self._path, "r+") as file:
+                data = file["data"]
+                count = len(data)
+                data.resize(count + len(self._waiting), axis=0)
+                data[count:] = np.stack(self._waiting)
             self._waiting = []
 
 

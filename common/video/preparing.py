@@ -188,11 +188,20 @@ def _write(
     portraits: list[dict[int, np.ndarray]] = [{} for _ in kept]
     before: list[np.ndarray | None] = [None for _ in kept]
     moved = [0.0 for _ in kept]
+    shown = [len(some) for some in wanted]
     with contextlib.ExitStack() as stack:
-        writers = []
+        writers, strips = [], []
         for own in names:
             temporary = stack.enter_context(files.replacing(out / "mouths" / f"{own}.h5"))
             writers.append(stack.enter_context(stored_faces.MouthWriter(temporary)))
+            strips.append(stack.enter_context(files.replacing(out / "faces" / f"{own}.png")))
+
+        def end(t: int) -> None:
+            """A film may have thousands of tracks: nothing of one that has ended is kept."""
+            writers[t].flush()
+            some, portraits[t] = portraits[t], {}
+            stored_faces.write_portraits(strips[t], np.stack([some[p] for p in sorted(some)]))
+
         for picture in frames.pictures(film, zero):
             k = picture.number
             here = [t for t, track in enumerate(kept) if track.first <= k < track.last]
@@ -207,9 +216,8 @@ def _write(
                 before[t] = middle
                 if place in wanted[t]:
                     portraits[t][place] = crops.as_array(faces[t].cut(image, place))
-        for own, some in zip(names, portraits):
-            found = np.stack([some[place] for place in sorted(some)])
-            stored_faces.write_portraits(out / "faces" / f"{own}.png", found)
+                if k + 1 == kept[t].last:
+                    end(t)
     rows = []
     for t, (own, track) in enumerate(zip(names, kept)):
         start = track.first * _SAMPLES
@@ -220,7 +228,7 @@ def _write(
                 "audio": f"audio/{name}.flac",
                 "mouth": f"mouths/{own}.h5",
                 "face": f"faces/{own}.png",
-                "portraits": len(portraits[t]),
+                "portraits": shown[t],
                 "offset": start / SAMPLE_RATE_HZ,
                 "duration": (min(track.last * _SAMPLES, samples) - start) / SAMPLE_RATE_HZ,
                 "frames": len(track),
