@@ -45,6 +45,7 @@ from common.video import face_tables, finding, frames, listing, preparing, sheet
 log = logging.getLogger(__name__)
 
 _VERSION = 2  # raise it whenever the same film gives other files
+_TABLES = 2  # or this one, where it does so by the same table of faces
 _COLUMNS = (
     *("id", "audio", "offset", "duration", "mouth", "face", "portraits", "frames"),
     *(*listing.KNOWN, "film", "person", "others", "found", "held", "motion", "face_px"),
@@ -123,7 +124,7 @@ def _identity(args: Any, settings: preparing.Settings) -> dict[str, Any]:
     finder: dict[str, Any] = {"finder": "haar", "every": args.every, "least": args.min_face}
     if args.faces is not None:
         path = pathlib.Path(args.faces).expanduser()
-        finder = {"finder": str(path.absolute())}
+        finder = {"finder": str(path.absolute()), "tables": _TABLES}
     return {"version": _VERSION, **finder, **dataclasses.asdict(settings)}
 
 

@@ -182,7 +182,7 @@ def every_frame(path: str | os.PathLike) -> Iterator[tuple[Any, int, float]]:
             raise FilmError(path, "odd codec (of the pictures)")
         stream.codec_context.thread_count = 1  # several films are read at once
         # What a frame lasts where the container does not say when it is shown.
-        step = 1 / float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
+        step = 1 / _rate(stream)
         packets = lost = index = 0
         first = time = None
         for packet in container.demux(stream):
@@ -207,6 +207,19 @@ def every_frame(path: str | os.PathLike) -> Iterator[tuple[Any, int, float]]:
             there -= first or 0.0
         if index and stated - there > max(_CUT_OFF_SECONDS, _CUT_OFF_SHARE * stated):
             raise FilmError(path, f"cut off ({there:.2f} of {stated:.2f} s decode)")
+
+
+def rate(path: str | os.PathLike) -> float:
+    """The frames a second of a film, on the average. Raises FilmError."""
+    with _opened(path) as container:
+        stream = moving(container)
+        if stream is None:
+            raise FilmError(path, "no picture (it holds sound only)")
+        return _rate(stream)
+
+
+def _rate(stream: Any) -> float:
+    return float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
 
 
 def _is_cover(stream: Any) -> bool:

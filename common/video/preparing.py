@@ -136,7 +136,7 @@ def _sharpness(image: PIL.Image.Image, face: finding.Face) -> float:
 
 
 def _choose(
-    tracks: Sequence[tracking.Track], every: int, settings: Settings
+    tracks: Sequence[tracking.Track], every: float | int, settings: Settings
 ) -> tuple[list[tracking.Track], list[Refused]]:
     """The tracks that are used, and why others are not."""
     kept, refused = [], []
@@ -160,11 +160,11 @@ def _choose(
     return kept, refused
 
 
-def _steady(track: tracking.Track, every: int, settings: Settings) -> bool:
+def _steady(track: tracking.Track, every: float | int, settings: Settings) -> bool:
     return _share_seen(track, every) >= settings.seen
 
 
-def _share_seen(track: tracking.Track, every: int) -> float:
+def _share_seen(track: tracking.Track, every: float | int) -> float:
     """Of the pictures that the finder was asked about: one in `every`."""
     return min(1.0, float(track.seen.sum()) * every / max(1, len(track)))
 
@@ -177,7 +177,7 @@ def _write(
     seen: _Seen,
     kept: Sequence[tracking.Track],
     samples: int,
-    every: int,
+    every: float | int,
     settings: Settings,
 ) -> list[dict[str, Any]]:
     """Cuts the mouths and portraits of some tracks; a row for each."""
