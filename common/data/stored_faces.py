@@ -10,6 +10,7 @@ import pathlib
 import threading
 import zipfile
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -192,10 +193,24 @@ class Portraits:
         return self.count
 
     def __getitem__(self, key: Any) -> UInt8[np.ndarray, "..."]:
-        return np.asarray(self)[key]
+        """Of a film the portraits that are asked for alone are decoded."""
+        first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
+        if first is Ellipsis or self._is_strip:
+            return np.asarray(self)[key]
+        places = np.arange(self.count)[first]  # as an array takes them
+        shape = (FACE_SIZE, FACE_SIZE, 3)
+        found = np.empty((0, *shape), np.uint8)
+        if places.size:
+            found = spread_frames(self.path, self.count, places.ravel().tolist())
+        found = found.reshape(*places.shape, *shape)
+        return found[(*(slice(None),) * places.ndim, *rest)]
+
+    @property
+    def _is_strip(self) -> bool:
+        return self.path.lower().endswith(".png")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if not self.path.lower().endswith(".png"):
+        if not self._is_strip:
             return np.asarray(spread_frames(self.path, self.count), dtype)
         with PIL.Image.open(self.path) as image:
             strip = np.asarray(image.convert("RGB"))
@@ -205,15 +220,18 @@ class Portraits:
         return np.asarray(np.stack(np.split(strip, self.count, axis=1)), dtype)
 
 
-def spread_frames(path: str | os.PathLike, count: int) -> UInt8[np.ndarray, "k 224 224 3"]:
-    """Pictures in the middles of `count` equal parts of a film, each scaled to 224 x 224.
+def spread_frames(
+    path: str | os.PathLike, count: int, parts: Sequence[int] | None = None
+) -> UInt8[np.ndarray, "k 224 224 3"]:
+    """Pictures in the middles of `count` equal parts of a film, or of some of these `parts`, each
+    scaled to 224 x 224.
 
     Seeks, so that a long film costs no more than a short one. Raises OSError.
     """
     from common.video import frames
 
     try:
-        images = frames.spread(path, count)
+        images = frames.spread(path, count, range(count) if parts is None else parts)
     except frames.FilmError as error:
         raise OSError(str(error)) from error
     size = (FACE_SIZE, FACE_SIZE)

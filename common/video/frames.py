@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -251,8 +251,8 @@ def _decoded(packet: Any) -> list[Any] | None:
         return None
 
 
-def spread(path: str | os.PathLike, count: int) -> list[PIL.Image.Image]:
-    """The pictures in the middles of `count` equal parts of a film, found by seeking.
+def spread(path: str | os.PathLike, count: int, parts: Sequence[int]) -> list[PIL.Image.Image]:
+    """The pictures in the middles of some of `count` equal parts of a film, found by seeking.
 
     Raises FilmError.
     """
@@ -264,7 +264,7 @@ def spread(path: str | os.PathLike, count: int) -> list[PIL.Image.Image]:
         first = float((stream.start_time or 0) * stream.time_base)
         seconds = _stated_seconds(container, stream) or (container.duration or 0) / 1_000_000
         found = []
-        for part in range(count):
+        for part in parts:
             wanted = first + seconds * (2 * part + 1) / (2 * count)
             container.seek(int(wanted / stream.time_base), stream=stream)
             latest = None
