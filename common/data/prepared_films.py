@@ -38,7 +38,7 @@ class PreparedFilms:
         rows = manifest.read_manifest(path, where=where, keep=_OWN, keep_if_there=(_OTHERS,))
         self._root = str(path.parent)
         self.name = rows.name
-        several = [others not in ("", "0") for others in rows.column(_OTHERS)]
+        several = [others not in ("", "0", "0.0") for others in rows.column(_OTHERS)]
         self.together = sum(several)
         if alone and self.together == len(rows):
             raise records.DataError(

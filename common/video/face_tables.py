@@ -51,7 +51,7 @@ _NEAR_SECONDS = 0.0205  # half a picture of 25 a second
 class FaceTable:
     """The faces of one film as a table says, a `finding.Finder`.
 
-    Lines are at times, or at frames of the film, which has `rate_hz` of them a second.
+    Lines are at times, or at frames; the film has `rate_hz` frames a second.
     """
 
     step = 1
@@ -62,11 +62,6 @@ class FaceTable:
         self._times: np.ndarray | None = None
         self._asked = -1  # the frame of the picture before
 
-    @property
-    def by_time(self) -> bool:
-        """Whether lines are at times."""
-        return self._by_time
-
     def at_rate(self, rate_hz: float) -> "FaceTable":
         """The same faces, to be asked for in a film of so many frames a second."""
         found = FaceTable(self._by_time, rate_hz)
@@ -75,13 +70,16 @@ class FaceTable:
 
     @property
     def every(self) -> float:
-        """The pictures, 25 a second, from one line to the next, as a rule: some tools look at
-        every eighth."""
+        """The pictures from one line to the next, as a rule: some tools look at every eighth.
+
+        There are 25 a second, but those of a frame that is held, as in films of fewer, count once:
+        its line is found in all of them.
+        """
         if len(self._faces) < 2:
             return 1.0
         apart = float(np.median(np.diff(sorted(self._faces))))
         seconds = apart if self._by_time else apart / self._rate_hz
-        return max(1.0, seconds * FRAMES_PER_SECOND)
+        return max(1.0, seconds * min(self._rate_hz, FRAMES_PER_SECOND))
 
     def __len__(self) -> int:
         return sum(map(len, self._faces.values()))
@@ -140,7 +138,7 @@ class FaceTables:
         names = ["/".join(parts[k:]) for k in range(len(parts))]
         table = next((found[name] for name in names if name in found), None)
         table = table or found.get("") or FaceTable(False)
-        if table.by_time or not len(table):
+        if not len(table):
             return table
         with contextlib.suppress(frames.FilmError):  # it is said when the film is looked at
             return table.at_rate(frames.rate(film))

@@ -123,7 +123,7 @@ def _look(film: str | os.PathLike, zero: float, finder: finding.Finder) -> _Seen
         looked = number
         faces = finder.find(picture)
         tracker.add(number, faces)
-        if faces and (every > 1 or number % _JUDGED == 0):
+        if faces and (every >= 2 or number % _JUDGED == 0):
             image = picture.rgb()
             sharp[number] = [(face, _sharpness(image, face)) for face in faces]
     return _Seen(tracker.finish(number + 1), np.array(held, bool), sharp, number + 1)
@@ -190,7 +190,7 @@ def _write(
     moved = [0.0 for _ in kept]
     shown = [len(some) for some in wanted]
     with contextlib.ExitStack() as stack:
-        writers, strips = [], []
+        writers, strips, ended = [], [], set()
         for own in names:
             temporary = stack.enter_context(files.replacing(out / "mouths" / f"{own}.h5"))
             writers.append(stack.enter_context(stored_faces.MouthWriter(temporary)))
@@ -198,6 +198,7 @@ def _write(
 
         def end(t: int) -> None:
             """A film may have thousands of tracks: nothing of one that has ended is kept."""
+            ended.add(t)
             writers[t].flush()
             some, portraits[t] = portraits[t], {}
             stored_faces.write_portraits(strips[t], np.stack([some[p] for p in sorted(some)]))
@@ -218,6 +219,8 @@ def _write(
                     portraits[t][place] = crops.as_array(faces[t].cut(image, place))
                 if k + 1 == kept[t].last:
                     end(t)
+        for t in set(range(len(kept))) - ended:  # the film was longer when it was looked at
+            end(t)
     rows = []
     for t, (own, track) in enumerate(zip(names, kept)):
         start = track.first * _SAMPLES
