@@ -36,7 +36,7 @@ _STAGES = {
     "finding faces": ("finding.py", ("find",)),
     "sound to FLAC": ("io.py", ("convert_to_flac",)),
     "cutting mouths, portraits": ("crops.py", ("cut", "intruded", "mouth_views", "face_views")),
-    "storing mouths": ("stored_faces.py", ("_flush",)),
+    "storing mouths": ("stored_faces.py", ("flush",)),
     "loading the network": ("trained.py", ("load",)),
     "network": ("watching.py", ("_window",)),
     "copying into MP4": ("muxing.py", ("with_sound",)),

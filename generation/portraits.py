@@ -106,7 +106,7 @@ class FilmFaces:
         position, portrait = self.places[person][number]
         record = self.source[position]
         try:
-            return np.asarray(record["face"])[portrait]
+            return np.asarray(record["face"][portrait])
         except OSError as error:
             raise images.ImageError(record["id"], f"its portraits cannot be read ({error}).") from (
                 error

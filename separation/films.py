@@ -86,10 +86,10 @@ class Films:
         faces = record.get("face")
         if faces is None:
             return found, there
-        faces = _checked(record["id"], "face", np.asarray(faces), FACE)
-        if rng is not None:
-            faces = faces[rng.permutation(len(faces))]
-        faces = faces[: self.pictures]
+        if not isinstance(faces, stored_faces.Portraits):  # which decode those that are asked for
+            faces = np.asarray(faces)
+        order = np.arange(len(faces)) if rng is None else rng.permutation(len(faces))
+        faces = _checked(record["id"], "face", faces[order[: self.pictures]], FACE)
         found[: len(faces)], there[: len(faces)] = faces, True
         return found, there
 

@@ -16,8 +16,9 @@ known, id (or clip), speaker, gender, text and split. DIR gets
 pip install 'opencv-python-headless>=4.14,<5'), or are those of --faces, a table of another tool
 (common/video/face_tables.py). A person who leaves the picture or a cut ends a track; each track of
 --min_seconds is a record. Where several are in view (column `others`) nobody knows from the
-pictures alone whose voice it is; `motion`, the grey levels by which the middle of the mouth's crop
-changes from picture to picture, is near 0 for closed lips and for a frozen picture.
+pictures alone whose voice it is, so that trainings leave them out
+(config.data.several_in_view=True takes them); `motion`, the grey levels by which the middle of the
+mouth's crop changes from picture to picture, is near 0 for closed lips and for a frozen picture.
 """
 
 import collections
@@ -44,6 +45,7 @@ from common.video import face_tables, finding, frames, listing, preparing, sheet
 log = logging.getLogger(__name__)
 
 _VERSION = 2  # raise it whenever the same film gives other files
+_TABLES = 2  # or this one, where it does so by the same table of faces
 _COLUMNS = (
     *("id", "audio", "offset", "duration", "mouth", "face", "portraits", "frames"),
     *(*listing.KNOWN, "film", "person", "others", "found", "held", "motion", "face_px"),
@@ -122,7 +124,7 @@ def _identity(args: Any, settings: preparing.Settings) -> dict[str, Any]:
     finder: dict[str, Any] = {"finder": "haar", "every": args.every, "least": args.min_face}
     if args.faces is not None:
         path = pathlib.Path(args.faces).expanduser()
-        finder = {"finder": str(path.absolute())}
+        finder = {"finder": str(path.absolute()), "tables": _TABLES}
     return {"version": _VERSION, **finder, **dataclasses.asdict(settings)}
 
 
@@ -321,6 +323,11 @@ def run(args: Any) -> bool:
     used = sum(bool(one["people"]) for one in made)
     hours = sum(row["duration"] for row in rows) / 3600
     print(f"{len(rows)} people in {used} of {len(films)} films, {hours:.3g} hours.")
+    if several := sum(row["others"] > 0 for row in rows):
+        print(
+            f"{several} of them are in view together with others: trainings leave them out "
+            "(config.data.several_in_view)."
+        )
     if said := warning(rows):
         print(said)
     if rejected:

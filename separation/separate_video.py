@@ -14,8 +14,8 @@ DIR gets, for every person of each film,
     audio/, mouths/, faces/       what was heard and seen, as separation.prepare_video leaves it
 
 Films of any length in constant memory, and any number of people (a network with context: two). A
-person who leaves the picture and comes back is another one. Films that cannot be used are named,
-the others go on, and the exit code is 1.
+person who leaves the picture and comes back is another one. Films that cannot be used, or in whose
+place in DIR an output would come, are named, the others go on, and the exit code is 1.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ import soundfile
 from common import app, errors, files, trained
 from common.audio import io
 from common.data import records, stored_faces
-from common.video import frames, listing, muxing, sheet
+from common.video import frames, listing, muxing, preparing, sheet
 from separation import films, prepare_video, task, watching
 
 _PAGES = 20  # of contact sheets
@@ -58,23 +58,19 @@ def separate(
     """Writes everybody's voice, a WAV of floats as long as the sound; all of them or none."""
     with soundfile.SoundFile(sound_path) as sound, contextlib.ExitStack() as stack:
         rate = sound.samplerate
-        if rate != watcher.sample_rate_hz:
-            raise errors.UserError(
-                f"The network is of {watcher.sample_rate_hz} Hz, and films are prepared at {rate}."
-            )
 
         def read(start: int, count: int) -> np.ndarray:
             sound.seek(start)
             return sound.read(count, dtype="float32")
 
         temporary = [stack.enter_context(files.replacing(path)) for path in paths]
-        with contextlib.ExitStack() as opened:
-            voices = [
-                opened.enter_context(soundfile.SoundFile(path, "w", rate, 1, "FLOAT", format="WAV"))
-                for path in temporary
-            ]
-            for piece in watcher.voices(read, len(sound), people):
-                for voice, audio in zip(voices, piece):
+        for path in temporary:
+            soundfile.SoundFile(path, "w", rate, 1, "FLOAT", format="WAV").close()
+        for piece in watcher.voices(read, len(sound), people):
+            # One file is open at a time, or a film of many shots meets the system's limit.
+            for path, audio in zip(temporary, piece, strict=True):
+                with soundfile.SoundFile(path, "r+") as voice:
+                    voice.seek(0, soundfile.SEEK_END)
                     voice.write(audio)
 
 
@@ -86,24 +82,33 @@ def run(args: Any) -> bool:
     count = len(chosen) + len(refused)
     network = trained.load(task.PACKAGE, args.workdir, step=args.checkpoint)
     watcher = watching.Watcher(network.task, network.variables)
+    if watcher.sample_rate_hz != preparing.SAMPLE_RATE_HZ:
+        raise errors.UserError(
+            f"The network of {args.workdir} is of {watcher.sample_rate_hz} Hz, and films are "
+            f"separated at {preparing.SAMPLE_RATE_HZ}: train one with "
+            f"config.data.sample_rate_hz={preparing.SAMPLE_RATE_HZ}."
+        )
     all_rows, done = [], 0
+    inputs = [film.path for film in chosen]
     with prepare_video.opened(args, out, len(chosen)) as preparer:
-        for film in chosen:
-            made = preparer(film)
-            refused += prepare_video.refused_of(film, made)
-            rows = prepare_video.rows_of(film, made)
-            if not rows:
-                continue
-            try:
-                for path in _separated(watcher, film, rows, out):
-                    print(path, flush=True)
-            except (frames.FilmError, io.AudioError, OSError, ValueError) as error:
-                reason = getattr(error, "reason", str(error))
-                refused.append(records.Rejected(film.name, film.path, reason))
-                continue
-            all_rows += rows
-            done += 1
-        prepare_video.write_rejected(out, refused)
+        try:
+            for film in chosen:
+                made = preparer(film)
+                refused += prepare_video.refused_of(film, made)
+                rows = prepare_video.rows_of(film, made)
+                if not rows:
+                    continue
+                try:
+                    for path in _separated(watcher, film, rows, out, inputs):
+                        print(path, flush=True)
+                except (frames.FilmError, io.AudioError, OSError, ValueError) as error:
+                    reason = getattr(error, "reason", str(error))
+                    refused.append(records.Rejected(film.name, film.path, reason))
+                    continue
+                all_rows += rows
+                done += 1
+        finally:  # of the films before one that ends the command, as a full disk does
+            prepare_video.write_rejected(out, refused)
         sheets = sheet.write_sheets(out, all_rows, _PAGES) if all_rows else []
     print(f"{len(all_rows)} people in {done} of {count} films.")
     if said := prepare_video.warning(all_rows):
@@ -120,16 +125,23 @@ def _separated(
     film: listing.Film,
     rows: Sequence[Mapping[str, Any]],
     out: pathlib.Path,
+    inputs: Sequence[str],
 ) -> Iterator[pathlib.Path]:
-    """Makes the voices and films of the people of a film; the paths as they are there."""
+    """Makes the voices and films of the people of a film; the paths as they are there.
+
+    Raises frames.FilmError for one that would replace one of the `inputs`.
+    """
     people = people_of(out, rows)
     try:
         watcher.check_number(len(people))
     except errors.UserError as error:
         raise frames.FilmError(film.path, f"number of people ({error})") from error
     wavs = [out / f"{person.name}.wav" for person in people]
-    for wav in wavs:  # a film in DIR itself must not be replaced by what is made of it
-        files.check_kept(wav.with_suffix(".mp4"), [film.path])
+    for wav in wavs:  # films in DIR itself must not be replaced by what is made of them
+        try:
+            files.check_kept(wav.with_suffix(".mp4"), inputs)
+        except errors.UserError as error:
+            raise frames.FilmError(film.path, f"output in the place of a film ({error})") from error
     separate(watcher, out / rows[0]["audio"], people, wavs)
     zero = frames.sound_start(film.path)
     for wav in wavs:

@@ -7,7 +7,7 @@ from typing import Any
 from common import errors, package, sections
 from common.data import splits
 from common.task import Report
-from separation import extraction, fixed, losses, mixing, model, modes
+from separation import extraction, fixed, losses, mixing, model, modes, unread
 from separation import lists as lists_lib
 from separation import settings as settings_lib
 from separation.lite import losses as lite_losses
@@ -25,7 +25,8 @@ NEXT = {
 
 
 def make_task(config: Any, workdir: pathlib.Path) -> extraction.SeparationTask:
-    """The task of a config. Settings that cannot be are said; no data are opened."""
+    """The task of a config. Settings that cannot be, or that it never reads, are said; no data are
+    opened."""
     _check_sizes(config)
     kind = KINDS.get(config.model.kind, extraction.SeparationTask)
     if kind is visualvoice_task.VisualVoiceTask:
@@ -41,6 +42,7 @@ def make_task(config: Any, workdir: pathlib.Path) -> extraction.SeparationTask:
     sections.build(mixing.MixingConfig, config.mixing)
     lists_lib.named(config.data.lists)
     modes.table(config)
+    unread.check(config, workdir)
     parts = splits.Splits(config, workdir, require_text=False)
     return kind(config, workdir, parts)
 

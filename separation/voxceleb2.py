@@ -14,7 +14,8 @@ vox2_test_aac.zip and mouth_roi_SPLIT.tar.gz, or some of them; parts need not be
 The mouths say to which split a clip belongs (of the published films those of train, val and
 seen_heard_test lie together in dev); with --split all clips go there. A clip without mouth or sound
 is left out, because the original's code opens all three of each film that it finds. The list
-names what a list SPLIT.h5 in --lists (default: DIR) names, without one every folder. Both layouts
+names what a list SPLIT.h5 in --lists (default: DIR) names (nothing, where nothing of that is
+there), without one every folder. Both layouts
 can be read here; the original's code looks for the first. A second start goes on where the first
 one ended.
 """
@@ -259,7 +260,11 @@ def write_lists(
     ids: set[str],
     film_folder: str,
 ) -> Iterator[tuple[pathlib.Path, int, list[str]]]:
-    """Writes a list for every split; (its path, how many folders it names, missing ones)."""
+    """Writes a list for every split; (its path, how many folders it names, missing ones).
+
+    One of which nothing is there is empty: without a list, or by one of before, all folders or
+    others would be taken for those that it names.
+    """
     there: dict[str, dict[str, None]] = {}
     for (speaker, video, _), split in whole:
         there.setdefault(split, {})[f"{speaker}/{video}"] = None
@@ -275,7 +280,7 @@ def write_lists(
             named = [video for video in asked if video in videos]
             absent = [video for video in asked if video not in videos]
         path = out / f"{split}.h5"
-        if named:
+        if named or path.resolve() != original.resolve():
             voxceleb_films.write_list(
                 path, [str(out / film_folder / split / video) for video in named]
             )
@@ -308,7 +313,8 @@ def run(args: argparse.Namespace) -> bool:
         film_folder = LAYOUTS[args.layout]["film"]
         for path, count, absent in write_lists(out, whole, lists, ids, film_folder):
             rejected += [(video, f"missing folder (named by {path.name})") for video in absent]
-            print(f"{path}: {count} folders")
+            none = "" if count else f" ({lists / path.name} names nothing that is there)"
+            print(f"{path}: {count} folders{none}")
         rejected.sort()
         text = "".join(f"{one}\t{reason}\n" for one, reason in (("id", "reason"), *rejected))
         files.write_text(out / "rejected.tsv", text)

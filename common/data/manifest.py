@@ -74,6 +74,7 @@ def read_manifest(
     root: str | os.PathLike | None = None,
     where: Mapping[str, str | Sequence[str]] | None = None,
     keep: Sequence[str] = (),
+    keep_if_there: Sequence[str] = (),
 ) -> records.RecordList:
     """The records of a manifest, in its order.
 
@@ -82,6 +83,7 @@ def read_manifest(
       root: folder that relative audio paths start from; the manifest's own folder by default.
       where: keeps the rows whose column has the given value, or one of the given values.
       keep: further columns, which have to be there, as text in the records under their names.
+      keep_if_there: those too, "" where the manifest has none of that name.
 
     A row that cannot be used as it stands becomes a record with a "problem": indexing rejects and
     names it.
@@ -102,7 +104,7 @@ def read_manifest(
     found = records.RecordList(
         f"{path} ({chosen})" if chosen else str(path),
         (
-            {name: _plain(row.get(name)) for name in keep}
+            {name: _plain(row.get(name)) for name in (*keep, *keep_if_there)}
             | _record(f"{path}, {number}", root, row, names)
             for number, row in kept
         ),

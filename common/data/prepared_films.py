@@ -8,6 +8,7 @@ from common.data import manifest, records, stored_faces
 
 MANIFEST = "manifest.tsv"
 _OWN = ("mouth", "face", "portraits", "film")  # columns
+_OTHERS = "others"  # who are in view at the same time; manifests of another hand may not have it
 
 
 class PreparedFilms:
@@ -18,27 +19,44 @@ class PreparedFilms:
     which reads as uint8[n, 96, 96] does, frame k at the samples from 640 k of the stretch), and
     `face`, portraits (`stored_faces.Portraits`, uint8[k, 224, 224, 3]). Nothing is opened before a
     picture is asked for; it pickles as paths.
+
+    Where several people are in view nobody knows whose voice is heard, and the sound may hold all
+    of theirs. With `alone` they are left out; `together` counts them, left out or not.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike,
         where: Mapping[str, str | Sequence[str]] | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
         """`folder` holds manifest.tsv, or is a manifest of that form; `where` chooses rows by their
-        columns (`{"split": "train"}`). Raises records.DataError."""
+        columns (`{"split": "train"}`). Raises records.DataError, also where nobody is left."""
         path = pathlib.Path(folder).expanduser()
         path = path / MANIFEST if path.is_dir() else path
-        self._rows = manifest.read_manifest(path, where=where, keep=_OWN)
+        rows = manifest.read_manifest(path, where=where, keep=_OWN, keep_if_there=(_OTHERS,))
         self._root = str(path.parent)
-        self.name = self._rows.name
+        self.name = rows.name
+        several = [others not in ("", "0", "0.0") for others in rows.column(_OTHERS)]
+        self.together = sum(several)
+        if alone and self.together == len(rows):
+            raise records.DataError(
+                f"{self.name}: nobody is alone in view, and of several people nobody knows whose "
+                "voice is heard. Take other films, or all of them by "
+                "config.data.several_in_view=True."
+            )
+        if alone and self.together:
+            some = (row for row, left_out in zip(rows, several, strict=True) if not left_out)
+            rows = records.RecordList(self.name, some)
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, position: int) -> records.Record:
         record = dict(self._rows[position])
-        mouth, face, portraits, film = (record.pop(name, "") for name in _OWN)
+        mouth, face, portraits, film, _ = (record.pop(name, "") for name in (*_OWN, _OTHERS))
         if "problem" in record:
             return record
         if not (mouth and face and portraits.isdecimal() and int(portraits)):

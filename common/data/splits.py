@@ -69,6 +69,8 @@ def default_config() -> ConfigDict:
             "eval": ("dev",),
             "test": (),  # --mode=evaluate measures these beside those of `eval`
             "split_column": "split",
+            # films: also people beside whom others are in view, though the sound may be theirs
+            "several_in_view": False,
             # embedded: speech to render, and by how many voices
             "hours": 2.0,
             "eval_hours": 0.15,
@@ -222,7 +224,7 @@ def open_source(
     if data.kind == "voxceleb":
         return voxceleb.read_tree(root, list(names), audio_root=data.audio_root)
     if data.kind == "films":
-        return prepared_films.PreparedFilms(root, _rows_of(data, names))
+        return _films(root, data, names)
     if data.kind == "voxceleb_films":
         if len(names) != 1:
             raise errors.UserError(
@@ -239,6 +241,21 @@ def open_source(
         f"config.data.kind={data.kind!r} is unknown; choose {', '.join(EMBEDDED)}, "
         "librispeech, manifest, folder, tfds, kaldi, voxceleb, films or voxceleb_films."
     )
+
+
+def _films(root: pathlib.Path, data: Any, names: Sequence[str]) -> prepared_films.PreparedFilms:
+    alone = not data.several_in_view
+    source = prepared_films.PreparedFilms(root, _rows_of(data, names), alone=alone)
+    if source.together:
+        log.warning(
+            "%s: %d of %d people are in view together with others; nobody knows whose voice is "
+            "heard. %s",
+            *(source.name, source.together, len(source) + alone * source.together),
+            "They are left out (config.data.several_in_view=True takes them)."
+            if alone
+            else "Each of them is taken for the one who speaks (config.data.several_in_view=True).",
+        )
+    return source
 
 
 def _rows_of(data: Any, names: Sequence[str]) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ import pathlib
 import threading
 import zipfile
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,21 +36,26 @@ def _h5py() -> Any:
 
 
 class MouthWriter:
-    """Writes mouths picture by picture, as VisualVoice has them: HDF5, `data` uint8[n, 96, 96]."""
+    """Writes mouths picture by picture, as VisualVoice has them: HDF5, `data` uint8[n, 96, 96].
+
+    The file is open while a second of pictures is written, and closed between: however many people
+    a film has, the system's limit of open files is not met.
+    """
 
     def __init__(self, path: pathlib.Path) -> None:
-        self._file = _h5py().File(path, "w")
+        self._path = path
         shape = (MOUTH_SIZE, MOUTH_SIZE)
-        self._data = self._file.create_dataset(
-            "data",
-            (0, *shape),
-            np.uint8,
-            maxshape=(None, *shape),
-            chunks=(_BLOCK, *shape),
-            compression="gzip",
-            compression_opts=4,
-            shuffle=False,
-        )
+        with _h5py().File(path, "w") as file:
+            file.create_dataset(
+                "data",
+                (0, *shape),
+                np.uint8,
+                maxshape=(None, *shape),
+                chunks=(_BLOCK, *shape),
+                compression="gzip",
+                compression_opts=4,
+                shuffle=False,
+            )
         self._waiting: list[np.ndarray] = []
 
     def __enter__(self) -> "MouthWriter":
@@ -57,20 +63,22 @@ class MouthWriter:
 
     def __exit__(self, *error: object) -> None:
         if error[0] is None:
-            self._flush()
-        self._file.close()
+            self.flush()
 
     def add(self, mouth: UInt8[np.ndarray, "96 96"]) -> None:
         """The next picture."""
         self._waiting.append(mouth)
         if len(self._waiting) == _BLOCK:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Writes what waits, which is less than a second."""
         if self._waiting:
-            count = len(self._data)
-            self._data.resize(count + len(self._waiting), axis=0)
-            self._data[count:] = np.stack(self._waiting)
+            with _h5py().File(self._path, "r+") as file:
+                data = file["data"]
+                count = len(data)
+                data.resize(count + len(self._waiting), axis=0)
+                data[count:] = np.stack(self._waiting)
             self._waiting = []
 
 
@@ -185,10 +193,24 @@ class Portraits:
         return self.count
 
     def __getitem__(self, key: Any) -> UInt8[np.ndarray, "..."]:
-        return np.asarray(self)[key]
+        """Of a film the portraits that are asked for alone are decoded."""
+        first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
+        if first is Ellipsis or self._is_strip:
+            return np.asarray(self)[key]
+        places = np.arange(self.count)[first]  # as an array takes them
+        shape = (FACE_SIZE, FACE_SIZE, 3)
+        found = np.empty((0, *shape), np.uint8)
+        if places.size:
+            found = spread_frames(self.path, self.count, places.ravel().tolist())
+        found = found.reshape(*places.shape, *shape)
+        return found[(*(slice(None),) * places.ndim, *rest)]
+
+    @property
+    def _is_strip(self) -> bool:
+        return self.path.lower().endswith(".png")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if not self.path.lower().endswith(".png"):
+        if not self._is_strip:
             return np.asarray(spread_frames(self.path, self.count), dtype)
         with PIL.Image.open(self.path) as image:
             strip = np.asarray(image.convert("RGB"))
@@ -198,15 +220,18 @@ class Portraits:
         return np.asarray(np.stack(np.split(strip, self.count, axis=1)), dtype)
 
 
-def spread_frames(path: str | os.PathLike, count: int) -> UInt8[np.ndarray, "k 224 224 3"]:
-    """Pictures in the middles of `count` equal parts of a film, each scaled to 224 x 224.
+def spread_frames(
+    path: str | os.PathLike, count: int, parts: Sequence[int] | None = None
+) -> UInt8[np.ndarray, "k 224 224 3"]:
+    """Pictures in the middles of `count` equal parts of a film, or of some of these `parts`, each
+    scaled to 224 x 224.
 
     Seeks, so that a long film costs no more than a short one. Raises OSError.
     """
     from common.video import frames
 
     try:
-        images = frames.spread(path, count)
+        images = frames.spread(path, count, range(count) if parts is None else parts)
     except frames.FilmError as error:
         raise OSError(str(error)) from error
     size = (FACE_SIZE, FACE_SIZE)

@@ -19,6 +19,7 @@ JSON, a list with an entry a frame (null, the points, or a list of faces), or an
 entries by the number of the frame, from 0.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -32,7 +33,7 @@ import numpy as np
 from common.audio import io
 from common.data import records, tables
 from common.data.embedded.visemes import FRAMES_PER_SECOND
-from common.video import finding
+from common.video import finding, frames
 from common.video.frames import Picture
 
 _FILM = ("file", "film", "video", "name", "path", "filename")
@@ -48,22 +49,37 @@ _NEAR_SECONDS = 0.0205  # half a picture of 25 a second
 
 
 class FaceTable:
-    """The faces of one film as a table says, a `finding.Finder`."""
+    """The faces of one film as a table says, a `finding.Finder`.
+
+    Lines are at times, or at frames; the film has `rate_hz` frames a second.
+    """
 
     step = 1
 
-    def __init__(self, by_time: bool) -> None:
-        self._by_time = by_time
+    def __init__(self, by_time: bool, rate_hz: float = FRAMES_PER_SECOND) -> None:
+        self._by_time, self._rate_hz = by_time, rate_hz
         self._faces: dict[float, list[finding.Face]] = {}
         self._times: np.ndarray | None = None
+        self._asked = -1  # the frame of the picture before
+
+    def at_rate(self, rate_hz: float) -> "FaceTable":
+        """The same faces, to be asked for in a film of so many frames a second."""
+        found = FaceTable(self._by_time, rate_hz)
+        found._faces = self._faces
+        return found
 
     @property
-    def every(self) -> int:
-        """The pictures from one line to the next, as a rule: some tools look at every eighth."""
+    def every(self) -> float:
+        """The pictures from one line to the next, as a rule: some tools look at every eighth.
+
+        There are 25 a second, but those of a frame that is held, as in films of fewer, count once:
+        its line is found in all of them.
+        """
         if len(self._faces) < 2:
-            return 1
+            return 1.0
         apart = float(np.median(np.diff(sorted(self._faces))))
-        return max(1, round(apart * FRAMES_PER_SECOND if self._by_time else apart))
+        seconds = apart if self._by_time else apart / self._rate_hz
+        return max(1.0, seconds * min(self._rate_hz, FRAMES_PER_SECOND))
 
     def __len__(self) -> int:
         return sum(map(len, self._faces.values()))
@@ -74,9 +90,17 @@ class FaceTable:
         self._times = None
 
     def find(self, picture: Picture) -> list[finding.Face]:
-        """The faces in a picture."""
+        """The faces in a picture; to be asked for in the order of the film.
+
+        A film of more than 25 frames a second has some that no picture is of: their lines are taken
+        for the next one.
+        """
         if not self._by_time:
-            return self._faces.get(picture.index, [])
+            least = picture.index - math.ceil(self._rate_hz / FRAMES_PER_SECOND) + 1
+            after = self._asked + 1 if self._asked < picture.index else picture.index
+            self._asked = picture.index
+            since = range(picture.index, max(least, after) - 1, -1)
+            return next((self._faces[k] for k in since if k in self._faces), [])
         if self._times is None:
             self._times = np.array(sorted(self._faces))
         if not len(self._times):
@@ -113,7 +137,12 @@ class FaceTables:
         # The longest part of the path that the table uses: several folders may hold a 00001.mp4.
         names = ["/".join(parts[k:]) for k in range(len(parts))]
         table = next((found[name] for name in names if name in found), None)
-        return table or found.get("") or FaceTable(False)
+        table = table or found.get("") or FaceTable(False)
+        if not len(table):
+            return table
+        with contextlib.suppress(frames.FilmError):  # it is said when the film is looked at
+            return table.at_rate(frames.rate(film))
+        return table
 
     def file_of(self, film: str | os.PathLike) -> pathlib.Path:
         """Where the faces of a film are, if they are anywhere."""

@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -182,7 +182,7 @@ def every_frame(path: str | os.PathLike) -> Iterator[tuple[Any, int, float]]:
             raise FilmError(path, "odd codec (of the pictures)")
         stream.codec_context.thread_count = 1  # several films are read at once
         # What a frame lasts where the container does not say when it is shown.
-        step = 1 / float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
+        step = 1 / _rate(stream)
         packets = lost = index = 0
         first = time = None
         for packet in container.demux(stream):
@@ -207,6 +207,19 @@ def every_frame(path: str | os.PathLike) -> Iterator[tuple[Any, int, float]]:
             there -= first or 0.0
         if index and stated - there > max(_CUT_OFF_SECONDS, _CUT_OFF_SHARE * stated):
             raise FilmError(path, f"cut off ({there:.2f} of {stated:.2f} s decode)")
+
+
+def rate(path: str | os.PathLike) -> float:
+    """The frames a second of a film, on the average. Raises FilmError."""
+    with _opened(path) as container:
+        stream = moving(container)
+        if stream is None:
+            raise FilmError(path, "no picture (it holds sound only)")
+        return _rate(stream)
+
+
+def _rate(stream: Any) -> float:
+    return float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
 
 
 def _is_cover(stream: Any) -> bool:
@@ -238,8 +251,8 @@ def _decoded(packet: Any) -> list[Any] | None:
         return None
 
 
-def spread(path: str | os.PathLike, count: int) -> list[PIL.Image.Image]:
-    """The pictures in the middles of `count` equal parts of a film, found by seeking.
+def spread(path: str | os.PathLike, count: int, parts: Sequence[int]) -> list[PIL.Image.Image]:
+    """The pictures in the middles of some of `count` equal parts of a film, found by seeking.
 
     Raises FilmError.
     """
@@ -251,7 +264,7 @@ def spread(path: str | os.PathLike, count: int) -> list[PIL.Image.Image]:
         first = float((stream.start_time or 0) * stream.time_base)
         seconds = _stated_seconds(container, stream) or (container.duration or 0) / 1_000_000
         found = []
-        for part in range(count):
+        for part in parts:
             wanted = first + seconds * (2 * part + 1) / (2 * count)
             container.seek(int(wanted / stream.time_base), stream=stream)
             latest = None

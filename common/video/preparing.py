@@ -123,7 +123,7 @@ def _look(film: str | os.PathLike, zero: float, finder: finding.Finder) -> _Seen
         looked = number
         faces = finder.find(picture)
         tracker.add(number, faces)
-        if faces and (every > 1 or number % _JUDGED == 0):
+        if faces and (every >= 2 or number % _JUDGED == 0):
             image = picture.rgb()
             sharp[number] = [(face, _sharpness(image, face)) for face in faces]
     return _Seen(tracker.finish(number + 1), np.array(held, bool), sharp, number + 1)
@@ -136,7 +136,7 @@ def _sharpness(image: PIL.Image.Image, face: finding.Face) -> float:
 
 
 def _choose(
-    tracks: Sequence[tracking.Track], every: int, settings: Settings
+    tracks: Sequence[tracking.Track], every: float | int, settings: Settings
 ) -> tuple[list[tracking.Track], list[Refused]]:
     """The tracks that are used, and why others are not."""
     kept, refused = [], []
@@ -160,11 +160,11 @@ def _choose(
     return kept, refused
 
 
-def _steady(track: tracking.Track, every: int, settings: Settings) -> bool:
+def _steady(track: tracking.Track, every: float | int, settings: Settings) -> bool:
     return _share_seen(track, every) >= settings.seen
 
 
-def _share_seen(track: tracking.Track, every: int) -> float:
+def _share_seen(track: tracking.Track, every: float | int) -> float:
     """Of the pictures that the finder was asked about: one in `every`."""
     return min(1.0, float(track.seen.sum()) * every / max(1, len(track)))
 
@@ -177,7 +177,7 @@ def _write(
     seen: _Seen,
     kept: Sequence[tracking.Track],
     samples: int,
-    every: int,
+    every: float | int,
     settings: Settings,
 ) -> list[dict[str, Any]]:
     """Cuts the mouths and portraits of some tracks; a row for each."""
@@ -188,11 +188,21 @@ def _write(
     portraits: list[dict[int, np.ndarray]] = [{} for _ in kept]
     before: list[np.ndarray | None] = [None for _ in kept]
     moved = [0.0 for _ in kept]
+    shown = [len(some) for some in wanted]
     with contextlib.ExitStack() as stack:
-        writers = []
+        writers, strips, ended = [], [], set()
         for own in names:
             temporary = stack.enter_context(files.replacing(out / "mouths" / f"{own}.h5"))
             writers.append(stack.enter_context(stored_faces.MouthWriter(temporary)))
+            strips.append(stack.enter_context(files.replacing(out / "faces" / f"{own}.png")))
+
+        def end(t: int) -> None:
+            """A film may have thousands of tracks: nothing of one that has ended is kept."""
+            ended.add(t)
+            writers[t].flush()
+            some, portraits[t] = portraits[t], {}
+            stored_faces.write_portraits(strips[t], np.stack([some[p] for p in sorted(some)]))
+
         for picture in frames.pictures(film, zero):
             k = picture.number
             here = [t for t, track in enumerate(kept) if track.first <= k < track.last]
@@ -207,9 +217,10 @@ def _write(
                 before[t] = middle
                 if place in wanted[t]:
                     portraits[t][place] = crops.as_array(faces[t].cut(image, place))
-        for own, some in zip(names, portraits):
-            found = np.stack([some[place] for place in sorted(some)])
-            stored_faces.write_portraits(out / "faces" / f"{own}.png", found)
+                if k + 1 == kept[t].last:
+                    end(t)
+        for t in set(range(len(kept))) - ended:  # the film was longer when it was looked at
+            end(t)
     rows = []
     for t, (own, track) in enumerate(zip(names, kept)):
         start = track.first * _SAMPLES
@@ -220,7 +231,7 @@ def _write(
                 "audio": f"audio/{name}.flac",
                 "mouth": f"mouths/{own}.h5",
                 "face": f"faces/{own}.png",
-                "portraits": len(portraits[t]),
+                "portraits": shown[t],
                 "offset": start / SAMPLE_RATE_HZ,
                 "duration": (min(track.last * _SAMPLES, samples) - start) / SAMPLE_RATE_HZ,
                 "frames": len(track),

@@ -62,7 +62,7 @@ class Tracker:
     ends after a second without a sight, and where the shot ends.
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: float | int) -> None:
         self._every = every
         self._open: list[_Open] = []
         self._done: list[Track] = []

@@ -36,7 +36,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.update({"total_steps": 1800, "log_every": 25, "evaluate_every": 600})
     config.update({"checkpoint_every": 600, "ema_decay": 0.99, "bss_eval": False})
     if size == "debug":
-        quickstart.shrink(config)
+        quickstart.shrink_run(config)
+        quickstart.shrink_cue(config)
         config.model.lite.update({"convs": ((3, 2),), "lstm_size": 16, "num_layers": 1})
         config.model.lite.hidden_size = 8
     return config

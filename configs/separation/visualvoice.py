@@ -70,7 +70,7 @@ def get_config(size: str = "") -> ConfigDict:
         config.mixing.interferers = (0, 0)
         config.augment.hiss.update({"probability": 1.0, "snr_db": (-6.0, 6.0)})
     if size == "debug":
-        quickstart.shrink(config)
+        quickstart.shrink_run(config)
         config.data.update({"kind": "embedded_faces", "batch_rows": 4, "enrolment_seconds": 1.0})
         config.mixing.absent = 0.0
         config.model.visualvoice.update({"unet_first": (8, 8), "unet_widths": (8,) * 6})

@@ -31,6 +31,13 @@ class VisualVoiceTask(extraction.SeparationTask):
                 "is trained on the voices alone, and would not hear it. Give it in evaluations "
                 "only, or train one voice in noise (config.model.visualvoice.enhancement=True)."
             )
+        ratios = tuple(self.config.mixing.snr_db)
+        if ratios != (0.0, 0.0) and not self.sizes.enhancement:
+            log.info(
+                "config.mixing.snr_db=%s is of evaluations: in training both voices are equally "
+                "loud, as published.",
+                ratios,
+            )
         super().prepare()
 
     @functools.cached_property

@@ -366,3 +366,34 @@ def test_without_opencv_the_message_says_what_to_install(monkeypatch):
     with pytest.raises(Exception, match=r"pip install 'opencv-python-headless>=4.14,<5'.*--faces"):
         finding.Cascade()
     finding._cascade_file.cache_clear()
+
+
+def lines_at(*when: float | int, by_time: bool = False) -> face_tables.FaceTable:
+    found = face_tables.FaceTable(by_time)
+    for k, one in enumerate(when):
+        found.put(float(one), face(k, 0))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rate", "by_frame", "by_time"),
+    [(25, 8, 8), (50, 4, 8), (60, 8 * 25 / 60, 8), (12.5, 8, 4)],
+)
+def test_lines_are_apart_in_pictures_of_25_a_second(rate, by_frame, by_time):
+    """One every 8 frames, and one every 0.32 s; a frame that is held is one picture."""
+    assert lines_at(0, 8, 16, 40).at_rate(float(rate)).every == pytest.approx(by_frame)
+    assert lines_at(0, 0.32, 0.64, by_time=True).at_rate(float(rate)).every == pytest.approx(
+        by_time
+    )
+    assert lines_at(0, 1, 2).at_rate(float(rate)).every == 1
+
+
+def test_a_line_of_a_frame_between_two_pictures_is_found_once():
+    table = lines_at(0, 5, 9, 10).at_rate(50.0)
+    found = [table.find(picture(k, k / 50)) for k in (0, 2, 4, 6, 8, 10, 10, 12)]
+    assert [one[0].box[0] if one else None for one in found] == [
+        *(0, None, None, 1, None, 3, 3, None)  # 9 and 10 are of one picture, which is held
+    ]
+    assert not lines_at(5).find(picture(6, 0.24))  # at 25 a second frames are pictures
+    late = lines_at(3, 90).at_rate(50.0)  # the sound begins later: nobody asked before
+    assert not late.find(picture(100, 2.0))

@@ -9,6 +9,7 @@ import pytest
 
 from common.audio import io
 from common.data import indexing, records, stored_faces, voxceleb_films
+from common.video import frames
 from tests import films
 
 CLIPS = {
@@ -79,6 +80,28 @@ def test_a_split_is_read_lazily_and_pickles_as_paths(root):
         assert (face.mean((1, 2)).argmax(-1) == [0, 0, 2, 2]).all()
     assert source.rejected == ()
     assert len(pickle.dumps(source)) < 5000
+
+
+def test_portraits_are_decoded_that_are_asked_for(root, monkeypatch):
+    """A row with one portrait seeks once."""
+    decoded = []
+    whole = frames.spread
+
+    def spread(path, count, parts):
+        decoded.extend(parts)
+        return whole(path, count, parts)
+
+    monkeypatch.setattr(frames, "spread", spread)
+    source = voxceleb_films.VoxCelebFilms(root, "train", portraits=5)
+    portraits = source[0]["face"]
+    every = np.asarray(portraits)
+    for key in (1, -1, slice(1, 4), [3, 0], np.array([[0, 4]]), (2, 5), (slice(0, 2), 7, ..., 0)):
+        decoded.clear()
+        np.testing.assert_array_equal(portraits[key], every[key])
+        assert decoded == np.ravel(np.arange(5)[key[0] if isinstance(key, tuple) else key]).tolist()
+    assert portraits[[]].shape == (0, 224, 224, 3)
+    with pytest.raises(IndexError):
+        portraits[5]
 
 
 def test_lists_of_any_prefix_choose_folders_in_their_order(root):

@@ -7,7 +7,7 @@ import pytest
 
 from common import errors, workdir
 from common.audio import io
-from common.data import stored_faces
+from common.data import splits, stored_faces
 from configs.separation import audiovisual_quickstart, quickstart, visualvoice
 from separation import data, fixed
 from tests import commands
@@ -112,6 +112,30 @@ def test_who_hears_alone_is_measured_on_the_same_mixtures(tmp_path, prepared):
         assert "mouth" not in row
     by_voice = opened(path, quickstart.get_config("debug"), **root)
     assert "mouth" not in by_voice.draw(0, None, {})
+
+
+def test_who_is_not_alone_in_view_is_no_target(tmp_path, prepared, caplog):
+    """The sound of a film of two people is of both, and nobody knows whose."""
+    manifest = prepared / "manifest.tsv"
+    config = visualvoice.get_config("debug").data
+    config.update({"kind": "films", "root": str(prepared), "split_column": "split"})
+    ids = [f"{name}{k}" for name in ("ann", "bob") for k in (0, 1)] + ["eve0"]
+    pair = ["pair~1", "pair~2"]
+    assert [row["id"] for row in splits.open_source(config, ["any"])] == ids + pair
+    assert not caplog.records  # a manifest that does not say it
+    header, *rows = manifest.read_text().splitlines()
+    rows = [f"{row}\t{int(row.startswith('pair'))}" for row in rows]
+    manifest.write_text("\n".join([f"{header}\tothers", *rows]) + "\n")
+    source = splits.open_source(config, ["any"])
+    assert [row["id"] for row in source] == ids
+    assert "others" not in source[0]
+    assert "2 of 7 people are in view together with others" in caplog.text
+    assert "They are left out (config.data.several_in_view=True takes them)" in caplog.text
+    config.several_in_view = True
+    caplog.clear()
+    assert [row["id"] for row in splits.open_source(config, ["any"])] == ids + pair
+    assert "2 of 7 people" in caplog.text
+    assert "Each of them is taken for the one who speaks" in caplog.text
 
 
 def test_batches_hold_what_is_seen(tmp_path, prepared):

@@ -77,7 +77,11 @@ def test_crops_are_the_mouths_that_were_drawn_and_are_read_back(tmp_path, run):
     said = run(film, "--faces", csv, "--out", out, "--jobs", 2)
     assert "2 people in 1 of 1 films" in said
     assert (out / "sheet-01.png").is_file()
+    assert "2 of them are in view together with others: trainings leave them out" in said
+    with pytest.raises(records.DataError, match="nobody is alone in view"):
+        prepared_films.PreparedFilms(out, alone=True)
     source = prepared_films.PreparedFilms(out)
+    assert source.together == 2
     assert [record["id"] for record in source] == ["pair~1", "pair~2"]
     for record, mouth in zip(source, (one, two)):
         video = record["video"]
@@ -118,6 +122,28 @@ def test_pictures_that_begin_after_the_sound_keep_their_places(tmp_path, run):
     assert record["start"] == pytest.approx(late / 25)
     assert len(record["video"]) == FRAMES
     assert record["duration"] == pytest.approx(FRAMES / 25)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_lines_at_frames_of_a_film_of_50_a_second(tmp_path, run, first):
+    """Three lines, 8 frames apart, then two that are missing. A line is of four pictures of 25 a
+    second. Those of `first=0` or those of 1 are at frames that no picture is of."""
+    count = 2 * FRAMES
+    film = films.encode(
+        tmp_path / "fast.mkv",
+        scene((drawing("one", count), 60, 120)),
+        np.arange(count) / 50,
+        films.tone(count / 50),
+        rate=50,
+    )
+    lines = boxes("fast", 60, 120, count, every=1)
+    lines = [lines[first + 8 * k] for k in range(count // 8) if k % 5 < 3]
+    csv = table(tmp_path / "faces.csv", lines)
+    run(film, "--faces", csv, "--out", tmp_path / "out", "--min_seconds", 2)
+    [row] = manifest.read_rows(tmp_path / "out" / "manifest.tsv")
+    seen = int(row[1]["frames"])  # up to the last line: the next one is missing
+    assert seen == pytest.approx(8 * 17 / 2, abs=1)
+    assert float(row[1]["found"]) == pytest.approx(12 * 4 / seen, abs=0.001)
 
 
 def test_a_second_start_goes_on_and_a_changed_film_is_made_again(tmp_path, run, monkeypatch):

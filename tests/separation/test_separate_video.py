@@ -1,5 +1,8 @@
 """`python -m separation.separate_video`: a voice and a film of each person in view."""
 
+import contextlib
+import pathlib
+import resource
 import types
 
 import av
@@ -10,6 +13,7 @@ import soundfile
 
 from common import errors, workdir
 from common.audio import io
+from common.data import stored_faces
 from common.video import frames, muxing
 from configs.separation import audiovisual_quickstart, visualvoice
 from separation import separate_video
@@ -118,14 +122,96 @@ def arguments(film, out, faces):
     return separate_video._parser().parse_args(words)
 
 
-def test_a_film_is_never_replaced_by_its_voice(tmp_path, run):
-    """DIR is where the film lies, and one person in view has its name."""
-    film = encode(tmp_path / "one.mp4", scene((drawing("one"), 60, 120)))
+def test_a_film_is_never_replaced_by_a_voice(tmp_path, run):
+    """DIR is where a film lies, and one person in view has its name: the others go on."""
+    one, out = drawing("one"), tmp_path / "out"
+    film = encode(out / "one.mp4", scene((one, 60, 120)))
+    other = encode(tmp_path / "in" / "two.mp4", scene((one, 60, 120)))
     before = film.read_bytes()
-    csv = table(tmp_path / "faces.csv", boxes("one", 60, 120))
-    with pytest.raises(errors.UserError, match="would be replaced by what is made of it"):
-        separate_video.run(arguments(film, tmp_path, csv))
+    csv = table(tmp_path / "faces.csv", boxes("one", 60, 120) + boxes("two", 60, 120))
+    code, said = run("--input", film, other, "--out", out, "--faces", csv)
+    assert code == 1
     assert film.read_bytes() == before
+    assert "1 people in 1 of 2 films" in said.out
+    assert "1 output in the place of a film: one" in said.err
+    [line] = (out / "rejected.tsv").read_text().splitlines()[1:]
+    assert line.startswith("one\t")
+    assert "would be replaced by what is made of it" in line
+    assert {path.name for path in out.glob("*.wav")} == {"two.wav"}
+    # Nor is another one that was asked for.
+    in_the_way = encode(out / "two~1.mp4", scene((one, 60, 120)))
+    before = in_the_way.read_bytes()
+    pair = encode(tmp_path / "b" / "two.mp4", scene((one, 60, 120), (drawing("two"), 300, 110)))
+    lines = boxes("two", 60, 120) + boxes("two", 300, 110) + boxes("two~1", 60, 120)
+    csv = table(tmp_path / "b" / "faces.csv", lines)
+    (out / "films.json").unlink()
+    code, said = run("--input", pair, in_the_way, "--out", out, "--faces", csv)
+    assert in_the_way.read_bytes() == before
+    assert "1 output in the place of a film: two" in said.err
+    assert "1 people in 1 of 2 films" in said.out
+
+
+def test_a_network_of_another_rate_is_said_before_any_work(tmp_path, run):
+    config = audiovisual_quickstart.get_config("debug")
+    config.data.sample_rate_hz = 8000
+    separate_video.trained.load().task.config = workdir.freeze(config)
+    film = encode(tmp_path / "one.mp4", scene((drawing("one"), 60, 120)))
+    csv = table(tmp_path / "faces.csv", boxes("one", 60, 120))
+    with pytest.raises(errors.UserError, match=r"none is of 8000 Hz, .*sample_rate_hz=16000"):
+        separate_video.run(arguments(film, tmp_path / "out", csv))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_not_taken_is_written_where_the_command_ends_early(tmp_path, run, monkeypatch):
+    encode(tmp_path / "in" / "a.mp4", scene((drawing("one"), 60, 120)), sound=None)
+    encode(tmp_path / "in" / "b.mp4", scene((drawing("one"), 60, 120)))
+    csv = table(tmp_path / "faces.csv", boxes("a", 60, 120) + boxes("b", 60, 120))
+
+    def full(*_):
+        raise errors.UserError("b.wav cannot be written (No space left on device).")
+
+    monkeypatch.setattr(separate_video, "separate", full)
+    with pytest.raises(errors.UserError, match="No space left"):
+        separate_video.run(arguments(tmp_path / "in", tmp_path / "out", csv))
+    [line] = (tmp_path / "out" / "rejected.tsv").read_text().splitlines()[1:]
+    assert line.startswith("a\t")
+    assert "no sound" in line
+
+
+@contextlib.contextmanager
+def files_at_once(more: int):
+    """Lets this process open so many files beside those that are open."""
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(path.name) for path in pathlib.Path("/proc/self/fd").iterdir()}
+    free = [number for number in range(len(taken) + more + 1) if number not in taken]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[more - 1] + 1, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/fd").exists(), reason="no list of open files")
+def test_a_film_of_more_shots_than_files_may_be_open(tmp_path, run):
+    """Another person every 5 pictures, and then another one all the time."""
+    tracks, each = 40, 5
+    pictures = scene((drawing("one", tracks * each), 60, 120), (drawing("two", 200), 300, 110))
+    film = encode(tmp_path / "shots.mp4", pictures)
+    lines = [f"{line},{k // each}" for k, line in enumerate(boxes("shots", 60, 120, 200, 1))]
+    lines += [f"{line},all" for line in boxes("shots", 300, 110, 200, 1)]
+    csv = tmp_path / "faces.csv"
+    csv.write_text("\n".join(["film,frame,x,y,w,h,person", *lines]) + "\n")
+    out = tmp_path / "out"
+    options = ("--faces", csv, "--min_seconds", 0.2, "--portraits", 1)
+    with files_at_once(30):
+        code, said = run("--input", film, "--out", out, *options)
+    assert code == 0, said.err
+    assert f"{tracks + 1} people in 1 of 1 films" in said.out
+    lengths = {soundfile.info(path).frames for path in out.glob("*.wav")}
+    assert len(list(out.glob("*.wav"))) == tracks + 1
+    assert lengths == {200 * 640}
+    counts = sorted(stored_faces.Mouths(str(path)).shape[0] for path in out.glob("mouths/*"))
+    assert counts == [each] * tracks + [tracks * each]
 
 
 def test_the_sound_of_a_film_begins_where_it_did(tmp_path):

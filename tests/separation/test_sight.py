@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common import errors, workdir
-from common.data import records, speech
+from common.data import records, speech, stored_faces
 from configs.separation import audiovisual_quickstart
 from separation import data, extraction, films, mixing, model, modes, sight, task
 
@@ -200,6 +200,32 @@ def test_a_film_may_be_short_or_missing_and_of_one_size():
         found.mouth(2, 0, 10)
     with pytest.raises(records.DataError, match=r"small: its face has pictures of 64x64x3 float64"):
         found.face(2, None)
+
+
+def test_of_a_film_the_portraits_that_are_shown_alone_are_decoded(monkeypatch):
+    """And the same ones as of pictures that are there."""
+    decoded = []
+
+    def spread(path, count, parts=None):
+        parts = range(count) if parts is None else parts
+        decoded.extend(parts)
+        return np.stack([np.full(films.FACE, 10 + part, np.uint8) for part in parts])
+
+    monkeypatch.setattr(stored_faces, "spread_frames", spread)
+    rows = [{"id": "a", "face": stored_faces.Portraits("a.mp4", 5)}]
+    drawn = [{"id": "a", "face": np.arange(10, 15, dtype=np.uint8)[:, None, None, None]
+              * np.ones(films.FACE, np.uint8)}]  # fmt: skip
+    for pictures, seed in ((1, None), (1, 3), (2, 4), (9, 5)):
+        decoded.clear()
+        shown = []
+        for some in (rows, drawn):
+            source = films.Films(records.RecordList("some", some), RATE_HZ, pictures)
+            shown.append(source.face(0, None if seed is None else np.random.default_rng(seed)))
+        order = np.arange(5) if seed is None else np.random.default_rng(seed).permutation(5)
+        assert decoded == order[:pictures].tolist()
+        for one, other in zip(*shown):
+            np.testing.assert_array_equal(one, other)
+        assert shown[0][0][shown[0][1]][:, 0, 0, 0].tolist() == (10 + order[:pictures]).tolist()
 
 
 def test_settings_that_do_not_go_together(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.data import voxceleb_films
+from common.data import records, voxceleb_films
 from separation import voxceleb2
 from tests import commands, films
 
@@ -124,6 +124,30 @@ def test_chosen_people_are_taken_out_restructured_and_listed(run, tmp_path):
         assert pathlib.Path(str(video).replace("/mp4/", "/aac/")).with_suffix(".wav").is_file()
         mouths = str(video).replace("/mp4/", "/mouth_roi_hdf5/")
         assert pathlib.Path(mouths).with_suffix(".h5").is_file()
+
+
+def test_a_list_of_which_nothing_is_there_is_empty(run, tmp_path, published):
+    """Neither a list of before nor all folders stand in for it."""
+    published_list = (published / "train.h5").read_bytes()
+    run()
+    out = tmp_path / "out"
+    with h5py.File(out / "train.h5") as file:
+        assert len(file["videos_path"]) == 1
+    for named in (["id00012/zzz", "id00012/yyy"], ["id00999/aaa"]):
+        voxceleb_films.write_list(published / "train.h5", [f"mp4/train/{v}" for v in named])
+        (out / "train.h5").write_bytes(published_list)  # an older one
+        said = run()
+        assert f"train.h5: 0 folders ({published}/train.h5 names nothing that is there)" in said
+        with pytest.raises(records.DataError, match=r"train\.h5 lists nothing"):
+            voxceleb_films.VoxCelebFilms(out, "train", listed=out / "train.h5")
+    assert "4 clips of 2 of 2 people." in said
+    with h5py.File(out / "val.h5") as file:
+        assert len(file["videos_path"]) == 1
+    # A list that lies in OUT itself is not emptied.
+    voxceleb_films.write_list(out / "train.h5", ["mp4/train/id00012/zzz"])
+    before = (out / "train.h5").read_bytes()
+    run("--lists", out)
+    assert (out / "train.h5").read_bytes() == before
 
 
 def test_a_second_start_makes_what_is_missing_and_nothing_else(run, tmp_path, published):
