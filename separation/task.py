@@ -1,7 +1,7 @@
 """The separation task of a config, and the last words of its runs."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common import errors, package, sections
@@ -65,13 +65,18 @@ def _check_sizes(config: Any) -> None:
 
 
 def close(
-    task: extraction.SeparationTask, workdir: pathlib.Path, reports: Mapping[str, Report]
+    task: extraction.SeparationTask,
+    workdir: pathlib.Path,
+    reports: Mapping[str, Report],
+    more: Sequence[str] = (),
 ) -> None:
-    """The last words of a run: figures, and where things lie."""
+    """The last words of a run: figures, `more` lines of them, and where things lie."""
     for report in reports.values():
         print("\n".join(report.lines))
     if task.config.data.kind in splits.EMBEDDED and not set(reports) <= set(task.lists):
         print("These are synthetic voices: the figures say nothing about real speech.")
+    for line in more:
+        print(line)
     if reports:
         print(f"  figures and mixtures: {workdir / 'results'}")
     print(f"Checkpoints: {workdir / 'checkpoints'}   curves: {workdir / 'metrics.jsonl'}")
