@@ -5,7 +5,7 @@ Data: a manifest with the columns path, split (train, dev), text and speaker (ov
       --config.data.audio_root, by default the manifest's folder.
 Command: python -m asr.main --config=configs/asr/an4.py --config.data.root=/data/an4/an4.tsv \
          --workdir=runs/an4
-Better:  python -m asr.main --config=configs/asr/an4.py:synthetic --workdir=runs/synthetic
+Or:      python -m asr.main --config=configs/asr/an4.py:synthetic --workdir=runs/synthetic
          and the command above with --config.init_from=encoder=runs/synthetic \
          --config.total_steps=3000: the encoder has then heard 3 h of 640 synthetic voices before.
 Argument: synthetic (the embedded corpus in place of AN4, with the same network); debug (tiny, on
