@@ -1,6 +1,6 @@
 """Whose voice re-voiced speech has, without a judge: its spectrum, its height, how much is voiced.
 
-    python -m benchmarks.revoicing runs/revoice --pairs=48 --heights=8
+    python -m benchmarks.revoicing --workdir=runs/revoice --pairs=48 --heights=8
 
 Sources and targets are people of the dev part, different ones in each pair. Spectrum: log-mel bands
 less their mean, averaged over time; of how many pairs it is nearer (root mean square) to that of
