@@ -3,6 +3,7 @@
 import functools
 import logging
 import pathlib
+import types
 from unittest import mock
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_as_many_are_written_where_no_progress_is_shown(manifest, tmp_path):
     hidden = functools.partial(tqdm.tqdm, disable=True)
     with (
         mock.patch.object(prepare.Writer, "write", lambda *args: (next(calls), kept(*args))[1]),
-        mock.patch.object(prepare.tqdm, "tqdm", hidden),
+        mock.patch.object(prepare, "tqdm", types.SimpleNamespace(tqdm=hidden)),
     ):
         assert len(written(settings(manifest), "train", tmp_path, 9).splitlines()) == 10
 
