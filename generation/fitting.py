@@ -182,3 +182,8 @@ def _check_voices(config: Any) -> None:
             "conditional and config.loss.wrong_pairs to False"
             + (", with another config.model.kind than cgan." if kind == "cgan" else ".")
         )
+    if heard == "none" and config.loss.contrast > 0:
+        raise errors.UserError(
+            f"config.loss.contrast={config.loss.contrast} compares faces with what is heard, and "
+            "config.voice.kind=none hears nothing: set it to 0."
+        )

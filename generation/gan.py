@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from common.nn import conv2d
-from generation import blocks, sides
+from generation import blocks, sides, voice
 
 
 class Generator(nn.Module):
@@ -57,7 +57,8 @@ class Discriminator(nn.Module):
     """A picture, and the condition that it is said to be of, to a logit.
 
     Projection (Miyato and Koyama 2018, equation 4): the logit is w^T h + e(condition)^T h; without
-    `conditional` its first part. With `num_classes` people, also logits of who it is.
+    `conditional` its first part. With `num_classes` people, also logits of who it is; with
+    `embedding`, unit vectors of so many dimensions of the picture and of the condition.
     """
 
     size: tuple[int, int]
@@ -65,6 +66,7 @@ class Discriminator(nn.Module):
     most: int = 64
     conditional: bool = True
     num_classes: int = 0
+    embedding: int = 0
     dtype: str = "float32"
 
     @nn.compact
@@ -90,4 +92,9 @@ class Discriminator(nn.Module):
             side = nn.Dense(2 * self.most, use_bias=False, name="projection")(heard)
             logit = logit + jnp.sum(side * features, axis=1) / (2 * self.most) ** 0.5
         classes = nn.Dense(self.num_classes, name="people")(features) if self.num_classes else None
-        return sides.Judged(logit, classes)
+        if not self.embedding:
+            return sides.Judged(logit, classes)
+        face = voice.unit(nn.Dense(self.embedding, name="face")(features))
+        known = blocks.leaky(nn.Dense(self.most, name="known")(condition))
+        said = voice.unit(nn.Dense(self.embedding, name="said")(known))
+        return sides.Judged(logit, classes, face=face, voice=said)

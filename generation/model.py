@@ -32,6 +32,7 @@ _SEED = ("vanilla_gan", "cgan", "began")  # of asariri; their discriminators nor
 # With model.conditional.
 _PROJECTING = ("gan", "voice2face_plus", "sngan_projection", "r3gan", "face2voice")
 _TELLING = ("gan", "voice2face", "voice2face_plus", "face2voice")  # people, with loss.identity
+_MEETING = ("gan", "voice2face_plus", "face2voice")  # voices and faces, with loss.contrast
 GANS = ("gan", "voice2face", "voice2face_plus", *_SEED, "sngan_projection", "r3gan", "face2voice")
 KINDS = (*GANS, "voice", "matcher", "revoice")
 
@@ -302,10 +303,11 @@ def _check_loss(config: Any) -> None:
         raise errors.UserError(
             f"config.loss.contrast_temperature={loss.contrast_temperature} has to be above 0."
         )
-    if loss.contrast > 0 and (kind != "voice2face_plus" or config.data.independent):
+    if loss.contrast > 0 and (kind not in _MEETING or config.data.independent):
         raise errors.UserError(
-            f"config.loss.contrast={loss.contrast} needs model.kind=voice2face_plus, which has "
-            "vectors of voices and faces, and pairs (data.independent=False)."
+            f"config.loss.contrast={loss.contrast} needs pairs (data.independent=False) and a "
+            f"discriminator with vectors of voices and faces, as that of {', '.join(_MEETING)}: "
+            "set it to 0 without."
         )
 
 
@@ -339,13 +341,14 @@ def _sides(
     widths = {"width": model.width, "most": model.most, **dtype}
     told = num_classes if config.loss.identity > 0 else 0
     projects = {"conditional": model.conditional}
+    meet = {"embedding": model.embedding if config.loss.contrast > 0 else 0}
     wen = voice2face.Generator(tuple(model.generator_widths), channels, **dtype)
     if model.kind == "voice2face":
         return wen, voice2face.Discriminator(num_classes, tuple(model.face_widths), **dtype)
     if model.kind in ("gan", "face2voice"):
         return (
             gan.Generator(form[:2], channels, **widths),
-            gan.Discriminator(form[:2], num_classes=told, **projects, **widths),
+            gan.Discriminator(form[:2], num_classes=told, **projects, **meet, **widths),
         )
     if model.kind == "r3gan":
         return (
@@ -366,8 +369,9 @@ def _sides(
             residual.Discriminator(size, **judging, **projects, **dtype),
         )
     generator = residual.Generator(size, channels, **widths, norm="pixel")
-    meet = config.loss.identity > 0 or config.loss.contrast > 0
-    told = {"embedding": model.embedding if meet else 0, "num_classes": told}
+    if told:
+        meet = {"embedding": model.embedding}
+    told = {**meet, "num_classes": told}
     return (
         generator if model.residual else wen,
         residual.Discriminator(size, **judging, **projects, **told, **dtype, spectral=False),

@@ -119,8 +119,9 @@ def default_config() -> ConfigDict:
             "face_widths": (32, 64, 128, 256, 512),
             # voice2face_plus: a residual generator; False: that of voice2face
             "residual": True,
-            # voice2face_plus, face2voice: dimensions in which voices and faces meet; those of the
-            # encoder of face2voice with voice.kind=encoder
+            # Dimensions in which voices and faces meet, of gan and voice2face_plus with
+            # loss.contrast (or loss.identity), of face2voice; those of the encoder of face2voice
+            # with voice.kind=encoder. Few of them learn fewer training people by heart.
             "embedding": 64,
             "frames": 128,  # face2voice: frames of log-mel (config.features) that are made
             "matcher": section(matcher.MatcherConfig),  # of revoice, too
@@ -139,7 +140,8 @@ def default_config() -> ConfigDict:
             "identity": 0.0,
             "identity_margin": 0.2,
             "identity_scale": 30.0,
-            # voice2face_plus: InfoNCE between voices and faces, real ones and fakes; revoice: the
+            # gan, voice2face_plus, face2voice: InfoNCE between voices and faces, which the
+            # discriminator learns on real ones and the generator has to satisfy; revoice: the
             # weight of the same between real ones
             "contrast": 0.0,
             "contrast_temperature": 0.1,  # of the face network of face2voice, too

@@ -1,8 +1,9 @@
 """A small conditional GAN draws faces of synthetic voices, on a laptop.
 
-Non-saturating loss, projection discriminator with wrong pairs, R1, average of the generator. Data:
-eSpeak NG's voices with drawn portraits, some factors of which follow the voice; rendered on first
-use. Drawings: the figures say nothing about people.
+Non-saturating loss, projection discriminator with wrong pairs, InfoNCE between voices and faces
+(which is what makes the faces fit: benchmarks/RESULTS.md), R1, pictures of a changed colour,
+average of the generator. Data: eSpeak NG's voices with drawn portraits, some factors of which
+follow the voice; rendered on first use. Drawings: the figures say nothing about people.
 Command: python -m generation.main --config=configs/generation/quickstart.py --workdir=runs/faces
 Hardware: 2 CPU cores.
 Argument: debug (tiny networks, a few dozen steps, several checkpoints).
@@ -21,10 +22,13 @@ def get_config(size: str = "") -> ConfigDict:
     config = settings.default_config()
     config.data.update({"hours": 2.0, "voices": 1000, "eval_hours": 0.25, "eval_voices": 96})
     config.data.update({"batch_rows": 32, "crop_seconds": 2.0, "eval_seconds": 3.0})
+    config.model.embedding = 8  # as few as the judge's, and for the same reason
+    config.loss.update({"contrast": 1.0, "contrast_temperature": 0.2})
+    config.loss.update({"augment": ("colour",), "augment_strength": 0.3})
     config.optimizer.learning_rate = 1e-3
     config.discriminator_optimizer.learning_rate = 1e-3
-    config.update({"total_steps": 2000, "log_every": 25, "evaluate_every": 200})
-    config.update({"checkpoint_every": 200, "ema_decay": 0.995})
+    config.update({"total_steps": 3200, "log_every": 50, "evaluate_every": 400})
+    config.update({"checkpoint_every": 400, "ema_decay": 0.995})
     if size == "debug":
         shrink(config)
     return config

@@ -11,9 +11,10 @@ Each can be left out: --config.model.residual=False (the generator of voice2face
 Commands: python -m generation.main --config=configs/generation/voice.py --workdir=runs/voice
 python -m generation.main --config=configs/generation/voice2face_plus.py --workdir=runs/plus
 --config.voice.workdir=runs/voice
-Hardware: one GPU (not run at this size).
-Argument: debug (narrow networks on the statistics of the voice, a few dozen steps).
-Expected: no figure yet.
+Hardware: one GPU (not run at this size); small: 2 CPU cores.
+Argument: small (at 32 x 32 on the statistics of the embedded voices, as quickstart.py); debug
+(narrow networks, a few dozen steps).
+Expected: see benchmarks/RESULTS.md (small).
 """
 
 from ml_collections import ConfigDict
@@ -24,8 +25,8 @@ from generation import settings
 
 def get_config(size: str = "") -> ConfigDict:
     """At 64 x 64, on the data and the voice encoder of `voice2face.py`."""
-    if size not in ("", "debug"):
-        raise ValueError(f"voice2face_plus.py:{size}: the argument is debug or nothing")
+    if size not in ("", "small", "debug"):
+        raise ValueError(f"voice2face_plus.py:{size}: the argument is small, debug or nothing")
     config = settings.default_config()
     published = voice2face.get_config()
     config.data.update(published.data)
@@ -41,6 +42,18 @@ def get_config(size: str = "") -> ConfigDict:
         optimizer.update({"learning_rate": 2e-4, "b1": 0.0, "b2": 0.99})
     config.update({"total_steps": 50_000, "log_every": 50, "evaluate_every": 2500})
     config.update({"checkpoint_every": 2500, "ema_decay": 0.999})
+    if size == "small":
+        laptop = quickstart.get_config()
+        config.data.update(laptop.data)
+        config.picture.size = laptop.picture.size
+        config.voice.update(laptop.voice)
+        config.model.update({"width": 8, "most": 32, "noise": 32, "embedding": 8})
+        config.model.update({"discriminator_width": 8, "discriminator_most": 32})
+        config.loss.update({"contrast": 1.0, "contrast_temperature": 0.2})
+        for optimizer in (config.optimizer, config.discriminator_optimizer):
+            optimizer.learning_rate = 1e-3
+        config.update({"total_steps": 1600, "log_every": 50, "evaluate_every": 400})
+        config.update({"checkpoint_every": 400, "ema_decay": 0.995})
     if size == "debug":
         quickstart.shrink(config)
         config.picture.size = 16

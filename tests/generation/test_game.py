@@ -23,10 +23,11 @@ KINDS = {
         **{"model.kind": "sngan_projection", "loss.kind": "hinge", "loss.r1": 0.0},
         **{"discriminator_updates": 2, "loss.wrong_pairs": False},
     },
+    "gan": {"loss.contrast": 0.3, "loss.augment": ("colour",), "loss.identity": 0.1},
     "voice2face_plus": PLUS,
     "face2voice": {
         **{"model.kind": "face2voice", "picture.size": 64, "model.frames": 16},
-        "model.embedding": 8,
+        **{"model.embedding": 8, "loss.contrast": 0.3},
     },
 }
 
@@ -132,6 +133,8 @@ def test_everything_of_voice2face_plus_can_be_left_out(tmp_path):
         return set(variables["params"]["discriminator"])
 
     assert named(PLUS) - named(off) == {"projection", "people", "face", "voice", "heard"}
+    with_contrast = named({"loss.contrast": 0.1}) - named({})
+    assert with_contrast == {"face", "known", "said"}  # of the small GAN
     alone = toy.make_task(tmp_path, off)
     state, sums = toy.trained(alone, 1)
     assert state.ema is None

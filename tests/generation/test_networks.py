@@ -16,7 +16,7 @@ def narrow(kind, size, channels, **changes):
     config.picture.update({"size": size, "channels": channels})
     config.model.kind = kind
     config.update(changes)
-    config.loss.update({"wrong_pairs": False, "r1": 0.0})
+    config.loss.update({"wrong_pairs": False, "r1": 0.0, "contrast": 0.0})
     config.loss.kind = "began" if kind == "began" else "hinge"
     return workdir.freeze(config)
 

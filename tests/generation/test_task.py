@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_resolution_is_refused(tmp_path):
         ({"loss.kind": "wasserstein"}, "choose one of non_saturating, hinge, least_squares"),
         ({"loss.kind": "began"}, "is of model.kind=began"),
         ({"loss.augment": ("color",)}, "color is unknown"),
-        ({"loss.contrast": 1.0}, "needs model.kind=voice2face_plus"),
+        ({"model.kind": "r3gan", "loss.contrast": 1.0}, "a discriminator with vectors of voices"),
         ({"model.kind": "cgan"}, "makes 28, 32, 64, 128"),
         ({"model.kind": "cgan", "picture.size": 32}, "no picture has a gradient of its own"),
         ({"model.kind": "vanilla_gan", "picture.size": 32}, "vanilla_gan does not: set loss.wrong"),
@@ -127,6 +127,11 @@ def test_a_checkpoint_of_another_resolution_is_refused(tmp_path):
         ({"model.conditional": False}, "needs a discriminator that hears the voice"),
         ({"data.independent": True}, "cannot teach"),
         ({"voice.kind": "encoder"}, "train an encoder of voices first"),
+        (
+            {"voice.kind": "none", "model.conditional": False, "loss.wrong_pairs": False}
+            | {"loss.contrast": 1.0},
+            r"loss\.contrast=1\.0 compares faces with what is heard",
+        ),
         ({"data.vad": "kaldi"}, "choose none, energy or webrtc"),
         ({"dtype": "float16"}, "choose float32 or bfloat16"),
         ({"loss.r1_every": 0}, r"config\.loss\.r1_every=0: 1 at least"),
