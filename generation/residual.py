@@ -104,10 +104,11 @@ class _Down(nn.Module):
 class Discriminator(nn.Module):
     """A picture, and the condition that it is said to be of: the projection's logit.
 
-    Blocks that halve the picture to 8 x 8, two more, the sum of all pixels. `width` channels in the
-    first block, twice as many in each next one, at most `most`. With `embedding`, also unit vectors
-    of so many dimensions of the picture and of the condition, and the centres of
-    `num_classes` people.
+    Blocks that halve the picture to 8 x 8, two more, then with `spectral` the sum of all pixels, as
+    published, without it a dense layer that knows where in 4 x 4 fields a pixel lies: what of a
+    face follows a voice is where its parts are. `width` channels in the first block, twice as many
+    in each next one, at most `most`. With `embedding`, also unit vectors of so many dimensions of
+    the picture and of the condition, and the centres of `num_classes` people.
     """
 
     size: int
@@ -134,9 +135,13 @@ class Discriminator(nn.Module):
             width = min(self.most, self.width << min(i, halvings - 1))
             block = _Down(width, i < halvings, i == 0, self.spectral, self.dtype, name=f"block_{i}")
             x = block(x, train=train)
-        # Without spectral norms, means: so the logits begin at order 1, whatever the size.
-        pool, scale = (jnp.sum, 1.0) if self.spectral else (jnp.mean, x.shape[-1] ** -0.5)
-        h = pool(nn.relu(x.astype(jnp.float32)), axis=(1, 2))
+        h, scale = nn.relu(x.astype(jnp.float32)), 1.0
+        if self.spectral:
+            h = jnp.sum(h, axis=(1, 2))
+        else:
+            h = blocks.halved(h).reshape(x.shape[0], -1)
+            h = nn.relu(nn.Dense(2 * self.most, name="places")(h))
+            scale = h.shape[1] ** -0.5  # so the logits begin at order 1
         real = blocks.Dense(1, spectral=self.spectral, name="real")(h, train=train)[:, 0]
         if self.conditional:
             side = blocks.Dense(h.shape[1], False, self.spectral, name="projection")

@@ -49,7 +49,8 @@ def get_config(size: str = "") -> ConfigDict:
         config.voice.update(laptop.voice)
         config.model.update({"width": 8, "most": 32, "noise": 32, "embedding": 8})
         config.model.update({"discriminator_width": 8, "discriminator_most": 32})
-        config.loss.update({"contrast": 1.0, "contrast_temperature": 0.2})
+        config.loss.update(laptop.loss)
+        config.loss.update({"r2": 0.2, "identity": 0.2})
         for optimizer in (config.optimizer, config.discriminator_optimizer):
             optimizer.learning_rate = 1e-3
         config.update({"total_steps": 1600, "log_every": 50, "evaluate_every": 400})

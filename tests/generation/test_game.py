@@ -132,6 +132,7 @@ def test_everything_of_voice2face_plus_can_be_left_out(tmp_path):
         variables = jax.eval_shape(task.init, jax.random.key(0))
         return set(variables["params"]["discriminator"])
 
+    assert "places" in named(off)  # where things lie is what tells a face's voice
     assert named(PLUS) - named(off) == {"projection", "people", "face", "voice", "heard"}
     with_contrast = named({"loss.contrast": 0.1}) - named({})
     assert with_contrast == {"face", "known", "said"}  # of the small GAN
