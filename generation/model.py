@@ -341,14 +341,14 @@ def _sides(
     widths = {"width": model.width, "most": model.most, **dtype}
     told = num_classes if config.loss.identity > 0 else 0
     projects = {"conditional": model.conditional}
-    meet = {"embedding": model.embedding if config.loss.contrast > 0 else 0}
+    vectors = model.embedding if config.loss.contrast > 0 else 0  # in which voices and faces meet
     wen = voice2face.Generator(tuple(model.generator_widths), channels, **dtype)
     if model.kind == "voice2face":
         return wen, voice2face.Discriminator(num_classes, tuple(model.face_widths), **dtype)
     if model.kind in ("gan", "face2voice"):
         return (
             gan.Generator(form[:2], channels, **widths),
-            gan.Discriminator(form[:2], num_classes=told, **projects, **meet, **widths),
+            gan.Discriminator(form[:2], num_classes=told, embedding=vectors, **projects, **widths),
         )
     if model.kind == "r3gan":
         return (
@@ -369,9 +369,7 @@ def _sides(
             residual.Discriminator(size, **judging, **projects, **dtype),
         )
     generator = residual.Generator(size, channels, **widths, norm="pixel")
-    if told:
-        meet = {"embedding": model.embedding}
-    told = {**meet, "num_classes": told}
+    told = {"embedding": model.embedding if told else vectors, "num_classes": told}
     return (
         generator if model.residual else wen,
         residual.Discriminator(size, **judging, **projects, **told, **dtype, spectral=False),
