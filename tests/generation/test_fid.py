@@ -82,8 +82,10 @@ def test_a_report_of_people():
     numbers, (whole, halves, kernel) = found.scalars, found.lines
     assert numbers["fid"] == pytest.approx(distances.frechet(made, real))
     assert numbers["inception_pictures"] == 80
-    assert whole.startswith("dev FID ")
+    ends = [numbers["fid"] + side * 1.96 * numbers["fid_deviation"] for side in (-1, 1)]
+    assert whole.startswith("dev FID {:.4g} [{:.4g}, {:.4g}]: ".format(numbers["fid"], *ends))
     assert ": 80 made pictures against as many real ones, brought to 299 x 299" in whole
+    assert whole.endswith("; 95 % over people")
     assert "compare it with that of as many; published: 50,000" in whole
     # Nobody is on both sides: what is made is as far from them as their own pictures.
     assert numbers["fid_of_halves"] == pytest.approx(numbers["real_fid_of_halves"], rel=0.1)
@@ -95,6 +97,24 @@ def test_a_report_of_people():
     assert numbers["kid_deviation"] > 0
     by_class = fid.report("dev", outputs(made, real, people), network(), by_class=True)
     assert by_class.scalars["real_fid_of_halves"] < numbers["real_fid_of_halves"]
+    assert by_class.lines[0].endswith("; 95 % over pictures")
+
+
+def test_the_deviation_of_a_distance_is_that_of_distances():
+    """Of sets drawn anew: people with two pictures each, which resemble each other."""
+    people, found, said = np.arange(100).repeat(2), [], []
+    for seed in range(30):
+        made, real = (
+            pictures(2 * seed + side, 100).repeat(2, axis=0)
+            + pictures(2 * seed + side + 1000, 200, 0.5)
+            for side in (0, 1)
+        )
+        found.append(distances.frechet(2 * made + 1, real))
+        said.append(fid.frechet_deviation(2 * made + 1, real, people))
+    assert np.mean(said) == pytest.approx(np.std(found, ddof=1), rel=0.3)
+    # Pictures taken for people of their own: half of them say little that is new.
+    alone = fid.frechet_deviation(2 * made + 1, real, np.arange(200))
+    assert alone < 0.95 * said[-1]
 
 
 def test_by_other_weights_it_is_no_fid():
