@@ -47,8 +47,6 @@ class ECAPAConfig:
     summed_inputs: bool = False
     embedding_size: int = 192
     embedding_norm: bool = False
-    norm_momentum: float = 0.9
-    norm_epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -69,14 +67,7 @@ def _frame_layer(
     config: ECAPAConfig, features: int, kernel_size: int, dilation: int, name: str
 ) -> layers.FrameLayer:
     return layers.FrameLayer(
-        features,
-        kernel_size,
-        dilation,
-        momentum=config.norm_momentum,
-        epsilon=config.norm_epsilon,
-        axis_name=config.axis_name,
-        dtype=config.dtype,
-        name=name,
+        features, kernel_size, dilation, axis_name=config.axis_name, dtype=config.dtype, name=name
     )
 
 
@@ -182,9 +173,11 @@ class ECAPA(nn.Module):
             name="pooling",
         )
         x = pool(x, lengths)
-        norm_options = (config.norm_momentum, config.norm_epsilon, config.axis_name)
-        x = norm.MaskedBatchNorm(*norm_options, name="pooling_norm")(x, real, train=train)
+        batch_norm = norm.MaskedBatchNorm(
+            layers.MOMENTUM, axis_name=config.axis_name, name="pooling_norm"
+        )
+        x = batch_norm(x, real, train=train)
         embedding = layers.EmbeddingLayer(
-            config.embedding_size, config.embedding_norm, *norm_options, name="embedding"
+            config.embedding_size, config.embedding_norm, config.axis_name, name="embedding"
         )
         return embedding(x, real, train=train)

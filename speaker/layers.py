@@ -8,6 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from common.nn import conv, norm
 
+MOMENTUM = 0.9  # of the running averages of batch normalisation
+
 
 class FrameLayer(nn.Module):
     """BN(relu(conv(x))): one layer of a time-delay network (Snyder et al., 2018, cf. table 1).
@@ -20,8 +22,6 @@ class FrameLayer(nn.Module):
     kernel_size: int = 1
     dilation: int = 1
     affine: bool = True
-    momentum: float = 0.9
-    epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Any = jnp.float32
     trim: int = 0
@@ -53,7 +53,7 @@ class FrameLayer(nn.Module):
             x, _ = layer(x, lengths)
             x = x[:, self.trim : x.shape[1] - self.trim]
         batch_norm = norm.MaskedBatchNorm(
-            self.momentum, self.epsilon, self.axis_name, self.affine, name="norm"
+            MOMENTUM, axis_name=self.axis_name, affine=self.affine, name="norm"
         )
         return batch_norm(nn.relu(x), mask, train=train)
 
@@ -67,8 +67,6 @@ class EmbeddingLayer(nn.Module):
 
     features: int
     batch_norm: bool = False
-    momentum: float = 0.9
-    epsilon: float = 1e-5
     axis_name: str | None = None
 
     @nn.compact
@@ -78,8 +76,6 @@ class EmbeddingLayer(nn.Module):
         """The embedding, exactly 0 in rows that are not `real`."""
         x = nn.Dense(self.features, name="affine")(pooled.astype(jnp.float32))
         if self.batch_norm:
-            batch_norm = norm.MaskedBatchNorm(
-                self.momentum, self.epsilon, self.axis_name, name="norm"
-            )
+            batch_norm = norm.MaskedBatchNorm(MOMENTUM, axis_name=self.axis_name, name="norm")
             x = batch_norm(x, real, train=train)
         return jnp.where(real[:, None], x, 0.0)

@@ -48,13 +48,10 @@ class ResNetConfig:
     widths: tuple[int, ...] = (32, 64, 128, 256)
     bottleneck: bool = False
     pooling: str = "mean+std"
-    attention_bottleneck: int = 128
     deviation: str = "population"
     embedding_size: int = 256
     embedding_norm: bool = False
     zero_init_residual: bool = True
-    norm_momentum: float = 0.9
-    norm_epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -69,11 +66,6 @@ class ResNetConfig:
     @property
     def blocks(self) -> residual.BlockConfig:
         return sections.build(residual.BlockConfig, dataclasses.asdict(self))
-
-    @property
-    def reduction(self) -> int:
-        """Input frames (and features) per output frame (and frequency)."""
-        return 2 ** (len(self.num_blocks) - 1)
 
 
 def resnet(depth: int, width: int = 32, **options: Any) -> ResNetConfig:
@@ -135,19 +127,10 @@ class ResNet(nn.Module):
                 )
                 x = block(x, before, frames, train=train)
         pool = pooling.Pooling(
-            config.pooling,
-            config.attention_bottleneck,
-            config.dtype,
-            config.deviation,
-            name="pooling",
+            config.pooling, dtype=config.dtype, deviation=config.deviation, name="pooling"
         )
         x = pool(x.reshape(*x.shape[:2], -1), lengths)
         embedding = layers.EmbeddingLayer(
-            config.embedding_size,
-            config.embedding_norm,
-            config.norm_momentum,
-            config.norm_epsilon,
-            config.axis_name,
-            name="embedding",
+            config.embedding_size, config.embedding_norm, config.axis_name, name="embedding"
         )
         return embedding(x, real, train=train)

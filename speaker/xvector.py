@@ -25,7 +25,6 @@ class XVectorConfig:
     Attributes:
       frame_layers: (channels, kernel_size, dilation) of tdnn1 to tdnn5; kernels are odd.
       pooling: statistics over the frames, see `speaker.pooling`.
-      attention_bottleneck: channels of attention, if `pooling` has "attentive".
       deviation: of the pooling: "population" or "sample", see `speaker.pooling`.
       padding: "same": convolutions see zeros beyond the ends, no frame is lost. "valid": they see
         true frames only, and 14 frames of the defaults are lost, as in wespeaker's XVEC.
@@ -33,7 +32,6 @@ class XVectorConfig:
       embedding_layer: which affine map the embedding comes from. "tdnn7", the last: train with it
         (the classifier's layer). "tdnn6": Kaldi's x-vector, before ReLU; the variables of a network
         trained with "tdnn7" serve it too.
-      norm_affine: trained scale and bias in batch normalisation; Kaldi has none.
       axis_name: mapped axis whose devices share the statistics of batch normalisation.
       dtype: of the frame layers; parameters, statistics and what follows the pooling are float32.
     """
@@ -46,14 +44,10 @@ class XVectorConfig:
         (1500, 1, 1),
     )
     pooling: str = "mean+std"
-    attention_bottleneck: int = 128
     deviation: str = "population"
     padding: str = "same"
     embedding_size: int = 512
     embedding_layer: str = "tdnn7"
-    norm_affine: bool = False
-    norm_momentum: float = 0.9
-    norm_epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -120,7 +114,6 @@ class XVector(nn.Module):
         lengths = masking.fold_row_mask(lengths, mask)
         frames = masking.float_mask(lengths, features.shape[1])
         x = masking.zero_padding(features.astype(config.dtype), lengths)
-        norm_options = (config.norm_momentum, config.norm_epsilon, config.axis_name)
         for i, (channels, kernel_size, dilation) in enumerate(config.frame_layers):
             trim = dilation * (kernel_size // 2) if config.padding == "valid" else 0
             if trim:
@@ -130,26 +123,24 @@ class XVector(nn.Module):
                 channels,
                 kernel_size,
                 dilation,
-                config.norm_affine,
-                *norm_options,
-                config.dtype,
-                trim,
+                affine=False,
+                axis_name=config.axis_name,
+                dtype=config.dtype,
+                trim=trim,
                 name=f"tdnn{i + 1}",
             )
             x = layer(x, lengths, frames, train=train)
         real = lengths > 0
         pool = pooling.Pooling(
-            config.pooling,
-            config.attention_bottleneck,
-            config.dtype,
-            config.deviation,
-            name="pooling",
+            config.pooling, dtype=config.dtype, deviation=config.deviation, name="pooling"
         )
         tdnn6 = layers.EmbeddingLayer(config.embedding_size, name="tdnn6")
         x = tdnn6(pool(x, lengths), real, train=train)
         if config.embedding_layer == "tdnn6":
             return x
-        batch_norm = norm.MaskedBatchNorm(*norm_options, config.norm_affine, name="norm6")
+        batch_norm = norm.MaskedBatchNorm(
+            layers.MOMENTUM, axis_name=config.axis_name, affine=False, name="norm6"
+        )
         x = batch_norm(nn.relu(x), real, train=train)
         tdnn7 = layers.EmbeddingLayer(config.embedding_size, name="tdnn7")
         return tdnn7(x, real, train=train)

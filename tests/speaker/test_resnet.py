@@ -31,7 +31,6 @@ def test_published_counts():
     assert counts[221] / 1e6 == pytest.approx(23.79, abs=0.01)
     assert counts[293] / 1e6 == pytest.approx(28.62, abs=0.01)
     assert resnet.resnet(34) == resnet.ResNetConfig()
-    assert resnet.ResNetConfig().reduction == 8
 
 
 def test_zero_init_makes_blocks_their_shortcuts():

@@ -31,9 +31,6 @@ def test_published_count():
     assert encoders.num_parameters(xvector.XVector(config), 80) == 4_610_524
     kaldi = dataclasses.replace(config, embedding_layer="tdnn6")
     assert encoders.num_parameters(xvector.XVector(kaldi), 80) == 4_610_524 - (512 * 512 + 512)
-    affine = dataclasses.replace(config, norm_affine=True)
-    num_norms = 2 * (4 * 512 + 1500 + 512)
-    assert encoders.num_parameters(xvector.XVector(affine), 80) == 4_610_524 + num_norms
 
 
 def test_context_of_each_layer(small):
