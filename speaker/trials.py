@@ -139,21 +139,20 @@ def locate(
             f"{trials.path}:{line}: {len(unknown)} ids of the trial list have no embedding "
             f"({_listed(unknown)}), used in {len(trials) - len(kept)} of {len(trials)} trials"
         )
-        _log_unknown(unknown)
-        if not allow_unknown or not len(kept):
-            raise UnknownIdsError(
-                f"{message}. Extract them, correct the ids, or allow unknown ids.",
-                unknown,
-            )
-        log.warning("%s; these trials are left out", message)
+        _leave_out(unknown, message, "trials", allowed=allow_unknown and len(kept) > 0)
     return LocatedTrials(enrol_index[kept], test_index[kept], trials.is_target[kept], kept, unknown)
 
 
-def _log_unknown(names: Sequence[str]) -> None:
+def _leave_out(names: tuple[str, ...], message: str, what: str, *, allowed: bool) -> None:
+    """Says which ids have no embedding. Raises UnknownIdsError unless it is allowed to go on."""
     for name in names[:_LOGGED]:
         log.warning("unknown: %s", name)
     if len(names) > _LOGGED:
         log.warning("unknown: ... and %d more", len(names) - _LOGGED)
+    if not allowed:
+        advice = "Extract them, correct the ids, or allow unknown ids."
+        raise UnknownIdsError(f"{message}. {advice}", names)
+    log.warning("%s; these %s are left out", message, what)
 
 
 def read_enrolment(path: pathlib.Path | str) -> Enrolment:
@@ -214,19 +213,12 @@ def enrol(
     }
     found = {model: members for model, members in found.items() if members}
     if missing:
-        line = enrolment.lines[next(iter(missing.values()))]
+        line, unknown = enrolment.lines[next(iter(missing.values()))], tuple(missing)
         message = (
             f"{enrolment.path}:{line}: {len(missing)} enrolment utterances have no embedding "
-            f"({_listed(tuple(missing))}), which leaves {len(found)} of {len(enrolment.models)} "
-            "models"
+            f"({_listed(unknown)}), which leaves {len(found)} of {len(enrolment.models)} models"
         )
-        _log_unknown(tuple(missing))
-        if not allow_unknown or not found:
-            raise UnknownIdsError(
-                f"{message}. Extract them, correct the ids, or allow unknown ids.",
-                tuple(missing),
-            )
-        log.warning("%s; these utterances are left out", message)
+        _leave_out(unknown, message, "utterances", allowed=allow_unknown and bool(found))
     counts = np.array([len(members) for members in found.values()])
     members = np.concatenate([np.array(m, np.int64) for m in found.values()])
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
