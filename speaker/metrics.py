@@ -17,6 +17,7 @@ import scipy.special
 from jaxtyping import Bool, Float, Shaped
 
 from common import errors, files
+from common import metrics as common_metrics
 
 P_TARGETS = (0.05, 0.01, 0.001)
 _FORMATS = ("png", "pdf", "svg")
@@ -307,8 +308,8 @@ def resample(
     never paired with each other as non-targets.
 
     With `are_llrs` also "act_dcf_<p>" and "cllr". The draws depend on `seed` and on the set of
-    speakers only: for two systems on the same trials subtract their values, `interval` of the
-    difference then tells whether they differ. A draw that leaves one kind of trial without weight
+    speakers only: for two systems on the same trials subtract their values, `intervals` of the
+    difference then tell whether they differ. A draw that leaves one kind of trial without weight
     gives NaN. Speakers may be any labels; integers are quickest. Time is linear in the trials.
 
     The lowest cost over thresholds is fitted to each draw, so with few speakers the interval of
@@ -362,18 +363,9 @@ def resample(
     return values
 
 
-def interval(values: Float[np.ndarray, "r"]) -> tuple[float, float]:
-    """95 % percentile interval of resampled values; (NaN, NaN) if none is a number."""
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def intervals(values: Mapping[str, Float[np.ndarray, "r"]]) -> dict[str, tuple[float, float]]:
-    """`interval` of every metric, as `describe` takes them."""
-    return {name: interval(v) for name, v in values.items()}
+    """95 % percentile intervals of resampled values; (NaN, NaN) where none is a number."""
+    return {k: common_metrics.percentile_interval(v[~np.isnan(v)]) for k, v in values.items()}
 
 
 def _check_speakers(is_target, enrol_speakers, test_speakers):

@@ -58,7 +58,7 @@ def test_interval_holds_the_rate_and_narrows_with_more_speakers():
 
 
 def test_one_speaker_and_no_speakers_say_nothing():
-    assert all(np.isnan(metrics.interval(np.full(5, np.nan))))
+    assert all(np.isnan(metrics.intervals({"eer": np.full(5, np.nan)})["eer"]))
     scores, is_target, enrol, test = population(3, num_speakers=2)
     values = metrics.resample(scores, is_target, enrol, test, num_resamples=50)
     assert 0 < np.isnan(values["eer"]).sum() < 50  # both draws the same speaker: no non-targets
@@ -88,7 +88,7 @@ def test_coverage_of_the_eer_of_all_speakers():
         values = metrics.resample(
             scores, is_target, enrol, test, p_targets=[0.01], num_resamples=200
         )
-        low, high = metrics.interval(values["eer"])
+        low, high = metrics.intervals(values)["eer"]
         held += low <= np.mean(truth) <= high
     # Percentile intervals of 30 clusters run a little narrow; 3 standard errors of 100 draws = 7.
     assert 85 <= held <= 100

@@ -360,7 +360,7 @@ def test_intervals_are_those_of_the_speakers(data, scores_of):
     text, _, found = scores_of("--utt2spk", data.root / "eval" / "utt2spk")
     owner = np.array([name.split("-")[0] for name in data.ids])
     drawn = metrics.resample(found, data.same, owner[data.pairs[:, 0]], owner[data.pairs[:, 1]])
-    low, high = metrics.interval(drawn["eer"])
+    low, high = metrics.intervals(drawn)["eer"]
     assert f"[{100 * low:.2f}, {100 * high:.2f}]" in text
 
 
