@@ -159,8 +159,8 @@ def cosine_trials(
     return scores
 
 
-# Scores of every row of one side against every row of the cohort.
-ScoreMatrix = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# Scores of every row of one side against every row of the cohort; may take `enrol_counts`.
+ScoreMatrix = Callable[..., np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,6 +177,7 @@ def cohort_statistics(
     *,
     top_k: int | None = 300,
     score: ScoreMatrix = cosine_matrix,
+    counts: Int[np.ndarray, "n"] | None = None,
     block: int = 1024,
 ) -> CohortStatistics:
     """Statistics over the `top_k` highest cohort scores of each row (AS-norm), or over all (None).
@@ -184,7 +185,7 @@ def cohort_statistics(
     `cohort` is best one mean embedding a speaker (`speaker_means` of the training set, in
     the same space as `embeddings`), none of them in the trials. Only `block` rows of scores exist
     at a time. `score` may be any matrix of scores, for PLDA a `functools.partial` of
-    `plda.score_matrix`.
+    `plda.score_matrix`; it is told where rows are means of several utterances, `counts`.
 
     Raises EmbeddingError for a cohort smaller than `top_k` or than two, or scores without spread.
     """
@@ -197,7 +198,8 @@ def cohort_statistics(
     mean, deviation = np.empty(len(embeddings)), np.empty(len(embeddings))
     for start in range(0, len(embeddings), block):
         rows = slice(start, start + block)
-        scores = score(embeddings[rows], cohort)
+        told = {} if counts is None else {"enrol_counts": counts[rows]}
+        scores = score(embeddings[rows], cohort, **told)
         if used < len(cohort):
             # Selection is linear; the order among the selected does not matter.
             scores = np.partition(scores, len(cohort) - used, axis=1)[:, len(cohort) - used :]

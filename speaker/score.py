@@ -20,6 +20,7 @@ Printed are EER, minDCF and minCllr, actDCF and Cllr where scores are likelihood
 
 import argparse
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
@@ -105,32 +106,13 @@ def normalise(
     means, cohort_counts = cohort
 
     def statistics(rows, counts) -> backend.CohortStatistics:
-        mean, deviation = np.empty(len(rows)), np.empty(len(rows))
-        for count in np.unique(counts):
+        if fitted.model is None:
+            return backend.cohort_statistics(rows, means, top_k=top_k)
+        against = functools.partial(plda.score_matrix, fitted.model, test_counts=cohort_counts)
+        return backend.cohort_statistics(rows, means, top_k=top_k, score=against, counts=counts)
 
-            def against(part, others, count=count) -> np.ndarray:
-                if fitted.model is None:
-                    return backend.cosine_matrix(part, others)
-                return plda.score_matrix(
-                    fitted.model,
-                    part,
-                    others,
-                    enrol_counts=np.full(len(part), count),
-                    test_counts=cohort_counts,
-                )
-
-            chosen = counts == count
-            found = backend.cohort_statistics(rows[chosen], means, top_k=top_k, score=against)
-            mean[chosen], deviation[chosen] = found.mean, found.deviation
-        return backend.CohortStatistics(mean, deviation)
-
-    return backend.normalise_scores(
-        scores,
-        statistics(sides.enrol, sides.counts),
-        statistics(sides.test, np.ones(len(sides.test), np.int64)),
-        sides.enrol_index,
-        sides.test_index,
-    )
+    enrol, test = statistics(sides.enrol, sides.counts), statistics(sides.test, None)
+    return backend.normalise_scores(scores, enrol, test, sides.enrol_index, sides.test_index)
 
 
 def sides(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from speaker import backend, metrics, score, vectors
+from speaker import backend, metrics, plda, score, vectors
 from tests.speaker.conftest import failure
 
 DIM = 6
@@ -245,6 +245,30 @@ def test_normalised_plda_is_no_ratio_until_calibrated(data, scores_of):
     cllr = metrics.cllr(found, data.same)
     assert f"  Cllr {cllr:.3f}" in text
     assert metrics.min_cllr(curve) <= cllr < 1.2 * metrics.min_cllr(curve) + 0.02
+
+
+def test_normalised_plda_knows_how_many_utterances_a_model_has():
+    """Each enrolled mean is scored against the cohort with its own count."""
+    rng = np.random.default_rng(3)
+    model = plda.Plda(np.zeros(DIM), 2 * np.eye(DIM), np.eye(DIM))
+    fitted = score.BackEnd(backend.Transform(np.zeros(DIM), np.eye(DIM)), model)
+    rows, cohort = rng.normal(size=(8, DIM)), rng.normal(size=(20, DIM))
+    counts, cohort_counts = np.array([3, 1, 3, 2, 1]), np.arange(20) % 4 + 1
+    i, j = (index.ravel() for index in np.indices((5, 3)))
+    sides = score.Sides(rows[:5], counts, rows[5:], i, j)
+    raw = score.score(fitted, sides)
+    found = score.normalise(fitted, sides, raw, (cohort, cohort_counts), 6)
+
+    def standardised(value, row, count):
+        options = {"enrol_counts": np.array([count]), "test_counts": cohort_counts}
+        against = np.sort(plda.score_matrix(model, row[None], cohort, **options)[0])[-6:]
+        return (value - against.mean()) / against.std()
+
+    expected = [
+        (standardised(s, rows[a], counts[a]) + standardised(s, rows[5 + b], 1)) / 2
+        for s, a, b in zip(raw, i, j)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 @pytest.fixture
