@@ -162,6 +162,18 @@ def data_parallel(
     return call
 
 
+def check_rows(config: Any, setting: str = "", every: int = 1) -> None:
+    """Raises UserError for batches that devices and accumulation cannot share, in each of which
+    there have to be a multiple of `every` rows: so says config.`setting`."""
+    rows, per_step = config.data.batch_rows, jax.device_count() * config.accumulate * every
+    if rows % per_step:
+        more = f" x config.{setting}" if every > 1 else ""
+        raise errors.UserError(
+            f"config.data.batch_rows={rows} does not divide by {per_step} (devices x "
+            f"accumulation{more})."
+        )
+
+
 def row_numbers(rows: int) -> Int[Array, "b"]:
     """The position of each of this device's rows in the global batch (inside the mapped axis)."""
     return jax.lax.axis_index(AXIS) * rows + jnp.arange(rows, dtype=jnp.int32)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from common import errors
+from common import errors, parallel
 from common.audio import io, vad
 from common.data import buckets, pipeline, speech, splits
 from generation import people
@@ -246,22 +246,10 @@ def first_recordings(
     return np.stack(rows)
 
 
-def check_rows(config: Any, setting: str, every: int) -> None:
-    """Raises UserError for batches that devices and accumulation cannot share, in each of which
-    there have to be a multiple of `every` rows: so says config.`setting`."""
-    rows, per_step = config.data.batch_rows, jax.device_count() * config.accumulate * every
-    if rows % per_step:
-        more = f" x config.{setting}" if every > 1 else ""
-        raise errors.UserError(
-            f"config.data.batch_rows={rows} does not divide by {per_step} (devices x "
-            f"accumulation{more})."
-        )
-
-
 def train_batches(split: splits.Split, faces: people.Faces, config: Any) -> Any:
     """The endless stream of `batch_rows` pairs; an epoch has each recording once."""
     data, found = config.data, pairs(split, faces, config, train=True)
-    check_rows(config, "discriminator_updates", config.discriminator_updates)
+    parallel.check_rows(config, "discriminator_updates", config.discriminator_updates)
     of = "recordings of %d people" if isinstance(found, Pairs) else "pictures of %d classes"
     log.info(f"%s: %d {of}.", split.name, len(found), len(found.names))
     return pipeline.train_batches(

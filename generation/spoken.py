@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from common import parallel
 from common.data import buckets, pipeline, splits
 from generation import data, people
 
@@ -94,7 +95,7 @@ class Dubbed:
 def train_batches(split: splits.Split, faces: people.Faces, config: Any) -> Any:
     """The endless stream of `batch_rows` stretches."""
     found = Spoken(data.pairs(split, faces, config, train=True))
-    data.check_rows(config, "model.revoice.said_every", config.model.revoice.said_every)
+    parallel.check_rows(config, "model.revoice.said_every", config.model.revoice.said_every)
     return pipeline.train_batches(
         found,
         (buckets.Bucket(config.data.batch_rows, {"audio": found.pairs.samples}),),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from common import errors, sections
+from common import errors, parallel, sections
 from common.data import buckets, pipeline, speech, splits
 from separation import fixed, mixing, modes, sight
 from separation import surroundings as surroundings_lib
@@ -95,12 +95,7 @@ def train_batches(
     data, found = config.data, mixtures(split, config, around, train=True)
     again = config.model.kind == "visualvoice"
     found = dataclasses.replace(found, paired=not again, again=again)
-    per_step = jax.device_count() * config.accumulate
-    if data.batch_rows % per_step:
-        raise errors.UserError(
-            f"config.data.batch_rows={data.batch_rows} does not divide by {per_step} (devices x "
-            "accumulation)."
-        )
+    parallel.check_rows(config)
     least = config.mixing.shortest_seconds
     log.info(
         "%s: %d speakers; batches of %d x %s%.1f s.",

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from common import errors
+from common import errors, parallel
 from common.audio import augment, vad
 from common.data import buckets, classes, examples, pipeline, speech, splits
 
@@ -121,12 +121,7 @@ def train_batches(
     name, rate = sequence(config)
     crop = round(data.crop_seconds * rate)
     shape = buckets.Bucket(data.batch_rows, {name: crop})
-    per_step = jax.device_count() * config.accumulate
-    if data.batch_rows % per_step:
-        raise errors.UserError(
-            f"config.data.batch_rows={data.batch_rows} does not divide by {per_step} (devices x "
-            "accumulation)."
-        )
+    parallel.check_rows(config)
     targets = classes.labels(split, names)
     counts = np.bincount(targets, minlength=len(names))
     log.info(
