@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from asr import alignment, ctc, decode, transducer
 from common import errors, state
+from common.data import speech
 from common.nn import masking
 from common.task import Batch, Input, Part, Target
 
@@ -295,13 +296,6 @@ def _read_waveform(variables: state.Variables, batch: Batch) -> tuple[Array, Arr
 
 def batch_of(audio: Sequence[Float[np.ndarray, "_"]]) -> dict[str, np.ndarray]:
     """Recordings without a transcript."""
-    lengths = np.array([len(one) for one in audio], np.int32)
     rows = len(audio)
-    return {
-        "audio": np.stack([np.pad(one, (0, int(lengths.max()) - len(one))) for one in audio]),
-        "audio_lengths": lengths,
-        "labels": np.zeros((rows, 1), np.int32),
-        "labels_lengths": np.zeros(rows, np.int32),
-        "mask": np.ones(rows, bool),
-        "index": np.arange(rows, dtype=np.int32),
-    }
+    labels = {"labels": np.zeros((rows, 1), np.int32), "labels_lengths": np.zeros(rows, np.int32)}
+    return speech.batch_of(audio) | labels

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from common import state
+from common.data import speech
 from common.nn import masking
 from common.task import Batch, Input, Target
 from separation import metrics
@@ -82,14 +83,11 @@ def _read_mixture(variables: state.Variables, batch: Batch) -> tuple[Array, Arra
 
 def batch_of(audio: Sequence[Float[np.ndarray, "_"]]) -> dict[str, np.ndarray]:
     """Mixtures of unknown sources, without an enrolment."""
-    lengths = np.array([len(one) for one in audio], np.int32)
-    whole = np.stack([np.pad(one, (0, int(lengths.max()) - len(one))) for one in audio])
-    rows = len(audio)
+    batch, rows = speech.batch_of(audio), len(audio)
     return {
-        "sources": whole[:, :, None],
-        "sources_lengths": lengths,
+        "sources": batch.pop("audio")[:, :, None],
+        "sources_lengths": batch.pop("audio_lengths"),
         "enrolment": np.zeros((rows, 1), np.float32),
         "enrolment_lengths": np.zeros(rows, np.int32),
-        "mask": np.ones(rows, bool),
-        "index": np.arange(rows, dtype=np.int32),
+        **batch,
     }

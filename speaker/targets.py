@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from common import state
@@ -139,14 +138,3 @@ class Explanation:
         lengths = masking.fold_row_mask(batch["audio_lengths"], batch["mask"])
         audio = masking.zero_padding(batch["audio"], lengths)
         return audio, lengths, jnp.zeros_like(audio)
-
-
-def batch_of(audio: Sequence[Float[np.ndarray, "_"]]) -> dict[str, np.ndarray]:
-    """Recordings of nobody known."""
-    lengths = np.array([len(one) for one in audio], np.int32)
-    return {
-        "audio": np.stack([np.pad(one, (0, int(lengths.max()) - len(one))) for one in audio]),
-        "audio_lengths": lengths,
-        "mask": np.ones(len(audio), bool),
-        "index": np.arange(len(audio), dtype=np.int32),
-    }

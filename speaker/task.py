@@ -14,7 +14,7 @@ import numpy as np
 from common import errors, files, metrics, package, parallel, sections, state, steps
 from common.audio import augment
 from common.data import classes as classes_lib
-from common.data import records, splits
+from common.data import records, speech, splits
 from common.nn import masking
 from common.task import Batch, Metrics, Report
 from speaker import backend, data, evaluation, head, margin_schedules, model, targets, trials
@@ -69,7 +69,7 @@ class SpeakerTask(splits.SplitTask, steps.SupervisedTask):
                 "The network hears features that the data hold: explain recordings of a --split, "
                 "without --files and --against."
             )
-        return targets.batch_of(audio)
+        return speech.batch_of(audio)
 
     def init(self, key: jax.Array) -> state.Variables:
         return model.init(self.model, key)

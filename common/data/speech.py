@@ -6,7 +6,7 @@ import fractions
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -220,6 +220,17 @@ def draw_silence(
 def _play(audio: Float[np.ndarray, "t"], speed: float) -> Float[np.ndarray, "n"]:
     faster, slower = _ratio(speed)
     return audio if faster == slower else soxr.resample(audio, faster, slower, quality="HQ")
+
+
+def batch_of(audio: Sequence[Float[np.ndarray, "_"]]) -> dict[str, np.ndarray]:
+    """Recordings of which nothing else is known, as one batch on the host."""
+    lengths = np.array([len(one) for one in audio], np.int32)
+    return {
+        "audio": np.stack([np.pad(one, (0, int(lengths.max()) - len(one))) for one in audio]),
+        "audio_lengths": lengths,
+        "mask": np.ones(len(audio), bool),
+        "index": np.arange(len(audio), dtype=np.int32),
+    }
 
 
 def _ratio(speed: float) -> tuple[int, int]:
