@@ -12,4 +12,4 @@ def load(workdir: Any, *, step: int | None = None) -> Any:
     """The network of a work directory, see `speaker.embed.Embedder`."""
     from speaker import embed  # not before it is wanted: data workers import this package too
 
-    return embed.load(workdir, step=step)
+    return embed.Embedder(workdir, step)

@@ -130,34 +130,24 @@ class Pieces:
         ends = [_cuts(int(count), int(parts)) for count, parts in zip(self.counts, self.parts)]
         return np.concatenate([np.diff(cuts) for cuts in ends])
 
-    @functools.cached_property
-    def _ends(self) -> Int[np.ndarray, "n"]:
-        return np.cumsum(self.parts)
-
     def __len__(self) -> int:
         return int(self.parts.sum())
 
     def __getitem__(self, piece: int) -> records.Record:
         place = int(self.owner[piece])
         record, parts = self.source[int(self.positions[place])], int(self.parts[place])
-        number = piece - int(self._ends[place] - parts)
+        number = piece - int(np.searchsorted(self.owner, place))
         if "features" in record:
             return record if parts == 1 else _frames(record, number, parts)
-        rate = self.sample_rate_hz
-        if self.speech is not None:
-            cut = _part(self.speech[place], number, parts)
-            first, end = int(cut[0, 0]), int(cut[-1, 1])
-            audio = records.load_record(
-                record, rate, self.channel, start=first / rate, duration=(end - first) / rate
-            )
-            audio = np.concatenate([audio[a:b] for a, b in cut - first])
-        elif parts == 1:
+        if self.speech is None and parts == 1:
             return record
-        else:
-            first, end = _cuts(int(self.counts[place]), parts)[number : number + 2]
-            audio = records.load_record(
-                record, rate, self.channel, start=first / rate, duration=(end - first) / rate
-            )
+        whole = np.array([[0, self.counts[place]]])
+        cut = _part(whole if self.speech is None else self.speech[place], number, parts)
+        rate, first, end = self.sample_rate_hz, int(cut[0, 0]), int(cut[-1, 1])
+        audio = records.load_record(
+            record, rate, self.channel, start=first / rate, duration=(end - first) / rate
+        )
+        audio = np.concatenate([audio[a:b] for a, b in cut - first])
         return {"id": record["id"], "audio": audio, "sample_rate": rate}
 
 
@@ -441,8 +431,3 @@ class Embedder:
             collect(pending)
         numbers, embeddings = zip(*found)
         return np.concatenate(numbers), np.concatenate(embeddings)
-
-
-def load(workdir: io.PathLike, *, step: int | None = None) -> Embedder:
-    """The network that a training left in `workdir`: its best checkpoint, or that of `step`."""
-    return Embedder(pathlib.Path(workdir), step)

@@ -40,7 +40,7 @@ def converted(tmp_path_factory):
 
 def test_embeddings_are_those_of_wespeaker(converted):
     """From samples to embeddings, alone and in a padded batch."""
-    network = embed.load(converted)
+    network = embed.Embedder(converted)
     audio = [pcm.astype(np.float32) / 32768 for pcm in recordings()]
     alone = network.embed(audio[1], 16000)
     together = network.embed_loaded(audio)
