@@ -11,6 +11,7 @@ scoring in chunks of classes: the [rows, c / n] scores of one device exist.
 Cf. "model parallel" in Deng et al. 2019, arXiv:1801.07698.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -204,24 +205,13 @@ class MarginHead(nn.Module):
             scale = state.value
         adapt = train and not initializing
         embeddings, weights = marks.Outputs()((embeddings, weights))
-        kwargs = {"bias": bias, "mask": mask, "num_classes": real, "adapt_scale": adapt}
+        options = {"bias": bias, "mask": mask, "num_classes": real, "adapt_scale": adapt}
         if self.num_shards > 1 and not initializing:
-            result = sharded_margin_loss(
-                config,
-                embeddings,
-                weights,
-                labels,
-                margin,
-                scale,
-                axis_name=self.axis_name,
-                **kwargs,
-            )
-        else:
-            # At initialisation there is no mapped axis.
+            loss = functools.partial(sharded_margin_loss, axis_name=self.axis_name)
+        else:  # at initialisation there is no mapped axis
             axis = None if initializing else self.axis_name
-            result = margins.margin_loss(
-                config, embeddings, weights, labels, margin, scale, row_axis=axis, **kwargs
-            )
+            loss = functools.partial(margins.margin_loss, row_axis=axis)
+        result = loss(config, embeddings, weights, labels, margin, scale, **options)
         if state is not None and adapt and self.is_mutable_collection(STATE):
             state.value = result.scale
         return result
