@@ -109,20 +109,16 @@ class SpeakerNet(nn.Module):
         mask: Bool[Array, "b"],
     ) -> tuple[Float[Array, "b l m"], Int[Array, "b"]]:
         """What the front end gives to the encoder, and its lengths, 0 for masked rows."""
-        features, lengths = self._features(inputs, masking.fold_row_mask(lengths, mask))
+        lengths = masking.fold_row_mask(lengths, mask)
+        inputs = masking.zero_padding(inputs, lengths)
+        if isinstance(self.front_end, GivenFeatures):
+            features = frontend.normalized(inputs, lengths, self.front_end.normalize)
+        else:
+            features, lengths = self.marked(frontend.log_mel(inputs, lengths, self.front_end))
         if self.running_mean:
             frames = masking.float_mask(lengths, features.shape[1])
             features = self.centre(features, frames, train=train)
         return features, lengths
-
-    def _features(
-        self, inputs: Float[Array, "b t *f"], lengths: Int[Array, "b"]
-    ) -> tuple[Float[Array, "b l m"], Int[Array, "b"]]:
-        if isinstance(self.front_end, GivenFeatures):
-            features = masking.zero_padding(inputs, lengths)
-            return frontend.normalized(features, lengths, self.front_end.normalize), lengths
-        audio = masking.zero_padding(inputs[:, :, None], lengths)[:, :, 0]
-        return self.marked(frontend.log_mel(audio, lengths, self.front_end))
 
     def __call__(
         self,
