@@ -322,14 +322,17 @@ def fit_calibration(
             )
     centre, scale = inputs.mean(0), inputs.std(0)
     standard = (inputs - centre) / scale
-    weight, doubt = _weights(is_target, p_target)
+    counts = np.where(is_target, np.count_nonzero(is_target), np.count_nonzero(~is_target))
+    weight = np.where(is_target, p_target, 1 - p_target) / counts
+    wanted = np.where(is_target, counts + 1, 1) / (counts + 2)  # how much of a target each is
     prior = scipy.special.logit(p_target)
 
     def objective(parameters):
+        """Weighted cross-entropy in nats, and its gradient."""
         logits = standard @ parameters[:-1] + parameters[-1] + prior
-        slopes = weight * (scipy.special.expit(logits) - np.where(is_target, 1 - doubt, doubt))
-        gradient = np.append(slopes @ standard, slopes.sum())
-        return _cost(logits, is_target, weight, doubt), gradient
+        costs = wanted * np.logaddexp(0, -logits) + (1 - wanted) * np.logaddexp(0, logits)
+        slopes = weight * (scipy.special.expit(logits) - wanted)
+        return weight @ costs, np.append(slopes @ standard, slopes.sum())
 
     found = scipy.optimize.minimize(
         objective,
@@ -351,19 +354,6 @@ def fit_calibration(
         tuple(quality_names),
         tuple(float(w) for w in weights[1:]),
     )
-
-
-def _weights(is_target, p_target):
-    """The weight of each trial, and the share to which it counts as one of the other kind."""
-    counts = np.where(is_target, np.count_nonzero(is_target), np.count_nonzero(~is_target))
-    return np.where(is_target, p_target, 1 - p_target) / counts, 1 / (counts + 2)
-
-
-def _cost(logits, is_target, weight, doubt):
-    """Weighted cross-entropy, nats."""
-    right = np.where(is_target, logits, -logits)
-    costs = (1 - doubt) * np.logaddexp(0, -right) + doubt * np.logaddexp(0, right)
-    return weight @ costs
 
 
 def quality_measures(
