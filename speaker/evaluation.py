@@ -247,7 +247,7 @@ def all_pairs(speakers: Sequence[str], most: int) -> trials.LocatedTrials:
     left, right = np.concatenate([left, i[other]]), np.concatenate([right, j[other]])
     target = np.arange(len(left)) < len(chosen)
     return trials.LocatedTrials(
-        np.minimum(left, right), np.maximum(left, right), target, np.arange(len(left)), ()
+        np.minimum(left, right), np.maximum(left, right), target, np.arange(len(left))
     )
 
 

@@ -28,11 +28,7 @@ class TrialError(errors.UserError, ValueError):
 
 
 class UnknownIdsError(TrialError):
-    """Ids without an embedding; `unknown` holds all of them, the message the first few."""
-
-    def __init__(self, message: str, unknown: tuple[str, ...]):
-        super().__init__(message)
-        self.unknown = unknown
+    """Ids without an embedding: the message names the first few, the log more."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,14 +54,13 @@ class Trials:
 class LocatedTrials:
     """The k trials that can be scored, as rows of two arrays of embeddings.
 
-    `kept` are their positions in the list, `unknown` the distinct ids without an embedding.
+    `kept` are their positions in the list.
     """
 
     enrol_index: Int[np.ndarray, "k"]
     test_index: Int[np.ndarray, "k"]
     is_target: Bool[np.ndarray, "k"]
     kept: Int[np.ndarray, "k"]
-    unknown: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,7 +135,7 @@ def locate(
             f"({_listed(unknown)}), used in {len(trials) - len(kept)} of {len(trials)} trials"
         )
         _leave_out(unknown, message, "trials", allowed=allow_unknown and len(kept) > 0)
-    return LocatedTrials(enrol_index[kept], test_index[kept], trials.is_target[kept], kept, unknown)
+    return LocatedTrials(enrol_index[kept], test_index[kept], trials.is_target[kept], kept)
 
 
 def _leave_out(names: tuple[str, ...], message: str, what: str, *, allowed: bool) -> None:
@@ -150,8 +145,7 @@ def _leave_out(names: tuple[str, ...], message: str, what: str, *, allowed: bool
     if len(names) > _LOGGED:
         log.warning("unknown: ... and %d more", len(names) - _LOGGED)
     if not allowed:
-        advice = "Extract them, correct the ids, or allow unknown ids."
-        raise UnknownIdsError(f"{message}. {advice}", names)
+        raise UnknownIdsError(f"{message}. Extract them, correct the ids, or allow unknown ids.")
     log.warning("%s; these %s are left out", message, what)
 
 

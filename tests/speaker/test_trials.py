@@ -78,17 +78,18 @@ def test_rows_of_trials(tmp_path, caplog):
     assert found.enrol_index.tolist() == [1, 1, 0]
     assert found.test_index.tolist() == [2, 0, 2]
     assert found.kept.tolist() == [0, 1, 2]
-    assert found.unknown == ()
+    assert not caplog.messages
     with pytest.raises(trials.UnknownIdsError) as raised:
         trials.locate(read, ["a"], ["b"])
     assert "2 ids of the trial list have no embedding (d, c), used in 2 of 3" in str(raised.value)
     assert "list.txt:2:" in str(raised.value)
-    assert raised.value.unknown == ("d", "c")
+    assert caplog.messages == ["unknown: d", "unknown: c"]
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         found = trials.locate(read, ["a"], ["b"], allow_unknown=True)
     assert "left out" in caplog.text
     assert (found.kept.tolist(), found.is_target.tolist()) == ([0], [True])
-    assert found.unknown == ("d", "c")
+    assert caplog.messages[:2] == ["unknown: d", "unknown: c"]
     with pytest.raises(trials.UnknownIdsError, match="used in 3 of 3 trials"):
         trials.locate(read, ["z"], ["b"], allow_unknown=True)
     with pytest.raises(trials.TrialError, match="'a' names more than one"):
