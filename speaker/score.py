@@ -343,11 +343,9 @@ def _scored(
     return located, scores
 
 
-def _seconds(path: pathlib.Path, ids: Sequence[str]) -> Float[np.ndarray, "n"] | None:
-    """Durations by the utt2dur beside a set of embeddings; None without one."""
+def _seconds(path: pathlib.Path, ids: Sequence[str]) -> Float[np.ndarray, "n"]:
+    """Durations by the utt2dur that lies beside a set of embeddings."""
     table = vectors.beside(path, vectors.UTT2DUR)
-    if table is None:
-        return None
     known = vectors.read_durations(table)
     missing = [name for name in ids if name not in known]
     if missing:
@@ -477,12 +475,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--backend", choices=("cosine", "lda", "plda"), default="cosine")
     add("--train-embeddings", type=path, metavar="E", help="to fit mean, LDA and PLDA to")
     add("--train-utt2spk", type=path, metavar="FILE", help="default: that beside E")
-    add(
-        "--lda-dim",
-        type=int,
-        metavar="N",
-        help=f"lda: default at most {_MOST_LDA}; plda: none",
-    )
+    add("--lda-dim", type=int, metavar="N", help=f"lda: default at most {_MOST_LDA}; plda: none")
     add("--center", metavar="E|none", help="mean to subtract; default: the training set's")
     add("--norm", choices=("asnorm", "snorm"))
     add("--cohort", type=path, metavar="E", help="other speakers, one mean each")

@@ -156,8 +156,7 @@ def read(path: pathlib.Path | str) -> tuple[tuple[str, ...], Float[np.ndarray, "
 
 def read_speakers(path: pathlib.Path | str) -> dict[str, str]:
     """Id -> speaker from Kaldi's utt2spk: `utterance speaker` lines. Raises VectorError."""
-    path = pathlib.Path(path).expanduser()
-    return _read_table(path, "speaker")
+    return _read_table(pathlib.Path(path).expanduser(), "speaker")
 
 
 def read_durations(path: pathlib.Path | str) -> dict[str, float]:
