@@ -217,11 +217,6 @@ def draw_silence(
     return np.stack([before, after], axis=1).astype(np.int32)
 
 
-def _play(audio: Float[np.ndarray, "t"], speed: float) -> Float[np.ndarray, "n"]:
-    faster, slower = _ratio(speed)
-    return audio if faster == slower else soxr.resample(audio, faster, slower, quality="HQ")
-
-
 def batch_of(audio: Sequence[Float[np.ndarray, "_"]]) -> dict[str, np.ndarray]:
     """Recordings of which nothing else is known, as one batch on the host."""
     lengths = np.array([len(one) for one in audio], np.int32)
@@ -231,6 +226,11 @@ def batch_of(audio: Sequence[Float[np.ndarray, "_"]]) -> dict[str, np.ndarray]:
         "mask": np.ones(len(audio), bool),
         "index": np.arange(len(audio), dtype=np.int32),
     }
+
+
+def _play(audio: Float[np.ndarray, "t"], speed: float) -> Float[np.ndarray, "n"]:
+    faster, slower = _ratio(speed)
+    return audio if faster == slower else soxr.resample(audio, faster, slower, quality="HQ")
 
 
 def _ratio(speed: float) -> tuple[int, int]:
