@@ -1,6 +1,7 @@
 """A trained network as a function from recordings to the same words in another voice."""
 
 import itertools
+import math
 import pathlib
 from typing import Any
 
@@ -55,6 +56,16 @@ class VoiceChanger:
         self._mean = jax.jit(lambda audio, lengths: harmonics.mean(*task.height(audio, lengths)))
         self._look = jax.jit(lambda variables, x: net.apply(variables, x, method="face"))
 
+    def compile(self) -> None:
+        """All programs that pictures and recordings of any length need, so that none waits for
+        them."""
+        pixels = images.LEAST_PIXELS
+        who, key = self.seen(np.zeros((pixels, pixels, 3), np.uint8)), jax.random.key(0)
+        for doubled in range(math.ceil(math.log2(_PIECE_SECONDS)) + 1):  # see `_padded`
+            silence = np.zeros(self.sample_rate_hz << doubled, np.float32)
+            self._piece(silence, who, self._middle([silence]), jax.random.fold_in(key, 0))
+            self._hear(self._variables, *self._padded(silence))
+
     def seen(self, face: Face, name: object = "picture") -> Float[np.ndarray, "1 k"]:
         """Whose voice it is by a face. Raises images.ImageError: no picture, or too small."""
         values = images.of_face(face, self.config.picture, name)
@@ -96,7 +107,7 @@ class VoiceChanger:
         source: Recording,
         *,
         face: Face | None = None,
-        voice: Recording | None = None,
+        voice: io.PathLike | bytes | Num[np.ndarray, "n *d"] | None = None,
         seed: int = 0,
     ) -> Float[np.ndarray, "t"]:
         """A recording in the voice of a face or of another recording."""
@@ -105,7 +116,7 @@ class VoiceChanger:
         who = self.seen(face) if voice is None else self.heard(voice)
         return self.say(source, who, seed)
 
-    def _middle(self, pieces: list[Float[np.ndarray, "t"]]) -> Float[np.ndarray, "1"]:
+    def _middle(self, pieces: list[Float[np.ndarray, "_"]]) -> Float[np.ndarray, "1"]:
         """How high the voice of a recording is in all its pieces, octaves above 1 Hz."""
         means, counts = zip(*(self._mean(*self._padded(piece)) for piece in pieces))
         means, counts = np.concatenate(means), np.concatenate(counts)
@@ -132,7 +143,8 @@ class VoiceChanger:
     def _read(self, recording: Recording, name: object) -> Float[np.ndarray, "t"]:
         rate, least = self.sample_rate_hz, self.config.data.min_seconds
         given = {"source_rate_hz": rate} if isinstance(recording, np.ndarray) else {}
-        channel = splits.channel(self.config.data)
+        is_one = isinstance(recording, np.ndarray) and recording.ndim == 1
+        channel = "mean" if is_one else splits.channel(self.config.data)
         audio = io.load_audio(recording, sample_rate_hz=rate, channel=channel, **given)
         if not isinstance(recording, np.ndarray | bytes):
             name = recording

@@ -7,6 +7,10 @@ from generation import maker, voice_changer, voice_maker
 from tests.generation import people as toy
 
 SOUNDS = {"model.kind": "face2voice", "picture.size": 64, "model.frames": 16}
+REVOICE = {
+    **{"model.kind": "revoice", "loss.wrong_pairs": False},
+    **{"model.revoice.width": 16, "model.revoice.code": 8, "model.revoice.blocks": 1},
+}
 
 
 def make(folder, changes=None) -> maker.FaceMaker:
@@ -21,9 +25,7 @@ def make_voices(folder) -> voice_maker.VoiceMaker:
 
 def make_changer(folder) -> voice_changer.VoiceChanger:
     """At 8 x 8, in 24 bands."""
-    sizes = {"model.revoice.width": 16, "model.revoice.code": 8, "model.revoice.blocks": 1}
-    changes = {"model.kind": "revoice", "loss.wrong_pairs": False, **sizes}
-    return voice_changer.VoiceChanger(untrained(folder, changes))
+    return voice_changer.VoiceChanger(untrained(folder, REVOICE))
 
 
 def untrained(folder, changes) -> trained.Trained:

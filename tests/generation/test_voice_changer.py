@@ -48,6 +48,17 @@ def test_faces_and_voices_are_of_one_space_and_matter(changer):
         changer(source)
 
 
+def test_samples_of_one_channel_are_that_of_a_network_of_the_second(tmp_path):
+    """And a voice may be longer than the words."""
+    changes = {**makers.REVOICE, "data.channel": "1"}
+    network = voice_changer.VoiceChanger(makers.untrained(tmp_path, changes))
+    source, voice = toy.voice(0, 0.6, 0), toy.voice(3, 0.7, 1)
+    said = network(source, voice=voice)
+    both, stereo = (np.stack([np.zeros_like(x), x], axis=1) for x in (source, voice))
+    np.testing.assert_array_equal(network(both, voice=stereo), said)
+    assert said.shape == source.shape
+
+
 def test_long_recordings_are_said_piece_by_piece(changer, monkeypatch):
     """Pieces meet where they should: with a network that repeats what it is given, nothing
     changes."""
