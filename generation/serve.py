@@ -1,4 +1,4 @@
-"""Serves a trained network: faces of recordings and of a microphone, or voices of faces; a page.
+"""Serves a trained network: faces of voices, live too, voices of faces, or words in other voices.
 
     python -m generation.serve --workdir=runs/faces
 

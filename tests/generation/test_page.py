@@ -27,7 +27,7 @@ def network(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(network):
     settings = serve_settings.Settings("sesame", serve_settings.Limits(streams=1))
-    with serving.served(api.FaceService(network, settings).application(), settings) as found:
+    with serving.served(api.service(network, settings).application(), settings) as found:
         yield found
 
 

@@ -39,7 +39,7 @@ def network(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(network):
-    with serving.served(api.FaceService(network, SETTINGS).application(), SETTINGS) as found:
+    with serving.served(api.service(network, SETTINGS).application(), SETTINGS) as found:
         yield found
 
 
@@ -241,4 +241,4 @@ def test_bad_uploads_are_one_message_each(http):
 def test_a_network_that_hears_nothing_is_refused_at_the_start(tmp_path):
     network = makers.make(tmp_path, {"voice.kind": "class"})
     with pytest.raises(errors.UserError, match="hears nothing: draw with it by python -m"):
-        api.FaceService(network, SETTINGS)
+        api.service(network, SETTINGS)

@@ -9,10 +9,9 @@ import pytest
 pytest.importorskip("fastapi", reason="servers are optional: see requirements-dev.txt")
 import httpx2
 
-from common import errors
 from common.audio import io
 from common.serve import settings as serve_settings
-from generation import api, voice_changer
+from generation import api
 from tests import serving
 from tests.generation import makers
 from tests.generation import people as toy
@@ -79,13 +78,6 @@ def test_bad_pictures_are_one_message_each(url):
     answer = httpx2.post(url + "voices", files={"file": good}, data={"count": 17})
     assert (answer.status_code, answer.json()["detail"][:5]) == (422, "count")
     assert httpx2.post(url + "faces", files={"file": good}).status_code == 404
-
-
-def test_a_network_that_changes_voices_is_not_served():
-    network = voice_changer.VoiceChanger.__new__(voice_changer.VoiceChanger)
-    network.folder = "runs/revoice"
-    with pytest.raises(errors.UserError, match=r"runs/revoice has .* not served: use generation"):
-        api.service(network, SETTINGS)
 
 
 def test_the_page_offers_voices_of_a_picture(url, network):

@@ -1,15 +1,19 @@
-// Controls of a page: buttons that start and stop something, recordings, files. The page has a
-// <meter id="level">.
+// Controls of a page: buttons that start and stop something, recordings, files. The page's <meter>s,
+// of which one is to be seen, show how loud it is.
 
 import { show } from "/shared/client.js";
 import { join, level, openMicrophone, wav } from "/shared/sound.js";
 
-const meter = document.querySelector("#level");
+const meters = [...document.querySelectorAll("meter")];
 // What may not be used while one of the buttons runs.
 const OTHERS = "button, select, input[type=file], input[type=number], input[type=range]";
 
 export function showLevel(samples) {
-  meter.value = level(samples);
+  setLevel(level(samples));
+}
+
+function setLevel(value) {
+  for (const meter of meters) meter.value = value;
 }
 
 // A button that starts something and stops it when it is pressed again. `start` gets a function to
@@ -31,7 +35,7 @@ export function toggle(button, start) {
       button.textContent = label;
       button.setAttribute("aria-pressed", "false");
       others.forEach((one) => (one.disabled = false));
-      meter.value = 0;
+      setLevel(0);
     };
     others.forEach((one) => (one.disabled = true));
     button.disabled = true;
@@ -72,10 +76,13 @@ export function chosen(input, place, use) {
   };
 }
 
-// The body of a request: a file, and fields beside it.
+// The body of a request: a file, and fields beside it, which may be files too.
 export function form(blob, fields = {}) {
   const body = new FormData();
   body.append("file", blob, blob.name ?? "recording.wav");
-  for (const [name, value] of Object.entries(fields)) body.append(name, value);
+  for (const [name, value] of Object.entries(fields)) {
+    if (value instanceof Blob) body.append(name, value, value.name ?? `${name}.wav`);
+    else body.append(name, value);
+  }
   return body;
 }
