@@ -28,5 +28,5 @@ def test_it_builds(name, argument, tmp_path):
     assert found.eval_names(test=True) == (*config.data.eval, *config.data.test)
     assert f"--config=configs/generation/{name}.py" in (FOLDER / f"{name}.py").read_text()
     for wrong in ("large", "debug-debug"):
-        with pytest.raises(ValueError, match="the argument is .*debug or nothing"):
+        with pytest.raises(ValueError, match=r"the argument is .*debug or nothing"):
             importlib.import_module(f"configs.generation.{name}").get_config(wrong)
