@@ -15,10 +15,11 @@ known, id (or clip), speaker, gender, text and split. DIR gets
 `common.data.prepared_films.PreparedFilms(DIR)` reads it. Faces are found by OpenCV (frontal ones;
 pip install 'opencv-python-headless>=4.14,<5'), or are those of --faces, a table of another tool
 (common/video/face_tables.py). A person who leaves the picture or a cut ends a track; each track of
---min_seconds is a record. Where several are in view (column `others`) nobody knows from the
-pictures alone whose voice it is, so that trainings leave them out
-(config.data.several_in_view=True takes them); `motion`, the grey levels by which the middle of the
-mouth's crop changes from picture to picture, is near 0 for closed lips and for a frozen picture.
+--min_seconds is a record. Where several are in view (column `others`, which also counts those who
+were not taken) nobody knows from the pictures alone whose voice it is, so that trainings leave them
+out (config.data.several_in_view=True takes them); `motion`, the grey levels by which the middle of
+the mouth's crop changes from picture to picture, is near 0 for closed lips and for a frozen
+picture.
 """
 
 import collections
@@ -44,7 +45,7 @@ from common.video import face_tables, finding, frames, listing, preparing, sheet
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2  # raise it whenever the same film gives other files
+_VERSION = 3  # raise it whenever the same film gives other files
 _TABLES = 2  # or this one, where it does so by the same table of faces
 _COLUMNS = (
     *("id", "audio", "offset", "duration", "mouth", "face", "portraits", "frames"),

@@ -25,6 +25,7 @@ from common.video import crops, finding, frames, tracking
 SAMPLE_RATE_HZ = 16_000
 _SAMPLES = SAMPLE_RATE_HZ // visemes.FRAMES_PER_SECOND
 _INTRUDED = 0.1  # of the pictures with two faces in one crop: more is too much
+_BESIDE = 25  # pictures in view after which a face is somebody who may be heard
 _JUDGED = 5  # pictures of which one is asked how sharp its faces are
 _MIDDLE = slice(24, 72)  # of a crop, where the lips are
 _THUMBNAIL = 48  # pixels of the longer side, to see cuts in
@@ -96,7 +97,11 @@ def prepare(
         if not kept:
             longest = max(refused, key=lambda one: one.end - one.start)
             raise frames.FilmError(film, longest.reason)
-        people = _write(film, name, out, zero, seen, kept, samples, finder.every, settings)
+        least = min(_BESIDE, settings.min_frames)
+        in_view = [t for t in tracks if len(t) >= least and _steady(t, finder.every, settings)]
+        people = _write(
+            film, name, out, zero, seen, kept, in_view, samples, finder.every, settings
+        )
     except BaseException:
         sound.unlink(missing_ok=True)
         raise
@@ -176,11 +181,15 @@ def _write(
     zero: float,
     seen: _Seen,
     kept: Sequence[tracking.Track],
+    in_view: Sequence[tracking.Track],
     samples: int,
     every: float | int,
     settings: Settings,
 ) -> list[dict[str, Any]]:
-    """Cuts the mouths and portraits of some tracks; a row for each."""
+    """Cuts the mouths and portraits of the `kept` tracks; a row for each.
+
+    Whoever is `in_view` beside one of them may be heard, also if their own track is not kept.
+    """
     names = [name] if len(kept) == 1 else [f"{name}~{k}" for k in range(1, len(kept) + 1)]
     mouths = [crops.mouth_views(track) for track in kept]
     faces = [crops.face_views(track) for track in kept]
@@ -224,7 +233,8 @@ def _write(
     rows = []
     for t, (own, track) in enumerate(zip(names, kept)):
         start = track.first * _SAMPLES
-        others = [o for o in kept if o is not track and o.first < track.last > track.first < o.last]
+        beside = (o for o in in_view if o is not track)
+        others = sum(o.first < track.last and track.first < o.last for o in beside)
         rows.append(
             {
                 "id": own,
@@ -235,7 +245,7 @@ def _write(
                 "offset": start / SAMPLE_RATE_HZ,
                 "duration": (min(track.last * _SAMPLES, samples) - start) / SAMPLE_RATE_HZ,
                 "frames": len(track),
-                "others": len(others),
+                "others": others,
                 "person": track.person or "",
                 "found": round(_share_seen(track, every), 3),
                 "held": int(seen.held[track.first : track.last].sum()),

@@ -205,6 +205,8 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_others_go_on(tmp_path,
     said = run(clips, tmp_path / "none.mp4", "--faces", csv, "--out", out)
     source = prepared_films.PreparedFilms(out)
     assert [record["id"] for record in source] == ["closed", "good", "pair"]
+    # Who was not taken, for being in view too shortly, may be heard all the same.
+    assert [one["id"] for one in prepared_films.PreparedFilms(out, alone=True)] == ["closed", "good"]
     rows = [line.split("\t") for line in (out / "rejected.tsv").read_text().splitlines()[1:]]
     assert {pathlib.Path(path).name: reason for _, path, reason in rows if "pair" not in path} == {
         "none.mp4": "missing file",
