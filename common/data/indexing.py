@@ -227,11 +227,12 @@ def _look(
             continue
         path = value.path if isinstance(value, ark.Entry) else os.fspath(value)
         path = path if path[:1] == "/" else os.path.abspath(path)  # noqa: PTH100 - a million times
+        name = str(value) if isinstance(value, ark.Entry) else path
         if not place:
-            seen.path, place = str(value) if isinstance(value, ark.Entry) else path, path
+            seen.path, place = name, path
         status, problem = _status(path)
         if problem:
-            seen.fact = facts.Fact(problem=problem)
+            seen.path, seen.fact = name, facts.Fact(problem=problem)
             return seen
         identity.append((str(value), status.st_size, status.st_mtime_ns))
     seen.key = facts.key(place, *identity)

@@ -131,7 +131,7 @@ class Mouths:
             with h5py.File(self.path, "r") as file:
                 if "data" not in file:
                     names = ", ".join(file) or "none"
-                    raise ValueError(f"it has no data set 'data' (there are: {names})")
+                    raise ValueError(f"{self.path} has no data set 'data' (there are: {names})")
                 return self._taken(file["data"], part)
         except OSError as error:
             if pathlib.Path(self.path).is_file():  # h5py's messages have several clauses
@@ -142,7 +142,7 @@ class Mouths:
         shape = tuple(stored.shape)
         if len(shape) != 3 or shape[1:] != (MOUTH_SIZE, MOUTH_SIZE) or stored.dtype != np.uint8:
             size = " x ".join(map(str, shape))
-            raise ValueError(f"{stored.dtype} of {size}, not uint8 of n x 96 x 96")
+            raise ValueError(f"{self.path}: {stored.dtype} of {size}, not uint8 of n x 96 x 96")
         return shape if part is None else np.asarray(stored[part])
 
 
@@ -157,7 +157,8 @@ def _loaded(path: str) -> np.ndarray:
         except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise OSError(f"{path} is no {kind} file of numbers, or damaged or cut off") from error
     if not isinstance(stored, np.ndarray):
-        raise ValueError(f"it has no array 'data' (there are: {', '.join(stored) or 'none'})")
+        there = ", ".join(stored) or "none"
+        raise ValueError(f"{path} has no array 'data' (there are: {there})")
     return stored
 
 
@@ -256,7 +257,8 @@ def inspect(record: records.Record, channel: str | int, max_seconds: float) -> f
         count = min(count, round(record["duration"] * fact.rate_hz))
     wanted = visemes.num_frames(count, int(fact.rate_hz))
     if abs(there - wanted) > _UNEQUAL:
-        return facts.Fact(problem=f"wrong length ({there} pictures, the sound has {wanted})")
+        name = os.fspath(record["video"])
+        return facts.Fact(problem=f"wrong length ({name}: {there} pictures, the sound {wanted})")
     return fact
 
 

@@ -99,9 +99,7 @@ def prepare(
             raise frames.FilmError(film, longest.reason)
         least = min(_BESIDE, settings.min_frames)
         in_view = [t for t in tracks if len(t) >= least and _steady(t, finder.every, settings)]
-        people = _write(
-            film, name, out, zero, seen, kept, in_view, samples, finder.every, settings
-        )
+        people = _write(film, name, out, zero, seen, kept, in_view, samples, finder.every, settings)
     except BaseException:
         sound.unlink(missing_ok=True)
         raise

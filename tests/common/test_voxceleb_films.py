@@ -152,13 +152,15 @@ def indexed(root: pathlib.Path, tmp_path: pathlib.Path) -> records.Index:
 
 def test_an_index_finds_mouths_of_another_size_or_length(root, tmp_path):
     place = ("train", "id00012", "AbC_-1")
-    write_mouth(found(root, 1, *place, "00002.h5"), mouth(0, side=88))
-    write_mouth(found(root, 1, "train", "id00013", "xyz", "00007.h5"), mouth(0, count=12))
+    small = found(root, 1, *place, "00002.h5")
+    short = found(root, 1, "train", "id00013", "xyz", "00007.h5")
+    write_mouth(small, mouth(0, side=88))
+    write_mouth(short, mouth(0, count=12))
     index = indexed(root, tmp_path)
     assert index.positions.tolist() == [0]
     assert [one.reason for one in index.rejected] == [
-        "wrong pictures (uint8 of 30 x 88 x 88, not uint8 of n x 96 x 96)",
-        "wrong length (12 pictures, the sound has 30)",
+        f"wrong pictures ({small}: uint8 of 30 x 88 x 88, not uint8 of n x 96 x 96)",
+        f"wrong length ({short}: 12 pictures, the sound 30)",
     ]
 
 
@@ -172,7 +174,7 @@ def test_an_index_names_damaged_arrays(root, tmp_path, suffix):
     other.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".npz":
         np.savez(other, roi=mouth(0))
-        reason = "wrong pictures (it has no array 'data' (there are: roi))"
+        reason = f"wrong pictures ({other} has no array 'data' (there are: roi))"
     else:
         np.save(other, np.array([None]), allow_pickle=True)
         reason = f"unreadable (OSError: {other} is no NPY file of numbers, or damaged or cut off)"

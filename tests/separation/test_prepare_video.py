@@ -206,7 +206,8 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_others_go_on(tmp_path,
     source = prepared_films.PreparedFilms(out)
     assert [record["id"] for record in source] == ["closed", "good", "pair"]
     # Who was not taken, for being in view too shortly, may be heard all the same.
-    assert [one["id"] for one in prepared_films.PreparedFilms(out, alone=True)] == ["closed", "good"]
+    alone = prepared_films.PreparedFilms(out, alone=True)
+    assert [record["id"] for record in alone] == ["closed", "good"]
     rows = [line.split("\t") for line in (out / "rejected.tsv").read_text().splitlines()[1:]]
     assert {pathlib.Path(path).name: reason for _, path, reason in rows if "pair" not in path} == {
         "none.mp4": "missing file",
@@ -277,9 +278,11 @@ def test_an_index_takes_prepared_films_and_rejects_damaged_ones_by_name(tmp_path
     assert [source[int(k)]["id"] for k in index.positions] == ["c0"]
     reasons = {one.id: one.reason for one in index.rejected}
     assert reasons["c1"].startswith("missing file")
+    assert [one.path for one in index.rejected if one.id == "c1"] == [str(mouths / "c1.h5")]
     assert reasons["c2"].startswith("unreadable (OSError")
-    assert reasons["c3"] == "wrong pictures (uint8 of 80 x 88 x 88, not uint8 of n x 96 x 96)"
-    assert reasons["c4"] == "wrong length (40 pictures, the sound has 80)"
+    size = "uint8 of 80 x 88 x 88, not uint8 of n x 96 x 96"
+    assert reasons["c3"] == f"wrong pictures ({mouths / 'c3.h5'}: {size})"
+    assert reasons["c4"] == f"wrong length ({mouths / 'c4.h5'}: 40 pictures, the sound 80)"
 
 
 @pytest.mark.parametrize(
