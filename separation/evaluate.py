@@ -6,8 +6,8 @@
 Draws N pairs of recordings of a split, mixes each with both voices equally loud, extracts both by
 what is seen of them, and scores them against the true voices. DIR (RUN/results/pairs) gets
 
-    pairs-SPLIT.tsv    the list of the pairs; --list takes one in place of drawing, or a list of
-                       films with the columns video1, video2, s1_over_s2_db
+    pairs-SPLIT-K.tsv  the list of the pairs that run K drew; --list takes one in place of drawing,
+                       or a list of films with the columns video1, video2, s1_over_s2_db
     pairs-SPLIT.txt    a line for each pair, and the means of each run with their intervals: a run
                        is appended to those of before
     pairs-SPLIT.csv    a line for each voice of each pair, with the number of its run in there
@@ -145,6 +145,9 @@ def evaluated(
     """(the pair's number, a voice of it) for all that can be read; others are named."""
     extract = extracted_with_oracle_gain if oracle_gain else extracted
     for number, pair in enumerate(chosen):
+        if pair.problem:
+            log.warning("Pair %d is left out: %s", number + 1, pair.problem)
+            continue
         try:
             both = [
                 clips.clip(name, start, pair.seconds)
@@ -232,13 +235,15 @@ def _run(args: Any) -> None:
     watcher = watching.Watcher(found.task, found.variables)
     split = found.task.part(args.split)
     out = (args.out or pathlib.Path(args.workdir) / "results" / "pairs").expanduser()
-    name = files.safe_name(args.split)
+    path = out / f"pairs-{files.safe_name(args.split)}.txt"
+    before = path.read_text("utf-8") if path.exists() else ""
+    number = 1 + sum(line.startswith("# ") for line in before.splitlines())
     if args.list:
         chosen = pairs.read(args.list.expanduser(), split)
     else:
         settings = {"seconds": drawn["seconds"], "grain": watcher.grain}
         chosen = pairs.draw(split, drawn["pairs"], drawn["seed"], **settings)
-        pairs.write(out / f"pairs-{name}.tsv", chosen)
+        pairs.write(path.with_name(f"{path.stem}-{number}.tsv"), chosen)
     measures = perceptual.measures(("pesq", "stoi"), watcher.sample_rate_hz)
     clips = Clips(split, found.config)
     rows = list(evaluated(watcher, clips, chosen, measures, oracle_gain=args.oracle_gain))
@@ -252,11 +257,8 @@ def _run(args: Any) -> None:
     if args.oracle_gain:
         head += "  ORACLE GAIN: levels come from the true voices"
     text = _text(head, rows)
-    path = out / f"pairs-{name}.txt"
     table = path.with_suffix(".csv")
-    before = path.read_text("utf-8") if path.exists() else ""
     lines = table.read_text("utf-8") if table.exists() else ""
-    number = 1 + sum(line.startswith("# ") for line in before.splitlines())
     files.write_text(table, _table(lines, rows, number, int(args.oracle_gain)))
     files.write_text(path, before + text)
     print(head)

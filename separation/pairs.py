@@ -21,7 +21,8 @@ _FILMS = ("video1", "video2", "s1_over_s2_db")  # of lists of films
 class Pair:
     """Two recordings by their ids, where each begins, and how long both are, in seconds.
 
-    `ratio_db`: power of the first over that of the second, of the stretches.
+    `ratio_db`: power of the first over that of the second, of the stretches. `problem`: why they
+    cannot be mixed, "" where they can.
     """
 
     first: str
@@ -30,6 +31,7 @@ class Pair:
     second_start: float
     seconds: float
     ratio_db: float = 0.0
+    problem: str = ""
 
 
 def draw(
@@ -69,8 +71,8 @@ def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
     """The pairs of a table that `write` wrote, or of a list of films (video1, video2,
     s1_over_s2_db: both from the start, cut to the shorter one).
 
-    Raises UserError that names the line of one that the split has not, or that does not fit into
-    its recordings.
+    One of recordings that the split has not has a `problem` that names the line. Raises UserError
+    for a line that holds no numbers or does not fit into its recordings.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -88,9 +90,18 @@ def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
     length = dict(zip(split.ids, split.index.lengths / split.index.rate_hz, strict=True))
     by_path, found = films.ByPath(split.paths), []
     for line, row in enumerate(rows, 2):
+        names = [row[name] or "" for name in (_FILMS[:2] if of_films else ("first", "second"))]
         if of_films:
-            where = f"{path}, line {line}"
-            names = [_film(split, by_path, row[name], where) for name in _FILMS[:2]]
+            seen = [by_path.ending(name) for name in names]
+            wrong = [_in_view(len(k), name) for k, name in zip(seen, names) if len(k) != 1]
+        else:
+            wrong = [f"no {name!r}" for name in names if name not in length]
+        if wrong:
+            problem = f"{path}, line {line}: {split.name} has {wrong[0]}."
+            found.append(Pair(names[0], 0.0, names[1], 0.0, 0.0, problem=problem))
+            continue
+        if of_films:
+            names = [split.ids[k] for (k,) in seen]
             starts = {"first": names[0], "second": names[1], "first_start": 0, "second_start": 0}
             seconds = min(length[name] for name in names)
             row = {**starts, "seconds": seconds, "ratio_db": row[_FILMS[2]]}
@@ -103,8 +114,6 @@ def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
             raise errors.UserError(f"{path}, line {line}: {error}.") from error
         pair = Pair(row["first"], numbers[0], row["second"], *numbers[1:])
         for name, start in ((pair.first, pair.first_start), (pair.second, pair.second_start)):
-            if name not in length:
-                raise errors.UserError(f"{path}, line {line}: {split.name} has no {name!r}.")
             if start < 0 or pair.seconds <= 0 or start + pair.seconds > length[name] + 1e-6:
                 raise errors.UserError(
                     f"{path}, line {line}: {name!r} has {length[name]:.2f} s, not what lies from "
@@ -114,10 +123,5 @@ def read(path: pathlib.Path, split: splits.Split) -> tuple[Pair, ...]:
     return tuple(found)
 
 
-def _film(split: splits.Split, by_path: films.ByPath, name: str, where: str) -> str:
-    """The id of the only recording of a film, whose path may begin anywhere."""
-    found = by_path.ending(name)
-    if len(found) != 1:
-        what = f"{len(found)} people" if found else "nobody"
-        raise errors.UserError(f"{where}: {split.name} has {what} in view in {name!r}, not one.")
-    return split.ids[found[0]]
+def _in_view(count: int, name: str) -> str:
+    return f"{f'{count} people' if count else 'nobody'} in view in {name!r}, not one"

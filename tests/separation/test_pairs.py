@@ -47,7 +47,6 @@ def test_a_list_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a0\t0.0\tz9\t0.0\t1.0", r"line 2: dev has no 'z9'"),
         ("a0\t1.5\tb2\t0.0\t1.0", r"line 2: 'a0' has 2\.00 s, not what lies from 1\.5 to 2\.5 s"),
         ("a0\tx\tb2\t0.0\t1.0", r"line 2: could not convert"),
         ("a0\t0.0\tb2\t0.0\t0.0", r"line 2: 'a0' has"),
@@ -59,6 +58,15 @@ def test_a_line_that_cannot_be_is_named(tmp_path, line, message):
     path.write_text("\t".join(pairs.FIELDS) + f"\n{line}\n")
     with pytest.raises(errors.UserError, match=message):
         pairs.read(path, split())
+
+
+def test_what_a_split_has_not_is_named_and_the_others_go_on(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    lines = ["a0\t0.0\tz9\t0.0\t1.0", "a0\t0.0\tb2\t0.0\t1.0"]
+    path.write_text("\n".join(["\t".join(pairs.FIELDS), *lines]) + "\n")
+    gone, there = pairs.read(path, split())
+    assert gone.problem == f"{path}, line 2: dev has no 'z9'."
+    assert there == pairs.Pair("a0", 0.0, "b2", 0.0, 1.0)
 
 
 def test_a_list_of_films(tmp_path):
@@ -73,9 +81,12 @@ def test_a_list_of_films(tmp_path):
     head = "mix\tvideo1\tvideo2\ts1_over_s2_db\n"
     path.write_text(f"{head}m0\tav/a/0.mpg\tav/b/1.mpg\t-1.5\n")
     assert pairs.read(path, films) == (pairs.Pair("a0", 0.0, "b1", 0.0, 1.5, -1.5),)
-    path.write_text(f"{head}m0\tav/a/0.mpg\tb/2.mpg\t0\n")
-    with pytest.raises(errors.UserError, match=r"line 2: dev has nobody in view in 'b/2\.mpg'"):
-        pairs.read(path, films)
+    lines = ["m0\tav/a/0.mpg\tb/2.mpg\t0", "m1\tav/a/0.mpg", "m2\ta/0.mpg\tb/1.mpg\t0"]
+    path.write_text(head + "\n".join(lines) + "\n")
+    gone, cut, there = pairs.read(path, films)
+    assert gone.problem == f"{path}, line 2: dev has nobody in view in 'b/2.mpg', not one."
+    assert cut.problem == f"{path}, line 3: dev has nobody in view in '', not one."
+    assert there == pairs.Pair("a0", 0.0, "b1", 0.0, 1.5)
 
 
 def test_a_file_that_is_no_list(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from common import errors, workdir
 from configs.separation import audiovisual_quickstart, quickstart, visualvoice
-from separation import evaluate, films, watching
+from separation import evaluate, films, pairs, watching
 from separation import metrics as separation_metrics
 
 GRAIN = 640
@@ -114,6 +114,13 @@ def test_oracle_gain_gives_the_true_level_of_each_window_back():
         level = [np.sqrt(np.mean(np.square(v[part]))) for v in voices]
         alike = sum(v[part] / own for v, own in zip(voices, level)) / 2
         np.testing.assert_allclose(leaked[0, part], alike * level[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_pair_that_cannot_be_is_named_by_its_number(caplog):
+    """`pairs.read` has said why; the numbers of the others stay those of the list."""
+    lost = pairs.Pair("a", 0.0, "b", 0.0, 0.0, problem="list.tsv, line 2: dev has no 'a'.")
+    assert not list(evaluate.evaluated(None, None, [lost], {}, oracle_gain=False))
+    assert "Pair 1 is left out: list.tsv, line 2: dev has no 'a'." in caplog.text
 
 
 def test_scores_and_their_means():

@@ -235,7 +235,7 @@ def test_from_the_command_to_scores(tmp_path):
     folder = run / "results" / "pairs"
     text = (folder / "pairs-dev.csv").read_text()
     assert len(text.splitlines()) == 5
-    listed = f"--list={folder / 'pairs-dev.tsv'}"
+    listed = f"--list={folder / 'pairs-dev-1.tsv'}"
     commands.run(*scored, listed, f"--out={tmp_path / 'again'}")
     assert (tmp_path / "again" / "pairs-dev.csv").read_text() == text
     assert "--seed is of drawn pairs" in commands.message(*scored, listed, "--seed=1")
