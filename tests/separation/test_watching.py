@@ -8,6 +8,7 @@ from common import errors, workdir
 from configs.separation import audiovisual_quickstart, quickstart, visualvoice
 from separation import evaluate, films, pairs, watching
 from separation import metrics as separation_metrics
+from tests.separation import test_pairs
 
 GRAIN = 640
 
@@ -119,7 +120,9 @@ def test_oracle_gain_gives_the_true_level_of_each_window_back():
 def test_a_pair_that_cannot_be_is_named_by_its_number(caplog):
     """`pairs.read` has said why; the numbers of the others stay those of the list."""
     lost = pairs.Pair("a", 0.0, "b", 0.0, 0.0, problem="list.tsv, line 2: dev has no 'a'.")
-    assert not list(evaluate.evaluated(None, None, [lost], {}, oracle_gain=False))
+    config = workdir.freeze(audiovisual_quickstart.get_config("debug"))
+    clips = evaluate.Clips(test_pairs.split(), config)
+    assert not list(evaluate.evaluated(watcher(), clips, [lost], {}, oracle_gain=False))
     assert "Pair 1 is left out: list.tsv, line 2: dev has no 'a'." in caplog.text
 
 
