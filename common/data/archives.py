@@ -97,9 +97,10 @@ class Archive:
                     tar = stack.enter_context(tarfile.open(fileobj=buffered, mode="r:*"))
                     yield from _of_tar(tar, wanted)
             except damage as error:
+                said = str(error).partition(":\n")[0]  # tarfile goes on with a line a compression
                 parts = f" ({len(self.parts)} parts)" if len(self.parts) > 1 else ""
                 raise ArchiveError(
-                    f"{self.name}{parts}: no ZIP or TAR, damaged, or a part is missing ({error}). "
+                    f"{self.name}{parts}: no ZIP or TAR, damaged, or a part is missing ({said}). "
                     "Fetch it again; what was extracted before stays."
                 ) from error
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.data import records, voxceleb_films
+from common.data import archives, records, voxceleb_films
 from separation import voxceleb2
 from tests import commands, films
 
@@ -165,6 +165,15 @@ def test_a_second_start_makes_what_is_missing_and_nothing_else(run, tmp_path, pu
     assert len(after) == 12
     assert before.items() <= after.items()
     assert run() == run()
+
+
+def test_what_is_no_archive_is_one_line(tmp_path):
+    (tmp_path / "vox2_test_mp4.zip").write_bytes(b"cut off")
+    [archive] = archives.find(tmp_path)
+    with pytest.raises(archives.ArchiveError) as raised:
+        list(archive.members(bool))
+    [line] = str(raised.value).splitlines()
+    assert line.startswith("vox2_test_mp4.zip: no ZIP or TAR, damaged, or a part is missing (file ")
 
 
 def test_the_published_layout_and_a_split_of_ones_own(run, tmp_path):
