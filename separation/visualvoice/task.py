@@ -38,6 +38,13 @@ class VisualVoiceTask(extraction.SeparationTask):
                 "loud, as published.",
                 ratios,
             )
+        data = self.config.data
+        if data.crop_seconds != data.enrolment_seconds:
+            log.warning(
+                "config.data.crop_seconds=%g, enrolment_seconds=%g: VisualVoice trains on two "
+                "clips of a person, both as long as the shorter one. Give both.",
+                *(data.crop_seconds, data.enrolment_seconds),
+            )
         super().prepare()
 
     @functools.cached_property

@@ -10,7 +10,7 @@ import pytest
 from common import errors, workdir
 from common.metrics import Term
 from configs.separation import visualvoice
-from separation import films, mixing, modes, task
+from separation import extraction, films, mixing, modes, task
 from separation.visualvoice import losses, network, pictures
 from tests import commands
 from tests.separation.test_mixing import around
@@ -189,6 +189,14 @@ def test_noise_that_training_would_not_hear_is_refused(tmp_path):
     made = make(tmp_path, **{"augment.hiss.probability": 1.0})
     with pytest.raises(errors.UserError, match=r"config\.augment\.hiss: VisualVoice of two voices"):
         made.prepare()
+
+
+def test_two_clips_of_one_person_are_of_one_length(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(extraction.SeparationTask, "prepare", lambda self: None)
+    make(tmp_path).prepare()
+    assert not caplog.text
+    make(tmp_path, **{"data.crop_seconds": 4.0}).prepare()
+    assert "crop_seconds=4, enrolment_seconds=1: VisualVoice trains on two clips" in caplog.text
 
 
 def test_another_runs_networks_are_taken_where_they_fit(tmp_path, caplog):
