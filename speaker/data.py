@@ -152,10 +152,16 @@ def train_batches(
 
 
 def eval_batches(
-    split: splits.Split, config: Any, *, max_length: int | None = None, cut: bool = False
+    split: splits.Split,
+    config: Any,
+    *,
+    max_length: int | None = None,
+    cut: bool = False,
+    num_workers: int | None = None,
 ) -> Any:
     """Every recording once, in length buckets: the first `max_length` samples or frames, by default
-    the seconds of the config. `cut`: what `config.data.vad` leaves out is left out already."""
+    the seconds of the config. `cut`: what `config.data.vad` leaves out is left out already.
+    `num_workers`: not the config's."""
     data = config.data
     name, rate = sequence(config)
     most = round(data.max_eval_seconds * rate) if max_length is None else max_length
@@ -172,7 +178,7 @@ def eval_batches(
         _crops(split, unlabelled, config, without_pauses=not cut),
         shapes,
         sizes,
-        num_workers=data.num_workers,
+        num_workers=data.num_workers if num_workers is None else num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -377,7 +377,8 @@ class Embedder:
         progress: bool = False,
     ) -> Embedded:
         """`few_shapes` pads to lengths from a short list, so that what was compiled for a few files
-        is found again for the next."""
+        is found again for the next. These lie in memory, and no process is started to read them:
+        in a script without `if __name__ == "__main__"` it would never end."""
         settings, index = self.config.data, split.index
         most = round(settings.max_eval_seconds * index.rate_hz)
         if self.takes_features and settings.vad == "kaldi":
@@ -397,7 +398,13 @@ class Embedder:
             lengths = np.ceil(seconds * index.rate_hz).astype(np.int64)
         places = np.arange(len(pieces))
         stretches = splits.Split(split.name, pieces, records.Index(places, lengths, index.rate_hz))
-        batches = data.eval_batches(stretches, self.config, max_length=most, cut=True)
+        batches = data.eval_batches(
+            stretches,
+            self.config,
+            max_length=most,
+            cut=True,
+            num_workers=0 if few_shapes else None,
+        )
         found, embeddings = self._run(batches, len(pieces), progress)
         sums = np.zeros((len(index), embeddings.shape[1]))
         owner = pieces.owner[found]

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import speaker
 from common import checkpoint, errors, parallel, workdir
 from common.audio import io, vad
-from common.data import ark, records, splits
+from common.data import ark, pipeline, records, splits
 from speaker import data, embed, settings
 from speaker import task as speaker_task
 from tests.speaker.conftest import RATE_HZ, voice
@@ -91,6 +91,15 @@ def test_the_public_functions_take_files_bytes_and_samples(run, tmp_path):
     assert near.probability > far.probability
     assert near.ratio > far.ratio
     assert far.score == pytest.approx(float(_cosine(by_path, network.embed(other))), abs=1e-6)
+
+
+def test_a_few_recordings_start_no_process(run, tmp_path, monkeypatch):
+    """A user's script, which may have no main guard, waited for ever for what it had started."""
+    embedder = untrained(run, tmp_path, **{"data.num_workers": 2})
+    monkeypatch.setattr(pipeline.grain, "MultiprocessingOptions", None)  # not to be called
+    assert embedder.embed(run.files("ann-6")[0]).shape == (16,)
+    with pytest.raises(TypeError):
+        embedder(split_of([voice(0, 0.6, 0)]))
 
 
 def _cosine(a, b):
