@@ -32,7 +32,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from asr import study_report, widths
-from common import app, command_line, errors, files, workdir
+from common import app, command_line, errors, files, preemption, workdir
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ def work(cell: Cell, wanted: Sequence[Stage], workers: Workers) -> str | None:
             log.info("%s, seed %d: %s.", cell.name, cell.seed, stage.name)
             log_file = cell.folder / "study.log"
             code = workers.call(stage.words, log_file, slot)
-            if workers.stopped:
+            if workers.stopped and code:
                 return None
             if code not in stage.codes or not any(cell.folder.glob(stage.leaves)):
                 last = log_file.read_text(errors="replace").splitlines()[-TAIL:]
@@ -335,7 +335,8 @@ def _run(args: argparse.Namespace) -> None:
         failed = work_all(folder, config, wanted, args, workers, at_once=len(slots))
     print(f"The report: {study_report.write(folder)}")
     if workers.stopped:
-        raise errors.UserError("stopped: what is done stays. The same command goes on.")
+        print("asr.study: stopped, what is done stays. The same command goes on.", file=sys.stderr)
+        sys.exit(preemption.EXIT_CODE)
     if failed:
         names = ", ".join(f"{cell.name} (seed {cell.seed})" for cell in failed)
         raise errors.UserError(f"{len(failed)} of {len(wanted)} runs failed: {names}; see above.")

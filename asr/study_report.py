@@ -367,7 +367,7 @@ def _plot(draw: Callable[..., Figure], *args: Any) -> str:
 
 
 def _pictures(seed: Seed) -> str:
-    """The film, the spectrum and the responses of a run."""
+    """The film, the spectrum and the responses of a run, and what a transcript of it hangs on."""
     analysis, shown = seed.folder / "analysis", []
     for patterns, what in (
         (("study/film_*filled*.gif", "study/*filled*.png"), "the loss around its checkpoints"),
@@ -379,6 +379,13 @@ def _pictures(seed: Seed) -> str:
             last = max(found, key=lambda path: (len(path.name), path.name))
             kind = last.suffix.removeprefix(".")
             shown.append(_embedded(kind, last.read_bytes(), f"{seed.cell}: {what}"))
+    for curves in sorted(analysis.glob("attribution_*_transcript_*_curves.png"))[:1]:
+        of_map = curves.with_name(curves.name.removesuffix("_curves.png") + ".png")
+        for path, what in (
+            (of_map, "what the transcript of a recording hangs on"),
+            (curves, "its log-probability while that is silenced (deletion), or heard (insertion)"),
+        ):
+            shown.append(_embedded("png", path.read_bytes(), f"{seed.cell}: {what}"))
     return f'<div class="row">{"".join(shown)}</div>' if shown else ""
 
 

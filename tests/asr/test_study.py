@@ -1,6 +1,7 @@
 """The study: its cells as settings, its stages, and what its report says of known figures."""
 
 import argparse
+import base64
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from asr import study, study_report
-from common import command_line, errors
+from common import command_line, errors, preemption
 from tests import commands
 
 CONFIG = "configs/asr/quickstart.py:debug"
@@ -86,6 +87,19 @@ def test_stages_are_done_once(tmp_path):
     third = Workers()
     assert study.work(cell, stages, third) is None
     assert third.calls == []
+
+
+def test_a_stage_that_ended_well_in_spite_of_a_stop_is_done(tmp_path):
+    config = command_line.read_config(CONFIG, [])
+    (cell,) = study.cells(tmp_path, ["rank_2/log_mel"], 1)
+    stages = study.stages(config, cell, arguments())
+    for fail, behind in (("--config=", []), ("", ["train"])):
+        workers = Workers(fail)
+        call = workers.call
+        workers.call = lambda *args, w=workers, call=call: (w.stop(), call(*args))[1]
+        assert study.work(cell, stages, workers) is None
+        assert study.done(cell) == behind
+        assert len(workers.calls) == 1
 
 
 class Trainings(Workers):
@@ -238,6 +252,17 @@ def test_one_page_with_all_in_it(folder):
     assert rows[0]["wer"] == pytest.approx(19.0)
 
 
+def test_a_map_and_its_curves_are_shown_of_each_cell(folder):
+    for seed in (0, 1):
+        for name in ("a", "a_curves", "a_each", "b", "b_curves"):
+            path = folder / f"rank_1_log_mel.{seed}/analysis/attribution_30_transcript_{name}.png"
+            path.write_bytes(f"{seed} {name}".encode())
+    text = study_report.write(folder).read_text()
+    shown = [base64.b64encode(f"0 {name}".encode()).decode() for name in ("a", "a_curves")]
+    assert all(f"base64,{data}" in text for data in shown)
+    assert text.count("data:image/png;base64,") == 6 + 2
+
+
 def test_a_mean_of_fewer_runs_says_of_how_many(folder):
     shutil.rmtree(folder / "rank_1_log_mel.2" / "analysis")
     text = study_report.write(folder).read_text()
@@ -275,6 +300,18 @@ def test_another_study_in_its_folder(folder):
     study.check(folder, arguments(), config)
     with pytest.raises(errors.UserError, match="a study with another points"):
         study.check(folder, arguments(points=5), config)
+
+
+def test_a_stopped_study_is_no_error(tmp_path, command, monkeypatch, capsys):
+    """Its exit code is that of a stopped training."""
+    words = ["study", f"--config={CONFIG}", f"--workdir={tmp_path}", "--equal=none", "--seeds=1"]
+    monkeypatch.setattr(sys, "argv", [*words, "--cells", "rank_1/log_mel"])
+    monkeypatch.setattr(study, "work_all", lambda *args, **_: args[4].stop())
+    monkeypatch.setattr(study.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == preemption.EXIT_CODE
+    assert "The same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.slow
