@@ -2,6 +2,7 @@
 
     python -m speaker.extract --workdir=runs/speaker --data eval --out=runs/speaker/eval
     python -m speaker.extract --workdir=runs/speaker --data *.wav --format=ark --out=vectors
+    python -m speaker.extract --workdir=runs/speaker --data recordings --out=vectors
 
 DIR gets embeddings.<format> (ark: with an .scp), utt2dur with the seconds, utt2spk where speakers
 are known, and rejected.tsv with the recordings that cannot be used; these are counted and named,
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from common import app, errors, files
-from common.data import indexing, kaldi, records, splits
+from common.data import clips, indexing, kaldi, records, splits
 from speaker import embed, vectors
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ _NAMED = 20  # bad recordings in the log; all are in rejected.tsv
 
 
 def open_data(names: Sequence[str], config: Any) -> records.Source:
-    """The recordings that `--data` names: a split of the run, a Kaldi folder, or audio files."""
+    """The recordings that `--data` names: a split of the run, Kaldi folders, audio files, or
+    folders of them, below which those of each speaker may be in a folder."""
     given = config.features.kind == "given"
     options = {"hop_ms": config.features.hop_ms if given else None}
     options["vad"] = given and config.data.vad == "kaldi"
@@ -39,12 +41,17 @@ def open_data(names: Sequence[str], config: Any) -> records.Source:
         wanted = config.data[names[0]] or (names[0],)
         parts = list(dict.fromkeys(part for name in wanted for part in name.split("+")))
         return splits.open_source(config.data, parts, **options)
-    if any(pathlib.Path(name).is_dir() for name in names):
+    folders = [name for name in names if pathlib.Path(name).is_dir()]
+    of_kaldi = [n for n in folders if any((pathlib.Path(n) / t).is_file() for t in _TABLES)]
+    if folders == list(names) and not of_kaldi and not given:
+        return clips.read_speakers(".", names)
+    if folders:
         for name in names:
-            if not any((pathlib.Path(name) / table).is_file() for table in _TABLES):
+            if name not in of_kaldi:
                 raise errors.UserError(
                     f"--data {name} is no Kaldi folder: it has neither {' nor '.join(_TABLES)}. "
-                    "Name such folders, audio files, or one of train, eval, test."
+                    "Name such folders alone, folders of recordings alone, audio files, or one of "
+                    "train, eval, test."
                 )
             if not given and not (pathlib.Path(name) / "wav.scp").is_file():
                 raise errors.UserError(
@@ -112,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         required=True,
         nargs="+",
         metavar="DATA",
-        help="train, eval or test of the run; Kaldi folders (wav.scp, feats.scp); or audio files",
+        help="train, eval or test of the run; Kaldi folders (wav.scp, feats.scp); folders of "
+        "recordings, those of each speaker in a folder; or audio files",
     )
     parser.add_argument("--format", choices=vectors.FORMATS, default="npz")
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")

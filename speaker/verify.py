@@ -2,9 +2,10 @@
 
     python -m speaker.verify a.wav b.mp3 --workdir=runs/speaker
 
-Prints the score (cosine of the two embeddings), the log-likelihood ratio that the calibration of
-the evaluation split makes of it, the probability of one speaker at the given prior, and the verdict
-(the more probable of the two). Files of any format, rate and length.
+Prints the score (cosine of the two embeddings, with AS-norm if config.data.cohort had speakers in
+training), the log-likelihood ratio that the calibration of the evaluation split makes of it, the
+probability of one speaker at the given prior, and the verdict (the more probable of the two). Files
+of any format, rate and length.
 """
 
 import argparse

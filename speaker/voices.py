@@ -11,10 +11,10 @@ what another changed. `add` gives a voice its first recordings, or more.
 
 `identify` prints for each file the best names, one a line: file, name, score, probability.
 `unknown` is one of them: somebody who is not in the file. The score is the cosine with the mean
-embedding of a voice; the probability follows from the calibration of the evaluation split, for
-voices of as many recordings, the voices being equally probable beforehand. A file that cannot be
-used gets one line on stderr, the others go on, and the exit code is 1. `list` prints name and
-recordings.
+embedding of a voice, with AS-norm if config.data.cohort had speakers in training; the probability
+follows from the calibration of the evaluation split, for voices of as many recordings, the voices
+being equally probable beforehand. A file that cannot be used gets one line on stderr, the others go
+on, and the exit code is 1. `list` prints name and recordings.
 """
 
 import argparse

@@ -4,9 +4,10 @@ import kaldi_native_io
 import numpy as np
 import pytest
 
+from common import errors
 from common.audio import io
 from common.data import manifest
-from speaker import embed, extract, vectors
+from speaker import embed, extract, settings, vectors
 from tests import commands
 from tests.speaker.conftest import RATE_HZ, SPEAKERS, failure, voice
 from tests.speaker.test_embed import untrained
@@ -141,6 +142,27 @@ def test_speakers_of_several_words(run, tmp_path, command, monkeypatch, caplog):
     assert {p.name for p in (tmp_path / "out").iterdir()} == files
 
 
+def test_folders_of_recordings(tmp_path):
+    """With speakers where these have folders. They do not mix with what is named otherwise."""
+    for name in ("a/ann/1.wav", "a/bob/1.wav", "b/2.flac"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    a, b, config = str(tmp_path / "a"), str(tmp_path / "b"), settings.default_config()
+    found = list(extract.open_data([a], config))
+    assert [(row["id"], row.get("speaker")) for row in found] == [
+        ("ann/1.wav", "ann"),
+        ("bob/1.wav", "bob"),
+    ]
+    assert found[0]["audio"] == f"{a}/ann/1.wav"
+    ids = [row["id"] for row in extract.open_data([a, b], config)]
+    assert ids == [f"{a}/ann/1.wav", f"{a}/bob/1.wav", f"{b}/2.flac"]
+    with pytest.raises(errors.UserError, match=r"2\.flac is no Kaldi folder"):
+        extract.open_data([f"{b}/2.flac", a], config)
+    config.features.kind = "given"
+    with pytest.raises(errors.UserError, match=r"has neither wav\.scp nor feats\.scp"):
+        extract.open_data([a], config)
+
+
 def test_what_cannot_be_done_is_said_first(run, tmp_path, command, monkeypatch):
     (tmp_path / "file").write_text("")
     said = failure(
@@ -151,7 +173,7 @@ def test_what_cannot_be_done_is_said_first(run, tmp_path, command, monkeypatch):
     assert "choose npz" in failure_of_pt(monkeypatch, options)
     (tmp_path / "empty").mkdir()
     said = failure(extract.main, *options, tmp_path / "empty")
-    assert "has neither wav.scp nor feats.scp" in said
+    assert "holds no audio files" in said
     for names in (["absent.wav"], ["evl"], ["eval", "train"]):
         assert f"--data {' '.join(names)}: no such file" in failure(extract.main, *options, *names)
     spaced = tmp_path / "a b.wav"
