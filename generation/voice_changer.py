@@ -143,8 +143,7 @@ class VoiceChanger:
     def _read(self, recording: Recording, name: object) -> Float[np.ndarray, "t"]:
         rate, least = self.sample_rate_hz, self.config.data.min_seconds
         given = {"source_rate_hz": rate} if isinstance(recording, np.ndarray) else {}
-        is_one = isinstance(recording, np.ndarray) and recording.ndim == 1
-        channel = "mean" if is_one else splits.channel(self.config.data)
+        channel = splits.channel(self.config.data)
         audio = io.load_audio(recording, sample_rate_hz=rate, channel=channel, **given)
         if not isinstance(recording, np.ndarray | bytes):
             name = recording

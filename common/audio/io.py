@@ -111,13 +111,13 @@ def load_audio(
     """One channel of a recording as float32 at the wanted rate.
 
     Takes a file, or the bytes of one, of any format that libsndfile reads (WAV, FLAC, OGG, MP3,
-    SPHERE, ...) or that FFmpeg does (M4A, WebM, the sound of a video), or an array `[t]` or
-    `[t, channels]` with its `source_rate_hz`. Integers are scaled to [-1, 1); floats are taken as
-    they are. `start` and `duration` are seconds and read only what they need, with enough context
-    that the excerpt equals the same stretch of the whole; a `duration` past the end gives what
-    there is. A stretch longer than `max_seconds` is refused, by what the header says or after so
-    much was decoded. Raises AudioError for that, and for what cannot be read, is empty or fails
-    `check_audio`.
+    SPHERE, ...) or that FFmpeg does (M4A, WebM, the sound of a video), or an array with its
+    `source_rate_hz`: `[t, channels]`, or `[t]`, which is one channel whatever `channel` says.
+    Integers are scaled to [-1, 1); floats are taken as they are. `start` and `duration` are seconds
+    and read only what they need, with enough context that the excerpt equals the same stretch of
+    the whole; a `duration` past the end gives what there is. A stretch longer than `max_seconds` is
+    refused, by what the header says or after so much was decoded. Raises AudioError for that, and
+    for what cannot be read, is empty or fails `check_audio`.
     """
     if start < 0 or (duration is not None and duration <= 0) or max_seconds <= 0:
         raise ValueError(
@@ -135,11 +135,12 @@ def load_audio(
             raise ValueError("an array needs its source_rate_hz")
         rate = source_rate_hz
         first, last = _source_range(start, stop, rate, sample_rate_hz)
-        audio = source[:, None] if source.ndim == 1 else source
-        if audio.ndim != 2:
+        if source.ndim == 1:
+            source, channel = source[:, None], "mean"
+        if source.ndim != 2:
             raise AudioError(name, f"shape {source.shape} is neither [t] nor [t, channels]")
-        check_length(len(audio), rate)
-        audio = _one_channel(audio[first:last], channel, name)
+        check_length(len(source), rate)
+        audio = _one_channel(source[first:last], channel, name)
     else:
         with _open(source) as file:
             rate = file.samplerate

@@ -61,6 +61,10 @@ def test_channels(tmp_path):
     np.testing.assert_array_equal(io.load_audio(path, sample_rate_hz=RATE_HZ, channel=1), right)
     mean = io.load_audio(path, sample_rate_hz=RATE_HZ)
     np.testing.assert_allclose(mean, (left + right) / 2, atol=1e-7)
+    given = {"sample_rate_hz": RATE_HZ, "source_rate_hz": RATE_HZ, "channel": 1}
+    np.testing.assert_array_equal(io.load_audio(right, **given), right)  # it is chosen already
+    with pytest.raises(io.AudioError, match="channel 1 wanted, but it has 1"):
+        io.load_audio(right[:, None], **given)
     with pytest.raises(io.AudioError, match=r"stereo\.wav: channel 2 wanted, but it has 2"):
         io.load_audio(path, sample_rate_hz=RATE_HZ, channel=2)
 
