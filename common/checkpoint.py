@@ -75,7 +75,8 @@ def _from_tree(template: state.TrainState, tree: dict[str, Any]) -> state.TrainS
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """One line for each array that is not the same in the checkpoint and in the config's model."""
+    """A line for each array that is not the same in the checkpoint and in the config's model; of
+    more than 20 how many more."""
 
     def shape(leaf: Any) -> str:
         return f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
@@ -86,7 +87,7 @@ def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
         want = shape(wanted[name]) if name in wanted else "absent"
         if have != want:
             lines.append(f"  {name}: checkpoint {have}, config {want}")
-    return lines
+    return [*lines[:20], *([f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else [])]
 
 
 def check_shapes(
@@ -97,7 +98,7 @@ def check_shapes(
     if lines := _differences(*flat):
         raise CheckpointError(
             f"The variables in {folder} do not fit this config; these arrays differ:\n"
-            + "\n".join(lines[:20])
+            + "\n".join(lines)
             + f"\n{advice}"
         )
 
@@ -176,12 +177,11 @@ def _read(
             raise Damaged(f"Checkpoint {folder} is damaged (its _METADATA: {error}).") from error
         saved = traverse_util.flatten_dict(dict(metadata.tree), sep="/")
         if wanted is not None and (lines := _differences(saved, wanted)):
-            more = [f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else []
             raise CheckpointError(
                 f"The config does not fit the checkpoint {folder}; these arrays differ:\n"
-                + "\n".join(lines[:20] + more)
-                + "\nUse the config that it was trained with (config.json beside it) or another "
-                "--workdir."
+                + "\n".join(lines)
+                + "\nUse the config that it was trained with (config.json beside it), or if it is "
+                "that one the version that trained it, or another --workdir."
             )
         placed = parallel.shardings(saved, mesh, sharded)
         abstract = {

@@ -41,6 +41,8 @@ class Package:
       modes: of this task alone, beside those of `common.app`.
       completed: the config of a command line with what follows from other settings filled in,
         before anything is built from it or saved.
+      for_losses: parts of the parameters that nothing but losses needs, as a discriminator is. A
+        checkpoint may lack them, or have those of an earlier version (`trained.load`).
     """
 
     name: str
@@ -51,6 +53,7 @@ class Package:
     fixed: tuple[str, ...] = ()
     modes: Mapping[str, Mode] = dataclasses.field(default_factory=dict)
     completed: Callable[[FrozenConfigDict], FrozenConfigDict] = lambda config: config
+    for_losses: tuple[str, ...] = ()
 
     def may_change(self, setting: str) -> bool:
         """Whether `setting` ("data.root") can be another one than in training."""

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
@@ -15,6 +16,12 @@ from common.package import Package
 from common.task import Task
 
 log = logging.getLogger(__name__)
+
+_ANOTHER = (
+    "This version builds another network than that one: an earlier version trained it, or "
+    "config.json was changed since. Use that version, put that file back, or train anew in another "
+    "--workdir."
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,11 +81,14 @@ def load(
     step: int | None = None,
     config: FrozenConfigDict | None = None,
     mesh: Mesh | None = None,
+    losses: bool = False,
 ) -> Trained:
     """What a training left in `folder`, by default its best checkpoint.
 
-    `config` stands in for the saved one; `mesh` is by default that of all devices. No data are
-    opened. Raises UserError: no work directory, of another task, no such checkpoint, or damaged.
+    `config` stands in for the saved one; `mesh` is by default that of all devices; `losses` says
+    whether any are computed, see `Package.for_losses`. No data are opened. Raises UserError: no
+    work directory, of another task, no such checkpoint, damaged, or not of the network that the
+    task builds.
     """
     folder = pathlib.Path(folder).expanduser().resolve()
     if config is None:
@@ -90,5 +100,23 @@ def load(
     variables, meta = loader.load_variables(mesh, step=step)
     loader.close()
     task.check_checkpoint(meta)
+    unasked = () if losses else package.for_losses
+    _check_network(variables, task, loader.directory / str(meta["step"]), unasked)
     log.info("Checkpoint of step %d.", meta["step"])
     return Trained(folder, config, task, mesh, variables, meta)
+
+
+def _check_network(
+    variables: state.Variables, task: Task, folder: pathlib.Path, unasked: tuple[str, ...]
+) -> None:
+    """Raises UserError for variables that are not those of the task's network, which is traced for
+    it and not compiled; the parts `unasked` may be any or none."""
+    wanted = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    asked = (
+        {
+            name: {part: below for part, below in tree.items() if part not in unasked}
+            for name, tree in found.items()
+        }
+        for found in (variables, wanted)
+    )
+    checkpoint.check_shapes(*asked, folder, _ANOTHER)

@@ -352,4 +352,5 @@ PACKAGE = package.Package(
     ),
     modes={"evaluate": fid.EVALUATE},
     completed=fitting.completed,
+    for_losses=("discriminator",),
 )

@@ -174,9 +174,13 @@ def sharded(model: SpeakerNet) -> tuple[str, ...]:
 
 
 def init(model: SpeakerNet, key: Key[Array, ""]) -> dict[str, Any]:
-    """Fresh variables of the network."""
+    """Fresh variables of the network; without a head where there are no two classes, as of one that
+    was converted from elsewhere (speaker/wespeaker.py)."""
     given = isinstance(model.front_end, GivenFeatures)
     inputs = jnp.zeros((1, 50, model.front_end.size) if given else (1, 8000))
     lengths = jnp.full((1,), inputs.shape[1], jnp.int32)
     labels, mask = jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool)
+    if model.num_classes < 2:
+        options = {"train": False, "mask": mask, "method": "embed"}
+        return dict(model.init(key, inputs, lengths, **options))
     return dict(model.init(key, inputs, lengths, labels, 0.0, 1.0, train=False, mask=mask))

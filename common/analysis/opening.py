@@ -35,6 +35,7 @@ def opened(package: Package, context: Context, *, batch_norm: str = "frozen") ->
         step=context.checkpoint,
         config=context.config,
         mesh=context.mesh,
+        losses=True,
     )
     with contextlib.ExitStack() as stack:
         compiled = stack.enter_context(compiles.CompileCounter())
