@@ -128,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "--say goes with --face or one --voice, whose voice it is to be, and without --n "
                 "and --interpolate."
             )
+        if args.interpolate and args.n is not None:
+            raise errors.UserError("--n is of --voice and --face: a film has --frames pictures.")
         if args.n is None:
             args.n = 1 if args.face else 10
         if args.n < 1 or args.frames < 2:

@@ -6,6 +6,7 @@ import pytest
 
 import generation
 from common import checkpoint, errors, state, workdir
+from tests import commands
 from tests.generation import makers
 from tests.generation import people as toy
 
@@ -42,3 +43,9 @@ def test_faces_are_drawn_without_the_discriminator_of_today_and_of_the_second_ch
     np.testing.assert_array_equal(found(voice, count=2), said)
     stereo = np.stack([np.zeros_like(voice), voice], axis=1)
     np.testing.assert_array_equal(found(stereo, count=2), said)
+
+
+def test_a_film_is_not_asked_for_a_number_of_faces(tmp_path):
+    ends = ("--interpolate", "a.wav", "b.wav", f"--out={tmp_path / 'film.mp4'}")
+    said = commands.message("generation.sample", f"--workdir={tmp_path}", *ends, "--n=5")
+    assert "a film has --frames pictures" in said
