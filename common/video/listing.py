@@ -85,4 +85,8 @@ def distinct(
         elif films[one.name].path != one.path:
             reason = f"repeated name (as {films[one.name].path}; give a list with a column id)"
             rejected.append(records.Rejected(one.name, one.path, reason))
+        elif films[one.name] != one:
+            first = ", ".join(f"{n} {value}" for n, value in films[one.name].known.items() if value)
+            reason = f"given twice; what counts is the first time ({first or 'nothing known'})"
+            rejected.append(records.Rejected(one.name, one.path, reason))
     return list(films.values())

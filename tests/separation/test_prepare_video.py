@@ -235,6 +235,7 @@ def test_lists_name_films_and_what_is_known_of_them(tmp_path, run):
         "clip\tspeaker\tgender\tsplit\tvideo\ttext\n"
         "s1_clip\ts1\tf\tdev\ts1/clip.mp4\tHELLO THERE\n"
         "s2_clip\ts2\tm\tdev\ts2/clip.mp4\tHELLO\n"
+        "s1_clip\ts3\tf\tdev\ts1/clip.mp4\tHELLO THERE\n"
     )
     csv = table(tmp_path / "faces.csv", boxes("clip", 60, 120))
     out = tmp_path / "out"
@@ -242,7 +243,9 @@ def test_lists_name_films_and_what_is_known_of_them(tmp_path, run):
     [record] = prepared_films.PreparedFilms(out, {"split": "dev"})
     known = {name: record[name] for name in ("id", "speaker", "gender", "text")}
     assert known == {"id": "s1_clip", "speaker": "s1", "gender": "f", "text": "HELLO THERE"}
-    assert "missing file" in (out / "rejected.tsv").read_text()
+    rejected = (out / "rejected.tsv").read_text()
+    assert "missing file" in rejected
+    assert "given twice; what counts is the first time (speaker s1, gender f, " in rejected
 
 
 def test_an_index_takes_prepared_films_and_rejects_damaged_ones_by_name(tmp_path, run, caplog):

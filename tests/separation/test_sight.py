@@ -265,3 +265,10 @@ def test_both_voices_have_their_own_pictures(tmp_path):
         np.testing.assert_array_equal(both[name][0], row[name])
         np.testing.assert_array_equal(both[name][1], row[f"other_{name}"])
     assert data.FILMED[:4] == ("mouth", "mouth_seen", "other_mouth", "other_mouth_seen")
+
+
+def test_the_quickstart_has_at_most_five_million_parameters_with_what_sees():
+    config = workdir.freeze(audiovisual_quickstart.get_config())
+    net = model.make_model(config)
+    params = jax.eval_shape(lambda: model.init(net, jax.random.key(0)))["params"]
+    assert 3.5e6 < sum(leaf.size for leaf in jax.tree.leaves(params)) <= 5e6
