@@ -38,6 +38,12 @@ class VisualVoiceTask(extraction.SeparationTask):
                 "loud, as published.",
                 ratios,
             )
+        if self.sizes.enhancement:
+            log.info(
+                "The snr_db of config.augment are of evaluations: in training noise has %g times "
+                "the amplitude of the voice.",
+                self.sizes.other_weight,
+            )
         data = self.config.data
         if data.crop_seconds != data.enrolment_seconds:
             log.warning(

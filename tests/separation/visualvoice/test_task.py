@@ -199,6 +199,17 @@ def test_two_clips_of_one_person_are_of_one_length(tmp_path, monkeypatch, caplog
     assert "crop_seconds=4, enrolment_seconds=1: VisualVoice trains on two clips" in caplog.text
 
 
+def test_how_loud_noise_is_in_training_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(extraction.SeparationTask, "prepare", lambda self: None)
+    changes = {"model.visualvoice.enhancement": True, "mixing.interferers": (0, 0)}
+    changes["augment.hiss.probability"] = 1.0
+    with caplog.at_level("INFO"):
+        make(tmp_path).prepare()
+        assert "snr_db of config.augment" not in caplog.text
+        make(tmp_path, **changes).prepare()
+    assert "in training noise has 2 times the amplitude of the voice" in caplog.text
+
+
 def test_another_runs_networks_are_taken_where_they_fit(tmp_path, caplog):
     made, count = make(tmp_path), jnp.zeros(3)
     fresh = {"params": {"unet": {"a": count}, "lip_net": {"b": count}}, "batch_stats": {"unet": {}}}
