@@ -189,6 +189,11 @@ def check(config: Any) -> None:
         _check_sounds(config)
     if config.dtype not in ("float32", "bfloat16"):
         raise errors.UserError(f"config.dtype={config.dtype!r}: choose float32 or bfloat16.")
+    if kind not in GANS and config.dtype != "float32":
+        raise errors.UserError(
+            f"config.dtype={config.dtype} is of the convolutions of GANs: a network of kind {kind} "
+            "computes in float32."
+        )
     _check_loss(config)
 
 

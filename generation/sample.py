@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--say", action="append", metavar="FILE", help="words for the voice; may be repeated"
     )
     parser.add_argument("--n", type=int, help="faces of each voice (10), or voices of a face (1)")
-    parser.add_argument("--frames", type=int, default=36, help="of a film (36)")
+    parser.add_argument("--frames", type=int, help="of a film (36)")
     parser.add_argument("--seed", type=int, default=0, help="of chance (0)")
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="FILE")
     args = parser.parse_args(argv)
@@ -130,8 +130,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         if args.interpolate and args.n is not None:
             raise errors.UserError("--n is of --voice and --face: a film has --frames pictures.")
+        if args.frames is not None and not args.interpolate:
+            raise errors.UserError("--frames is of the film of --interpolate.")
         if args.n is None:
             args.n = 1 if args.face else 10
+        if args.frames is None:
+            args.frames = 36
         if args.n < 1 or args.frames < 2:
             raise errors.UserError("--n has to be 1 at least, and --frames 2.")
         maker_lib.check_seed(args.seed)

@@ -49,3 +49,6 @@ def test_a_film_is_not_asked_for_a_number_of_faces(tmp_path):
     ends = ("--interpolate", "a.wav", "b.wav", f"--out={tmp_path / 'film.mp4'}")
     said = commands.message("generation.sample", f"--workdir={tmp_path}", *ends, "--n=5")
     assert "a film has --frames pictures" in said
+    grid = f"--voice={tmp_path / 'a.wav'}", f"--out={tmp_path / 'grid.png'}", "--frames=9"
+    said = commands.message("generation.sample", f"--workdir={tmp_path}", *grid)
+    assert "--frames is of the film of --interpolate" in said

@@ -134,6 +134,10 @@ def test_a_checkpoint_of_another_resolution_is_refused(tmp_path):
         ),
         ({"data.vad": "kaldi"}, "choose none, energy or webrtc"),
         ({"dtype": "float16"}, "choose float32 or bfloat16"),
+        (
+            {"model.kind": "matcher", "picture.size": 32, "dtype": "bfloat16"},
+            "a network of kind matcher computes in float32",
+        ),
         ({"loss.r1_every": 0}, r"config\.loss\.r1_every=0: 1 at least"),
         ({"discriminator_updates": 0}, "discriminator_updates=0: 1 at least"),
         ({"samples.faces": 0}, "samples.faces=0: 1 at least"),
