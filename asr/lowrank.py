@@ -8,7 +8,8 @@
 
 A learned filter bank (features.kind=learned) is listed, factorised and merged like the encoder.
 With --steps the error rates before, after the change and after so many steps of training are said,
-and written to lowrank.json of --out; --steps=0 only measures.
+and written to lowrank.json of --out; --steps=0 only measures. A training that was stopped goes on
+with the same command.
 """
 
 import argparse
@@ -47,6 +48,9 @@ from common.nn import lowrank
 from common.task import Report
 
 BY = ("weights", "activations", "normalized")
+_SAID = "lowrank.json"  # of --out
+_CHANGE = ("rank_fraction", "budget_params", "budget_macs", "merge", "by", "split", "batches")
+_CHANGE += ("bank_rank", "steps")  # flags by which a change is the same one
 
 
 def bank_costs(config: filterbank.FilterbankConfig, params: Mapping[str, Any]) -> list[LayerCost]:
@@ -203,7 +207,17 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
         return
     out = args.out.expanduser().resolve()
     if (out / "checkpoints").exists():
-        raise errors.UserError(f"{out} has checkpoints already; choose another --out.")
+        new = workdir.load_config(out, "asr", asr_task.PACKAGE.default_config())
+        same = command_line.read_config(ConfigDict(new.to_dict()), words) == new
+        about = {"from": str(folder), "step": found.step, "change": _change(args)}
+        if args.steps and same and (begun := _begun(out, about)):
+            with workdir.Lock(out):
+                _train(asr_task.make_task(new, out), new, out, begun, found.mesh)
+            return
+        raise errors.UserError(
+            f"{out} has checkpoints already, and not those of this fine-tuning, stopped: choose "
+            "another --out."
+        )
     if args.merge:
         encoder, params["encoder"] = merge(encoder, params["encoder"])
         if bank and bank.rank:
@@ -245,7 +259,8 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
         saver.close()
         if args.steps is not None:
             by = (args.by or "weights") if _of_encoder(args) else None
-            said = {"from": str(folder), "step": found.step, "by": by, **said}
+            about = {"from": str(folder), "step": found.step, "by": by, "change": _change(args)}
+            said = about | said
             _fine_tune(found, changed, state.eval_variables, new, out, said, train=args.steps > 0)
     print(f"Evaluate: python -m asr.main --workdir={out} --mode=evaluate")
     if not args.steps:
@@ -280,33 +295,62 @@ def _fine_tune(
     *,
     train: bool,
 ) -> None:
-    """Measures the network before and after the change, trains on, and says it all.
-
-    A signal ends the process as it ends a training; `asr.main` goes on with it.
-    """
-
-    def say(when: str, key: str, reports: Mapping[str, Report]) -> None:
-        for split, report in reports.items():
-            print(f"{when + ':':<20} {report.lines[0]}", flush=True)
-            names = ("wer", "wer_low", "wer_high", "cer", "loss")
-            numbers = {name: float(report.scalars[name]) for name in names}
-            said.setdefault("splits", {}).setdefault(split, {})[key] = numbers
-        if jax.process_index() == 0:
-            files.write_text(out / "lowrank.json", json.dumps(said, indent=2) + "\n")
-
+    """Measures the network before and after the change, trains on, and says it all."""
     mesh = found.mesh
     before = evaluation.reports(found.task, found.eval_step, found.variables, mesh)
-    say("before", "before", before)
+    _say(out, said, "before", "before", before)
     eval_step = evaluation.make_eval_step(task, config, mesh)
-    say("after the change", "changed", evaluation.reports(task, eval_step, variables, mesh))
+    after = evaluation.reports(task, eval_step, variables, mesh)
+    _say(out, said, "after the change", "changed", after)
     if train:
-        task.prepare()
-        _, reports = trainer.train(task, config, out, mesh)
-        if reports is None:
-            sys.exit(preemption.EXIT_CODE)
-        said["fine_tuning_steps"] = config.total_steps
-        say(f"after {config.total_steps} steps", "fine_tuned", reports)
-    print(f"All of it: {out / 'lowrank.json'}")
+        _train(task, config, out, said, mesh)
+    else:
+        print(f"All of it: {out / _SAID}")
+
+
+def _train(
+    task: asr_task.AsrTask, config: Any, out: pathlib.Path, said: dict[str, Any], mesh: Any
+) -> None:
+    """Trains the changed network on from where it is. A signal ends the process as it ends a
+    training; the same command goes on with it."""
+    task.prepare()
+    state, reports = trainer.train(task, config, out, mesh)
+    if reports is None:
+        sys.exit(preemption.EXIT_CODE)
+    if not reports:  # all steps were done before
+        eval_step = evaluation.make_eval_step(task, config, mesh)
+        reports = evaluation.reports(task, eval_step, state.eval_variables, mesh)
+    said["fine_tuning_steps"] = config.total_steps
+    _say(out, said, f"after {config.total_steps} steps", "fine_tuned", reports)
+    print(f"All of it: {out / _SAID}")
+
+
+def _say(
+    out: pathlib.Path, said: dict[str, Any], when: str, key: str, reports: Mapping[str, Report]
+) -> None:
+    for split, report in reports.items():
+        print(f"{when + ':':<20} {report.lines[0]}", flush=True)
+        names = ("wer", "wer_low", "wer_high", "cer", "loss")
+        numbers = {name: float(report.scalars[name]) for name in names}
+        said.setdefault("splits", {}).setdefault(split, {})[key] = numbers
+    if jax.process_index() == 0:
+        files.write_text(out / _SAID, json.dumps(said, indent=2) + "\n")
+
+
+def _change(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in _CHANGE}
+
+
+def _begun(out: pathlib.Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was said of a change `about` the same when its training was stopped; None where `out`
+    holds another one, or it is done."""
+    try:
+        said = json.loads((out / _SAID).read_text())
+    except (OSError, ValueError):
+        return None
+    rates = [dict(found) for found in said.get("splits", {}).values()]
+    is_begun = rates and all("changed" in found and "fine_tuned" not in found for found in rates)
+    return said if is_begun and about.items() <= said.items() else None
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def reading(path: pathlib.Path) -> Iterator[None]:
 
 
 def read(folder: pathlib.Path, last: int) -> Seed:
-    """What the stages of one run left; figures are those of step `last`. Raises Damaged."""
+    """What the stages of one run left; figures are those of step `last`, error rates those of the
+    first split of config.data.eval. Raises Damaged."""
     with reading(folder / "study.json"):
         about = json.loads((folder / "study.json").read_text())
         cell, seed = str(about["cell"]), int(about["seed"])
@@ -101,8 +102,10 @@ def read(folder: pathlib.Path, last: int) -> Seed:
 
     if (path := folder / "metrics.jsonl").exists():
         with reading(path):
-            for line in map(json.loads, path.read_text().splitlines()):
-                if "wer" in line:
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            lines = [line for line in lines if "wer" in line]
+            for line in lines:
+                if line["split"] == lines[0]["split"]:
                     add("wer", line["step"], 100 * line["wer"])
     analysis = folder / "analysis"
     for path in analysis.glob("study/[0-9]*.npz"):

@@ -96,8 +96,9 @@ def train(
 ) -> tuple[state.TrainState, dict[str, Report] | None]:
     """Trains to `config.total_steps`, resuming if `workdir` has checkpoints.
 
-    Returns the state and the last evaluation's reports; None for these if a signal stopped the run
-    (a command then ends with `preemption.EXIT_CODE`).
+    Returns the state and the last evaluation's reports: none of a run that had all its steps and
+    their evaluation before; None in their place if a signal stopped the run (a command then ends
+    with `preemption.EXIT_CODE`).
     """
     with contextlib.ExitStack() as stack:
         compiled = stack.enter_context(compiles.CompileCounter())
@@ -117,7 +118,7 @@ def train(
         train_step = make_train_step(task, config, mesh)
         eval_step = evaluation.make_eval_step(task, config, mesh)
         window = sums_lib.Window(task, saver, config.log_every)
-        reports: dict[str, Report] | None = None
+        reports: dict[str, Report] = {}
         shown: dict[str, float] = {}
 
         for step in range(start, config.total_steps + 1):

@@ -193,6 +193,14 @@ def test_a_work_directory_of_another_task(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_that_is_done_is_done(trained):
+    """It ends with 0 again, not as one that is to be started once more."""
+    done = commands.run("asr.main", CONFIG, f"--workdir={trained}")
+    assert "This run had all its 30 steps" in done.stderr
+    assert "asr.transcribe" in done.stdout
+
+
+@pytest.mark.slow
 def test_lowrank_truncates_to_a_budget_fine_tunes_and_merges(trained, tmp_path):
     """What the command says of the error rates is what it writes, and what an evaluation says."""
     out, merged = tmp_path / "out", tmp_path / "merged"
@@ -212,6 +220,16 @@ def test_lowrank_truncates_to_a_budget_fine_tunes_and_merges(trained, tmp_path):
     assert config["optimizer"]["learning_rate"] == 1e-3
     evaluated = commands.run("asr.main", f"--workdir={out}", "--mode=evaluate").stdout
     assert evaluated.splitlines()[0] in lines[2]
+
+    # As if it had been stopped before its last words.
+    begun = json.loads((out / "lowrank.json").read_text())
+    del begun["fine_tuning_steps"], begun["splits"]["dev"]["fine_tuned"]
+    (out / "lowrank.json").write_text(json.dumps(begun))
+    for other in ("--batches=3", "--config.optimizer.learning_rate=2e-3"):
+        assert "not those of this" in commands.message("asr.lowrank", *options, other)
+    done = commands.run("asr.lowrank", *options)
+    assert "Resumed at step 2" in done.stderr
+    assert json.loads((out / "lowrank.json").read_text()) == said
 
     # From Python, the same.
     config = ConfigDict(load(asr_task.PACKAGE, trained).config.to_dict())
