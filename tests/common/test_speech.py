@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from common.audio import io, vad
-from common.data import buckets, indexing, pipeline, records, speech
+from common.data import ark, buckets, indexing, pipeline, records, speech
 
 WANTED_HZ = 16_000
 
@@ -85,10 +85,14 @@ def test_every_start_is_drawn_equally_often(monkeypatch):
     plain = speech.SpeechCrops(source, index, np.zeros(1, np.int32), WANTED_HZ)
     detecting = dataclasses.replace(plain, detector=vad.DETECTORS["energy"]())
     frames = speech.FeatureCrops(source, index, np.zeros(1, np.int32))
+    monkeypatch.setattr(ark, "read_matrix", lambda x, start, count: x[start : start + count])
+    whole = {name: value for name, value in record.items() if name != "vad"}
+    stored = dataclasses.replace(frames, source=records.RecordList("rising", (whole,)))
     for made, name, first in (
         (plain, "audio", 0),
         (detecting, "audio", 2),
         (frames, "features", 2),
+        (stored, "features", 0),
     ):
         rng = np.random.default_rng(0)
         drawn = [made.draw(0, rng, {name: 7})[name] for _ in range(600)]
