@@ -1,4 +1,7 @@
-"""What an evaluation shows: a grid of pictures, a column a person, of sounds also the sounds."""
+"""What an evaluation shows: a grid of pictures, a column a person, of sounds also the sounds.
+
+Of many people the grid goes on below.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +13,7 @@ from common import pictures
 from generation import directions
 
 _SCALE = 2  # of pictures in grids
+_COLUMNS = 16  # people beside each other
 
 
 def kept(
@@ -28,7 +32,9 @@ def of_outputs(
     shown = {name: np.concatenate([batch[name] for batch in outputs]) for name in names}
     people = shown["grid_person"]
     rows = shown["grid"][np.argsort(people)].swapaxes(0, 1)
-    grid = pictures.tiled([list(row) for row in rows], scale=_SCALE)
+    starts = range(0, len(people), _COLUMNS)
+    lines = [list(row[start : start + _COLUMNS]) for start in starts for row in rows]
+    grid = pictures.tiled(lines, scale=_SCALE)
     heard = {
         f"{made}_{person}": (sound, rate_hz)
         for person, sound in zip(people.tolist(), shown.get("sound", ()))
