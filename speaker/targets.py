@@ -43,21 +43,21 @@ class Explanation:
 
     @functools.cached_property
     def targets(self) -> dict[str, Target]:
-        """The class first."""
-        return {
-            "speaker": Target(
-                "score of the training speaker that it resembles most (without margin)",
-                self._class_score,
-                self._choose_class,
-                self._name,
-            ),
-            "cosine": Target(
-                "cosine of its embedding with that of the recording of --against",
-                self._cosine,
-                self._embed_other,
-                needs="against",
-            ),
-        }
+        """The class first; a network that was converted (speaker/wespeaker.py) has none."""
+        speaker = Target(
+            "score of the training speaker that it resembles most (without margin)",
+            self._class_score,
+            self._choose_class,
+            self._name,
+        )
+        cosine = Target(
+            "cosine of its embedding with that of the recording of --against",
+            self._cosine,
+            self._embed_other,
+            needs="against",
+        )
+        classes = {"speaker": speaker} if self.task.model.num_classes > 1 else {}
+        return {**classes, "cosine": cosine}
 
     def _embed(
         self, variables: state.Variables, batch: Batch, given: Mapping[str, Array]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from common import checkpoint, parallel, starting, workdir
+from common import checkpoint, errors, parallel, starting, trained, workdir
+from common.analysis import explaining
 from configs.speaker import quickstart
 from speaker import embed, model, wespeaker
 from speaker import task as speaker_task
@@ -50,6 +51,13 @@ def test_embeddings_are_those_of_wespeaker(converted):
     np.testing.assert_allclose(alone[:4], EMBEDDINGS[1], atol=5e-5)
     np.testing.assert_allclose(alone, together[1], atol=1e-5)
     assert network.decision is None  # the checkpoint says nothing of a calibration
+
+
+def test_of_no_classes_attributions_explain_a_cosine(converted):
+    task = trained.load(speaker_task.PACKAGE, converted).task
+    assert explaining.find_target(task, "")[0] == "cosine"
+    with pytest.raises(errors.UserError, match=r"choose cosine \("):
+        explaining.find_target(task, "speaker")
 
 
 def test_a_run_starts_from_it_with_speakers_of_its_own(converted, tmp_path):
