@@ -213,6 +213,7 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
         if args.steps and same and (begun := _begun(out, about)):
             with workdir.Lock(out):
                 _train(asr_task.make_task(new, out), new, out, begun, found.mesh)
+            print(_evaluating(out))
             return
         raise errors.UserError(
             f"{out} has checkpoints already, and not those of this fine-tuning, stopped: choose "
@@ -262,7 +263,7 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
             about = {"from": str(folder), "step": found.step, "by": by, "change": _change(args)}
             said = about | said
             _fine_tune(found, changed, state.eval_variables, new, out, said, train=args.steps > 0)
-    print(f"Evaluate: python -m asr.main --workdir={out} --mode=evaluate")
+    print(_evaluating(out))
     if not args.steps:
         print(f"Train on: python -m asr.main --workdir={out}")
 
@@ -335,6 +336,10 @@ def _say(
         said.setdefault("splits", {}).setdefault(split, {})[key] = numbers
     if jax.process_index() == 0:
         files.write_text(out / _SAID, json.dumps(said, indent=2) + "\n")
+
+
+def _evaluating(out: pathlib.Path) -> str:
+    return f"Evaluate: python -m asr.main --workdir={out} --mode=evaluate"
 
 
 def _change(args: argparse.Namespace) -> dict[str, Any]:

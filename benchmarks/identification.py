@@ -3,17 +3,16 @@
     python -m benchmarks.identification --workdir=DIR --data DATA [--draws=4000]
 
 DIR is a run of speaker.main, DATA as of speaker.extract, of other speakers than those that its
-calibration was fitted on. Voices of 1, 2, ... recordings are drawn, for each another
-recording of its speaker and one of somebody else; said is which of them are accepted at a log
-likelihood ratio of 0, the threshold of equally probable answers:
+calibration was fitted on. Voices of 1, 2, ... recordings are drawn, for each another recording of
+its speaker and one of somebody else; said is which of them are accepted at a log likelihood ratio
+of 0, the threshold of equally probable answers:
 
-    calibrated   as identify decides: the cosine with the mean embedding, calibrated for so many
-    uncorrected  the same cosine by the calibration of single recordings
-    pair by pair the mean of the cosines with each recording, by that calibration
+    calibrated   as identify decides: the score with the mean embedding, calibrated for so many
+    uncorrected  the same score by the calibration of single recordings
+    pair by pair the mean of the scores with each recording, by that calibration
 """
 
 import argparse
-import os
 import pathlib
 import tempfile
 
@@ -32,13 +31,15 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4000, help="voices of each size")
     args = parser.parse_args()
     embedder = speaker.load(args.workdir)
-    decision = embedder.decision
+    if (decision := embedder.decision) is None:
+        parser.error(f"{args.workdir} has no calibration: no evaluation of it could make one")
     with tempfile.TemporaryDirectory() as folder:
         source = extract.open_data(args.data, embedder.config)
         split = embedder.open(source, pathlib.Path(folder))
         found = embedder(split)
     speakers = np.array(split.speakers)[found.places]
     rows = backend.length_normalise(found.embeddings)
+    pairs = decision.scores(rows, rows)
     print(f"{len(rows)} recordings of {len(set(speakers))} speakers; {decision.source}")
     print("recordings of a voice, decision: wrongly refused, wrongly accepted, %")
     for size in SIZES:
@@ -47,14 +48,14 @@ def main() -> None:
             print(f"{size}: no speaker has as many")
             continue
         voices, *sides = drawn
-        means, counts = rows[voices].mean(1), np.full(args.draws, size)
+        scores, counts = decision.scores(rows[voices].mean(1), rows), np.full(args.draws, size)
         shares: dict[str, list[float]] = {}
         for tests in sides:
-            cosines = np.sum(backend.length_normalise(means) * rows[tests], axis=1)
-            each = np.mean(np.sum(rows[voices] * rows[tests][:, None], axis=2), axis=1)
+            of_mean = scores[np.arange(args.draws), tests]
+            each = pairs[voices, tests[:, None]].mean(axis=1)
             ways = {
-                "calibrated": decision.ratios(cosines, counts),
-                "uncorrected": decision.calibration(cosines),
+                "calibrated": decision.ratios(of_mean, counts),
+                "uncorrected": decision.calibration(of_mean),
                 "pair by pair": decision.calibration(each),
             }
             for name, ratios in ways.items():
@@ -64,5 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()
